@@ -1,0 +1,80 @@
+"""The command `maxgreen`: sub-commands are found by entry points, so nothing is imported upwards."""
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+import click
+import typer
+
+from maxgreen import __version__
+from maxgreen.errors import EXIT_CONFIG, EXIT_USAGE, Fatal, MaxgreenError, UsageError
+
+GROUP: Final = "maxgreen.commands"
+SUMMARIES: Final = {
+    "agent": "measure, sign and send on a Raspberry Pi",
+    "ingest": "verify batches, keep the ledger, answer receipts",
+    "settle": "close a period, order, vote and mint",
+    "audit": "check an evidence pack and its mint alone",
+    "chain": "contracts, and a local chain for trials",
+    "demo": "a day of measured sunlight becomes tokens",
+    "simulate": "virtual panels and storage nodes over real MQTT",
+}
+
+
+class LazyGroup(click.Group):
+    """Loads a sub-command only when it is called, so that an agent needs no web3 and a node no sensor driver."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names in the order of a user's day."""
+        names = {point.name for point in entry_points(group=GROUP)}
+        return [name for name in SUMMARIES if name in names] + sorted(names - set(SUMMARIES))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Load a sub-command; one whose extra is not installed says how to install it."""
+        points = entry_points(group=GROUP, name=cmd_name)
+        return _load(next(iter(points))) if points else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
+
+
+def _load(point: EntryPoint) -> click.Command:
+    try:
+        target: Any = point.load()
+    except ModuleNotFoundError as error:
+        extra = {"agent": "agent", "ingest": "ingest"}.get(point.name, "settlement")
+        raise Fatal(
+            f"'maxgreen {point.name}' needs the Python module {error.name!r}; install it with: "
+            f"pip install 'maxgreen[{extra}]'"
+        ) from error
+    if isinstance(target, typer.Typer):
+        return typer.main.get_command(target)
+    app = typer.Typer(add_completion=False)
+    app.command(name=point.name)(target)
+    return typer.main.get_command(app)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="maxgreen")
+def root() -> None:
+    """Measured solar energy becomes tokens that anyone can check."""
+
+
+def main() -> None:
+    """Run the command line; errors made on purpose print one sentence and no traceback."""
+    try:
+        root()
+    except UsageError as error:
+        _fail(error, EXIT_USAGE)
+    except Fatal as error:
+        _fail(error, EXIT_CONFIG)
+    except MaxgreenError as error:
+        _fail(error, 1)
+
+
+def _fail(error: MaxgreenError, status: int) -> None:
+    print(f"maxgreen: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(status)

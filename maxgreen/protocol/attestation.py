@@ -1,0 +1,52 @@
+"""Register readings and possession proofs that a contract can check (P-ATT-1, P-ID-5)."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from maxgreen.protocol.cose import network_digest
+from maxgreen.protocol.keys import Signer, Verifier, key_id
+
+ATTESTATION_PREFIX: Final = b"MGATT1\0\0"
+POSSESSION_PREFIX: Final = b"MGPOP1\0\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """A channel's register at one instant: unix seconds, mW·s, the seq of the carrying batch; r ‖ s."""
+
+    channel: int
+    unix_s: int
+    register_mws: int
+    seq: int
+    signature: bytes
+
+    def verified_by(self, verifier: Verifier, network: str) -> bool:
+        """Tell whether the device signed this reading for this deployment."""
+        message = attestation_message(
+            network, verifier.key_id, self.channel, self.unix_s, self.register_mws, self.seq
+        )
+        return verifier.verifies(message, self.signature)
+
+
+def attestation_message(network: str, device: bytes, channel: int, unix_s: int, register_mws: int, seq: int) -> bytes:
+    """Return the 88 bytes that an attestation signs; numbers are u64 big-endian."""
+    numbers = b"".join(number.to_bytes(8, "big") for number in (channel, unix_s, register_mws, seq))
+    return ATTESTATION_PREFIX + network_digest(network) + device + numbers
+
+
+def attest(signer: Signer, network: str, channel: int, unix_s: int, register_mws: int, seq: int) -> Attestation:
+    """Sign a register reading."""
+    message = attestation_message(network, key_id(signer.spki), channel, unix_s, register_mws, seq)
+    return Attestation(channel, unix_s, register_mws, seq, signer.sign(message))
+
+
+def possession_message(network: str, device: bytes, applicant: bytes) -> bytes:
+    """Return the bytes that prove possession of a key to the registry; applicant is a 20-byte address (P-ID-5)."""
+    if len(applicant) != 20:
+        raise ValueError("an applicant's address has 20 bytes")
+    return POSSESSION_PREFIX + network_digest(network) + device + applicant
+
+
+def prove_possession(signer: Signer, network: str, applicant: bytes) -> bytes:
+    """Return r ‖ s over the possession message."""
+    return signer.sign(possession_message(network, key_id(signer.spki), applicant))

@@ -1,0 +1,419 @@
+"""The signed batch: what a device measured, worked and attested between two cuts."""
+
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final
+
+from maxgreen.protocol import cbor, cose
+from maxgreen.protocol.attestation import Attestation
+from maxgreen.protocol.cbor import U32_MAX, Fields
+from maxgreen.protocol.keys import SIGNATURE_SIZE, Signer, is_spki
+from maxgreen.protocol.reasons import Malformed
+from maxgreen.protocol.work import target_of
+
+VERSION: Final = 1
+MAX_MESSAGE_BYTES: Final = 65_536
+MAX_SAMPLES: Final = 3_600
+MAX_INTERVAL_MS: Final = 900_000
+MAX_NONCES: Final = 64
+TAG_SINT32_LE: Final = 78  # RFC 8746
+TAG_UINT32_LE: Final = 70
+
+
+class Role(IntEnum):
+    """What a channel measures."""
+
+    GENERATION = 0
+    SENT = 1
+    RECEIVED = 2
+    DELIVERED = 3
+    TAKEN_OUT = 4
+
+
+class EventKind(IntEnum):
+    """What happened on the device; other numbers are carried, not understood."""
+
+    BOOT = 0
+    TRANSFER_START = 1
+    TRANSFER_STOP = 2
+    CLOCK_STEP = 3
+    SENSOR_FAULT = 4
+    SPOOL_LIMIT = 5
+    LAST_OF_KEY = 6
+    TAMPER = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """Samples of one channel (µV, µA, ms from t0) and its registers after the last (mW·s, mW·s, ms)."""
+
+    number: int
+    role: int
+    voltage_uv: tuple[int, ...]
+    current_ua: tuple[int, ...]
+    offsets_ms: tuple[int, ...]
+    register_mws: int
+    reverse_mws: int
+    gap_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Shares found for this batch's key and history: the beacon's number, nBits, ascending nonces."""
+
+    beacon: int
+    nbits: int
+    nonces: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The device's state: CPU m°C, throttled bits, spool records, free MiB, tamper switch open, duty ‰."""
+
+    cpu_mdeg: int | None = None
+    throttled: int | None = None
+    spool_records: int | None = None
+    free_mib: int | None = None
+    tamper_open: bool | None = None
+    duty_permille: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened `offset_ms` from t0."""
+
+    kind: int
+    offset_ms: int
+    command: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sensor:
+    """A channel's sensor: part, shunt µΩ, dead band µA, full scale µV and µA, calibration id."""
+
+    channel: int
+    role: int
+    part: str
+    shunt_uohm: int
+    dead_band_ua: int
+    full_scale_uv: int
+    full_scale_ua: int
+    calibration: str
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a boot states of itself; key_store is 0 file, 1 PKCS#11, 2 TPM; hash_rate in 1/s."""
+
+    spki: bytes
+    sensors: tuple[Sensor, ...]
+    software: str
+    software_sha256: bytes
+    hardware: str
+    key_store: int
+    kernel: str | None = None
+    hash_rate: int | None = None
+
+    def sensor(self, channel: int) -> Sensor | None:
+        """Return the sensor of a channel."""
+        return next((sensor for sensor in self.sensors if sensor.channel == channel), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One link of a device's chain. t0 in ms since the epoch and since boot; the interval in ms."""
+
+    seq: int
+    prev: bytes
+    boot: bytes
+    t0_ms: int
+    t0_boot_ms: int
+    synchronised: bool
+    interval_ms: int
+    channels: tuple[Channel, ...] = ()
+    clock_error_ms: int | None = None
+    work: Work | None = None
+    health: Health | None = None
+    events: tuple[Event, ...] = ()
+    attestations: tuple[Attestation, ...] = ()
+    birth: Birth | None = None
+    succeeds: tuple[bytes, bytes] | None = None  # old device id, head of its chain
+
+    @property
+    def last_offset_ms(self) -> int:
+        """Offset of the last sample of all channels from t0; 0 without samples."""
+        return max((channel.offsets_ms[-1] for channel in self.channels), default=0)
+
+    def channel(self, number: int) -> Channel | None:
+        """Return a channel by its number."""
+        return next((channel for channel in self.channels if channel.number == number), None)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedBatch:
+    """A batch with the envelope it came in; the signature is not checked yet."""
+
+    message: bytes = field(repr=False)
+    envelope: cose.Envelope = field(repr=False)
+    batch: Batch
+
+
+def sign_batch(batch: Batch, signer: Signer, network: str) -> bytes:
+    """Return the signed batch; ValueError when it would be over P-BAT-1's size."""
+    message = cose.sign(encode_batch(batch), signer, network, "batch")
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"a signed batch of {len(message)} bytes is over {MAX_MESSAGE_BYTES}")
+    return message
+
+
+def parse_batch(message: bytes) -> SignedBatch:
+    """Return the batch of a signed message; Malformed when any byte breaks the format."""
+    envelope = cose.parse(message)
+    batch = decode_batch(envelope.payload)
+    if batch.birth is not None and cose.key_id(batch.birth.spki) != envelope.key_id:
+        raise Malformed("birth.0: not the signing key")
+    return SignedBatch(message, envelope, batch)
+
+
+def encode_batch(batch: Batch) -> bytes:
+    """Return the deterministic payload of `batch`."""
+    clock: dict[int, Any] = {0: batch.synchronised}
+    if batch.clock_error_ms is not None:
+        clock[1] = batch.clock_error_ms
+    value: dict[int, Any] = {
+        0: VERSION,
+        1: batch.seq,
+        2: batch.prev,
+        3: batch.boot,
+        4: batch.t0_ms,
+        5: batch.t0_boot_ms,
+        6: clock,
+        7: batch.interval_ms,
+        8: [_encode_channel(channel, batch.interval_ms) for channel in batch.channels],
+    }
+    if batch.work is not None:
+        value[9] = {0: batch.work.beacon, 1: batch.work.nbits, 2: list(batch.work.nonces)}
+    if batch.health is not None:
+        value[10] = _encode_health(batch.health)
+    if batch.events:
+        value[11] = [_drop_none({0: e.kind, 1: e.offset_ms, 2: e.command}) for e in batch.events]
+    if batch.attestations:
+        value[12] = [
+            {0: a.channel, 1: a.unix_s, 2: a.register_mws, 3: a.seq, 4: a.signature} for a in batch.attestations
+        ]
+    if batch.birth is not None:
+        value[13] = birth_value(batch.birth)
+    if batch.succeeds is not None:
+        value[14] = {0: batch.succeeds[0], 1: batch.succeeds[1]}
+    return cbor.encode(value)
+
+
+def decode_batch(payload: bytes) -> Batch:
+    """Return the batch of `payload`; Malformed when it breaks a rule of the format."""
+    fields = Fields(cbor.decode(payload), "batch", required=range(9), optional=(9, 10, 11, 12, 13, 14))
+    fields.integer(0, VERSION, VERSION)
+    clock = Fields(fields.raw(6), "clock", required=range(1), optional=(1,))
+    interval_ms = fields.uint(7, MAX_INTERVAL_MS)
+    channels = fields.items(8, lambda value: _decode_channel(value, interval_ms))
+    numbers = [channel.number for channel in channels]
+    if numbers != sorted(set(numbers)):
+        raise Malformed("batch.8: channel numbers do not ascend")
+    if channels and min(min(channel.offsets_ms) for channel in channels) != 0:
+        raise Malformed("batch.4: t0 is not the earliest sample")
+    batch = Batch(
+        seq=fields.uint(1),
+        prev=fields.bstr(2, 32),
+        boot=fields.bstr(3, 16),
+        t0_ms=fields.uint(4),
+        t0_boot_ms=fields.uint(5),
+        synchronised=clock.boolean(0),
+        clock_error_ms=clock.uint(1) if 1 in clock else None,
+        interval_ms=interval_ms,
+        channels=channels,
+        work=_decode_work(fields.raw(9)) if 9 in fields else None,
+        health=_decode_health(fields.raw(10)) if 10 in fields else None,
+        events=fields.items(11, _decode_event, least=1) if 11 in fields else (),
+        attestations=fields.items(12, _decode_attestation, least=1) if 12 in fields else (),
+        birth=_decode_birth(fields.raw(13)) if 13 in fields else None,
+        succeeds=_decode_succession(fields.raw(14)) if 14 in fields else None,
+    )
+    if batch.succeeds is not None and batch.seq != 0:
+        raise Malformed("batch.14: only at seq 0")
+    return batch
+
+
+def birth_value(birth: Birth) -> dict[int, Any]:
+    """Return the CBOR map of a birth."""
+    value: dict[int, Any] = {
+        0: birth.spki,
+        1: [
+            {
+                0: s.channel,
+                1: s.role,
+                2: s.part,
+                3: s.shunt_uohm,
+                4: s.dead_band_ua,
+                5: s.full_scale_uv,
+                6: s.full_scale_ua,
+                7: s.calibration,
+            }
+            for s in birth.sensors
+        ],
+        2: birth.software,
+        3: birth.software_sha256,
+        4: birth.hardware,
+        5: birth.key_store,
+    }
+    if birth.kernel is not None:
+        value[6] = {0: birth.kernel, 1: birth.hash_rate or 0}
+    return value
+
+
+def encode_birth(birth: Birth) -> bytes:
+    """Return the deterministic encoding of a birth, as packs keep it."""
+    return cbor.encode(birth_value(birth))
+
+
+def decode_birth(data: bytes) -> Birth:
+    """Return the birth of such an encoding."""
+    return _decode_birth(cbor.decode(data))
+
+
+def _encode_channel(channel: Channel, interval_ms: int) -> dict[int, Any]:
+    value: dict[int, Any] = {
+        0: channel.number,
+        1: channel.role,
+        2: cbor.tag(TAG_SINT32_LE, struct.pack(f"<{len(channel.voltage_uv)}i", *channel.voltage_uv)),
+        3: cbor.tag(TAG_SINT32_LE, struct.pack(f"<{len(channel.current_ua)}i", *channel.current_ua)),
+        5: channel.register_mws,
+        6: channel.reverse_mws,
+        7: channel.gap_ms,
+    }
+    if channel.offsets_ms != _grid(len(channel.offsets_ms), interval_ms):
+        value[4] = cbor.tag(TAG_UINT32_LE, struct.pack(f"<{len(channel.offsets_ms)}I", *channel.offsets_ms))
+    return value
+
+
+def _decode_channel(value: Any, interval_ms: int) -> Channel:
+    fields = Fields(value, "channel", required=(0, 1, 2, 3, 5, 6, 7), optional=(4,))
+    voltage_uv = _decode_array(fields.raw(2), "channel.2", TAG_SINT32_LE, "i")
+    current_ua = _decode_array(fields.raw(3), "channel.3", TAG_SINT32_LE, "i")
+    count = len(voltage_uv)
+    if not 1 <= count <= MAX_SAMPLES:
+        raise Malformed(f"channel: {count} samples, expected 1..{MAX_SAMPLES} (P-BAT-1)")
+    grid = _grid(count, interval_ms)
+    offsets_ms = _decode_array(fields.raw(4), "channel.4", TAG_UINT32_LE, "I") if 4 in fields else grid
+    if not len(current_ua) == len(offsets_ms) == count:
+        raise Malformed("channel: arrays of different lengths")
+    if 4 in fields and offsets_ms == grid:
+        raise Malformed("channel.4: offsets on the grid must be absent")
+    return Channel(
+        number=fields.uint(0),
+        role=fields.uint(1, 4),
+        voltage_uv=voltage_uv,
+        current_ua=current_ua,
+        offsets_ms=offsets_ms,
+        register_mws=fields.uint(5),
+        reverse_mws=fields.uint(6),
+        gap_ms=fields.uint(7),
+    )
+
+
+def _grid(count: int, interval_ms: int) -> tuple[int, ...]:
+    return tuple(k * interval_ms for k in range(count))
+
+
+def _decode_array(value: Any, name: str, number: int, code: str) -> tuple[int, ...]:
+    data = cbor.check_bytes(cbor.tagged(value, number, name), name)
+    if len(data) % 4:
+        raise Malformed(f"{name}: {len(data)} bytes, not a multiple of 4")
+    return struct.unpack(f"<{len(data) // 4}{code}", data)
+
+
+def _decode_work(value: Any) -> Work:
+    fields = Fields(value, "work", required=range(3))
+    nbits = fields.uint(1, U32_MAX)
+    target_of(nbits)
+    nonces = fields.items(2, lambda nonce: cbor.check_integer(nonce, "work.2", 0, U32_MAX), 1, MAX_NONCES)
+    if list(nonces) != sorted(set(nonces)):
+        raise Malformed("work.2: nonces do not ascend (P-POW-2)")
+    return Work(fields.uint(0), nbits, nonces)
+
+
+def _encode_health(health: Health) -> dict[int, Any]:
+    return _drop_none(
+        {
+            0: health.cpu_mdeg,
+            1: health.throttled,
+            2: health.spool_records,
+            3: health.free_mib,
+            4: health.tamper_open,
+            5: health.duty_permille,
+        }
+    )
+
+
+def _decode_health(value: Any) -> Health:
+    fields = Fields(value, "health", required=(), optional=(0, 1, 2, 3, 4, 5))
+    return Health(
+        cpu_mdeg=fields.integer(0) if 0 in fields else None,
+        throttled=fields.uint(1) if 1 in fields else None,
+        spool_records=fields.uint(2) if 2 in fields else None,
+        free_mib=fields.uint(3) if 3 in fields else None,
+        tamper_open=fields.boolean(4) if 4 in fields else None,
+        duty_permille=fields.uint(5) if 5 in fields else None,
+    )
+
+
+def _decode_event(value: Any) -> Event:
+    fields = Fields(value, "event", required=range(2), optional=(2,))
+    return Event(fields.uint(0), fields.integer(1), fields.uint(2) if 2 in fields else None)
+
+
+def _decode_attestation(value: Any) -> Attestation:
+    fields = Fields(value, "attestation", required=range(5))
+    return Attestation(
+        fields.uint(0), fields.uint(1), fields.uint(2), fields.uint(3), fields.bstr(4, SIGNATURE_SIZE)
+    )
+
+
+def _decode_birth(value: Any) -> Birth:
+    fields = Fields(value, "birth", required=range(6), optional=(6,))
+    spki = fields.bstr(0)
+    if not is_spki(spki):
+        raise Malformed("birth.0: not a SubjectPublicKeyInfo of a P-256 key")
+    kernel = Fields(fields.raw(6), "kernel", required=range(2)) if 6 in fields else None
+    return Birth(
+        spki=spki,
+        sensors=fields.items(1, _decode_sensor, least=1),
+        software=fields.tstr(2),
+        software_sha256=fields.bstr(3, 32),
+        hardware=fields.tstr(4),
+        key_store=fields.uint(5, 2),
+        kernel=kernel.tstr(0) if kernel else None,
+        hash_rate=kernel.uint(1) if kernel else None,
+    )
+
+
+def _decode_sensor(value: Any) -> Sensor:
+    fields = Fields(value, "sensor", required=range(8))
+    return Sensor(
+        channel=fields.uint(0),
+        role=fields.uint(1, 4),
+        part=fields.tstr(2),
+        shunt_uohm=fields.uint(3),
+        dead_band_ua=fields.uint(4),
+        full_scale_uv=fields.uint(5),
+        full_scale_ua=fields.uint(6),
+        calibration=fields.tstr(7),
+    )
+
+
+def _decode_succession(value: Any) -> tuple[bytes, bytes]:
+    fields = Fields(value, "succession", required=range(2))
+    return fields.bstr(0, 16), fields.bstr(1, 32)
+
+
+def _drop_none(value: dict[int, Any]) -> dict[int, Any]:
+    return {key: element for key, element in value.items() if element is not None}

@@ -1,0 +1,78 @@
+"""COSE_Sign1 with ES256, the one envelope of the protocol (RFC 9052; P-ID-3, P-SIG-1)."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from maxgreen.protocol import cbor
+from maxgreen.protocol.keys import SIGNATURE_SIZE, Signer, Verifier, key_id
+from maxgreen.protocol.reasons import BadSignature, Malformed
+
+MessageType = Literal["batch", "beacon", "receipt", "command", "statement"]
+COSE_SIGN1: Final = 18
+ES256: Final = -7
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A COSE_Sign1 whose form was checked and whose signature was not."""
+
+    key_id: bytes
+    payload: bytes
+    signature: bytes
+
+    def check(self, verifier: Verifier, network: str, kind: MessageType) -> None:
+        """Raise BadSignature unless `verifier` signed this payload for this deployment and purpose."""
+        if verifier.key_id != self.key_id:
+            raise BadSignature("the key id names another key")
+        if not verifier.verifies(to_be_signed(self.key_id, self.payload, network, kind), self.signature):
+            raise BadSignature(f"the signature is not the key's over a {kind} for {network}")
+
+
+def external_aad(network: str, kind: MessageType) -> bytes:
+    """Return UTF-8(network) ‖ 0x00 ‖ type (P-ID-3)."""
+    return network.encode() + b"\0" + kind.encode()
+
+
+def network_digest(network: str) -> bytes:
+    """Return SHA-256(network): prev at seq 0, and part of attestations and possession proofs."""
+    return hashlib.sha256(network.encode()).digest()
+
+
+def protected_header(signer_id: bytes) -> bytes:
+    """Return the encoded `{1: -7, 4: key id}`."""
+    return cbor.encode({1: ES256, 4: signer_id})
+
+
+def to_be_signed(signer_id: bytes, payload: bytes, network: str, kind: MessageType) -> bytes:
+    """Return the Sig_structure of RFC 9052 §4.4."""
+    return cbor.encode(["Signature1", protected_header(signer_id), external_aad(network, kind), payload])
+
+
+def sign(payload: bytes, signer: Signer, network: str, kind: MessageType, *, detached: bool = False) -> bytes:
+    """Return the signed message; `detached` leaves the payload out (statement.cose)."""
+    signer_id = key_id(signer.spki)
+    signature = signer.sign(to_be_signed(signer_id, payload, network, kind))
+    body = [protected_header(signer_id), {}, None if detached else payload, signature]
+    return cbor.encode(cbor.tag(COSE_SIGN1, body))
+
+
+def parse(message: bytes, *, detached_payload: bytes | None = None) -> Envelope:
+    """Return the envelope of `message`; Malformed when its form is not exactly P-SIG-1's."""
+    body = cbor.tagged(cbor.decode(message), COSE_SIGN1, "message")
+    if type(body) is not list or len(body) != 4:
+        raise Malformed("message: not an array of four")
+    protected = cbor.check_bytes(body[0], "protected header")
+    header = cbor.decode(protected)
+    if type(header) is not dict or list(header) != [1, 4] or type(header[1]) is not int or header[1] != ES256:
+        raise Malformed("protected header: not {1: -7, 4: key id}")
+    signer_id = cbor.check_bytes(header[4], "key id", 16)
+    if body[1] != {}:
+        raise Malformed("unprotected header: not empty")
+    if detached_payload is None:
+        payload = cbor.check_bytes(body[2], "payload")
+    elif body[2] is None:
+        payload = detached_payload
+    else:
+        raise Malformed("payload: not detached")
+    return Envelope(signer_id, payload, cbor.check_bytes(body[3], "signature", SIGNATURE_SIZE))

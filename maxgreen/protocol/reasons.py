@@ -1,0 +1,84 @@
+"""Verdicts, reasons and remarks, by their numbers (P-ING-3, settlement)."""
+
+from enum import IntEnum, StrEnum
+
+from maxgreen.errors import MaxgreenError
+
+
+class Reason(IntEnum):
+    """Why a batch was rejected or held, or a window not counted; 0 is no reason."""
+
+    NONE = 0
+    OVERSIZE = 1
+    MALFORMED = 2
+    UNKNOWN_DEVICE = 3
+    BAD_SIGNATURE = 4
+    EQUIVOCATION = 5
+    GAP_BEFORE = 6
+    CHAIN_BREAK = 7
+    TIME_OVERLAP = 8
+    FUTURE_TIME = 9
+    CLOCK_UNSYNCHRONISED = 10
+    SUSPENDED_DEVICE = 11
+    REGISTER_REGRESSION = 12
+    REGISTER_MISMATCH = 13
+    BAD_WORK = 14
+    BAD_ATTESTATION = 15
+    BIRTH_MISSING = 16
+    WEAK_WORK = 20
+    STALE_WORK = 21
+    LATE_WORK = 22
+    INCOMPLETE = 40
+    OFFLINE_WINDOW = 41
+    NOT_GENERATED = 42
+    OVER_CAPACITY = 43
+    AT_NIGHT = 44
+    STUCK_SENSOR = 45
+    RECEIVED_EXCEEDS_SENT = 46
+    LOSS_EXCEEDS_LIMIT = 47
+    PARTIAL = 48
+    UNSYNCHRONISED = 50
+    SUSPENDED = 51
+    BATCH_NOT_ACCEPTED = 52
+    UNATTESTED = 53
+    DATA_INTEGRITY = 60
+    MINING_HISTORY = 61
+    HARDWARE_INTEGRITY = 62
+    LOSS = 63
+    OTHER = 64
+
+    @property
+    def label(self) -> str:
+        """The reason's name as protocol and pages write it."""
+        return "accepted" if self is Reason.NONE else self.name.lower()
+
+
+class Verdict(StrEnum):
+    """What ingest decided about a message."""
+
+    ACCEPTED = "accepted"
+    HELD = "held"
+    REJECTED = "rejected"
+    DUPLICATE = "duplicate"
+
+
+class Rejected(MaxgreenError):  # noqa: N818 - the third kind of error
+    """Outside bytes that break a rule; kept as evidence under their reason."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Malformed(Rejected):
+    """Bytes that do not follow the format."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.MALFORMED, message)
+
+
+class BadSignature(Rejected):
+    """A signature that does not verify, or with s > n/2 (P-SIG-1)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.BAD_SIGNATURE, message)

@@ -1,0 +1,140 @@
+"""What a verdict depends on beside the bytes: limits, device records, beacons, decisions (P-ING-1)."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from maxgreen.protocol.backend import Beacon
+from maxgreen.protocol.keys import Verifier, key_id
+from maxgreen.protocol.work import target_of
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of docs/protocol.md, valid from one instant; seconds, ppm, millidegrees."""
+
+    future_s: int = 300
+    late_s: int = 604_800
+    grace_s: int = 86_400
+    shares_per_window: int = 10
+    capacity_ppm: int = 1_250_000
+    stuck_s: int = 3_600
+    pow_nbits_min: int = 0x1F400000
+    beacon_valid_s: int = 600
+    close_days: int = 7
+    beacon_every_s: int = 60
+    night_mdeg: int = -6_000
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Limits":
+        """Read an entry of limits.json; unknown names are left out, absent ones keep their default."""
+        return cls(**{f.name: int(value[f.name]) for f in fields(cls) if f.name in value})
+
+
+class Status(StrEnum):
+    """A device's standing in the registry."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """A registered device: its key, its statuses by time, and the device it replaces."""
+
+    spki: bytes
+    statuses: tuple[tuple[int, str], ...]  # from_ms, status; ascending
+    predecessor: bytes | None = None
+    verifier: Verifier = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "verifier", Verifier(self.spki))
+
+    @property
+    def device(self) -> bytes:
+        """The device id."""
+        return key_id(self.spki)
+
+    def known_at(self, t_ms: int) -> bool:
+        """Tell whether the registry had the device at `t_ms`."""
+        return bool(self.statuses) and self.statuses[0][0] <= t_ms
+
+    def status_at(self, t_ms: int) -> str:
+        """Return the status at `t_ms`; what was measured before the registration has its first status."""
+        return valid_at(self.statuses, t_ms)
+
+
+class Action(StrEnum):
+    """What a recorded decision does."""
+
+    SKIP = "skip"
+    RELEASE = "release"
+    REJECT = "reject"
+    REINSTATE = "reinstate"
+    CONTINUE = "continue"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A recorded decision of the operator or the DAO about a device's batches from_seq..to_seq."""
+
+    device: bytes
+    from_seq: int
+    to_seq: int
+    action: Action
+    reason: str
+    who: str
+    at_ms: int
+    text: str
+
+    def covers(self, seq: int) -> bool:
+        """Tell whether the decision speaks of a batch."""
+        return self.from_seq <= seq <= self.to_seq
+
+
+class Rules:
+    """Limits by time, beacons by number, decisions: one deployment's answers for the verifier."""
+
+    def __init__(
+        self,
+        network: str,
+        *,
+        limits: Sequence[tuple[int, Limits]] = ((0, Limits()),),
+        beacons: Mapping[int, Beacon] | None = None,
+        decisions: Sequence[Decision] = (),
+    ) -> None:
+        """Take limits as (from_ms, limits), ascending."""
+        self.network = network
+        self.limits = tuple(limits)
+        self.beacons: Mapping[int, Beacon] = {} if beacons is None else beacons
+        self.decisions = tuple(decisions)
+
+    def limits_at(self, received_ms: int) -> Limits:
+        """Return the limits valid at an arrival time."""
+        return valid_at(self.limits, received_ms)
+
+    def decided(self, device: bytes, seq: int, action: Action) -> bool:
+        """Tell whether a decision of this kind speaks of a batch."""
+        return any(d.device == device and d.action is action and d.covers(seq) for d in self.decisions)
+
+    def skip_from(self, device: bytes, next_seq: int) -> int | None:
+        """Return the seq at which a chain that waits for `next_seq` may go on (P-ING-4)."""
+        targets = [
+            d.to_seq
+            for d in self.decisions
+            if d.device == device and d.action is Action.SKIP and d.from_seq <= next_seq < d.to_seq
+        ]
+        return min(targets, default=None)
+
+
+def valid_at(history: Sequence[tuple[int, Any]], t_ms: int) -> Any:
+    """Return the entry of a (from_ms, value) history valid at `t_ms`; the first one also before it."""
+    index = bisect_right(history, t_ms, key=lambda entry: entry[0])
+    return history[max(0, index - 1)][1]
+
+
+def is_easier(nbits: int, least: int) -> bool:
+    """Tell whether a target is easier than the least work that credits (P-POW-2, weak_work)."""
+    return target_of(nbits) > target_of(least)

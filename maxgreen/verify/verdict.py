@@ -1,0 +1,404 @@
+"""The verdict on a batch: a pure function of bytes, arrival time and rules (P-ING-1, P-ING-3).
+
+A message passes three stages: `open_message` (a: no chain named), `place` (b: where it stands in its chain),
+`take` (c: content). Only `take` moves the chain.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Final
+
+from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, Batch, Birth, Channel, SignedBatch, parse_batch
+from maxgreen.protocol.identity import device_topic
+from maxgreen.protocol.reasons import Reason, Rejected, Verdict
+from maxgreen.protocol.work import WINDOW_MS, credit_of, header, header_prefix, target_of, window_of
+from maxgreen.verify.chain import ChainState, ChannelState
+from maxgreen.verify.meter import HALF_FEMTOJOULES_PER_MWS, Growth, Sample, measure
+from maxgreen.verify.rules import Action, DeviceRecord, Rules, Status, is_easier
+from native import scrypt
+
+MAX_HELD_BEYOND: Final = 4_096
+_HELD: Final = {Reason.GAP_BEFORE, Reason.CLOCK_UNSYNCHRONISED, Reason.SUSPENDED_DEVICE}
+
+
+class Place(Enum):
+    """Where an authentic message stands in its chain."""
+
+    NEXT = auto()
+    DUPLICATE = auto()
+    SKIPPED = auto()  # for a seq that a decision skipped: kept, never counts (P-ING-4)
+    AHEAD = auto()  # held gap_before
+    TOO_FAR = auto()  # not kept; the receipt's next seq calls for it again
+    EQUIVOCATION = auto()
+    CHAIN_BREAK = auto()
+    REGRESSION = auto()
+    SUSPENDED = auto()  # the chain is halted
+
+    @property
+    def halts(self) -> bool:
+        """Tell whether such a message suspends the device."""
+        return self in {Place.EQUIVOCATION, Place.CHAIN_BREAK, Place.REGRESSION}
+
+    @property
+    def reason(self) -> Reason:
+        """The reason under which the message is kept."""
+        return _PLACE_REASONS.get(self, Reason.NONE)
+
+
+_PLACE_REASONS: Final = {
+    Place.SKIPPED: Reason.GAP_BEFORE,
+    Place.AHEAD: Reason.GAP_BEFORE,
+    Place.TOO_FAR: Reason.GAP_BEFORE,
+    Place.EQUIVOCATION: Reason.EQUIVOCATION,
+    Place.CHAIN_BREAK: Reason.CHAIN_BREAK,
+    Place.REGRESSION: Reason.REGISTER_REGRESSION,
+    Place.SUSPENDED: Reason.SUSPENDED_DEVICE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a batch adds on one channel: registers' growth as stated, and the segments counted."""
+
+    channel: int
+    role: int
+    energy_mws: int
+    reverse_mws: int
+    growth: Growth
+    stuck: bool  # all samples of the batch equal in (v, i), at or above the dead band
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What was decided about one batch that took its place in the chain."""
+
+    seq: int
+    reason: Reason
+    remark: Reason
+    t0_ms: int | None  # None while the batch waits for a date
+    readings: tuple[Reading, ...]
+    shares: int  # credited
+    hashes: int  # credited
+    skipped_to: bool  # the chain went on here over a hole (P-ING-4)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict that the reason means."""
+        return verdict_of(self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A batch that took its place but is held: its bytes, arrival, and the chain state of its place."""
+
+    signed: SignedBatch
+    received_ms: int
+    state: ChainState
+
+
+def verdict_of(reason: Reason) -> Verdict:
+    """Return the verdict of a reason of P-ING-3's table."""
+    if reason is Reason.NONE:
+        return Verdict.ACCEPTED
+    return Verdict.HELD if reason in _HELD else Verdict.REJECTED
+
+
+def open_message(
+    message: bytes,
+    topic: str | None,
+    received_ms: int,
+    find: Callable[[bytes], DeviceRecord | None],
+    network: str,
+) -> SignedBatch:
+    """Return the authentic batch of a message, or raise Rejected with a reason of stage (a).
+
+    `topic` is None where the message did not come over MQTT.
+    """
+    if len(message) > MAX_MESSAGE_BYTES:
+        raise Rejected(Reason.OVERSIZE, f"{len(message)} bytes, at most {MAX_MESSAGE_BYTES} (P-BAT-1)")
+    signed = parse_batch(message)
+    device = signed.envelope.key_id
+    if topic is not None and topic != device_topic(device, "batch"):
+        raise Rejected(Reason.MALFORMED, f"topic {topic!r} is not that of the signing key {device.hex()}")
+    record = find(device)
+    if record is None or not record.known_at(received_ms):
+        raise Rejected(Reason.UNKNOWN_DEVICE, f"device {device.hex()} is not registered")
+    if signed.batch.succeeds is not None and signed.batch.succeeds[0] != record.predecessor:
+        raise Rejected(Reason.UNKNOWN_DEVICE, "the registry does not confirm this rotation (field 14)")
+    signed.envelope.check(record.verifier, network, "batch")
+    return signed
+
+
+def place(
+    state: ChainState, signed: SignedBatch, kept: bytes | None, predecessor: ChainState | None = None
+) -> Place:
+    """Return where a message stands (stage b).
+
+    `kept` is the SHA-256 of the message that holds this seq already, in the chain or ahead of it;
+    `predecessor` is the chain of the device that a seq 0 with field 14 succeeds.
+    """
+    batch, digest = signed.batch, hashlib.sha256(signed.message).digest()
+    if kept is not None:
+        return Place.DUPLICATE if kept == digest else Place.EQUIVOCATION
+    if batch.seq < state.next_seq:
+        return Place.SKIPPED
+    if state.halted:
+        return Place.SUSPENDED
+    if batch.seq > state.next_seq:
+        return Place.AHEAD if batch.seq <= state.next_seq + MAX_HELD_BEYOND else Place.TOO_FAR
+    if batch.prev != state.head:
+        return Place.CHAIN_BREAK
+    if batch.succeeds is not None and (predecessor is None or predecessor.head != batch.succeeds[1]):
+        return Place.AHEAD
+    return Place.REGRESSION if state.regresses(batch) else Place.NEXT
+
+
+def take(
+    state: ChainState,
+    signed: SignedBatch,
+    received_ms: int,
+    record: DeviceRecord,
+    rules: Rules,
+    *,
+    waiting: Callable[[int], Waiting],
+    skipped_to: bool = False,
+    predecessor: ChainState | None = None,
+) -> tuple[ChainState, list[Judgement]]:
+    """Give the batch its place (stage c): return the new state and what was decided.
+
+    The first judgement is the batch's own; others are of batches that it gave a date (P-BAT-7), which
+    `waiting` returns by seq. `skipped_to` says that a decision let the chain go on here (P-ING-4).
+    """
+    batch = signed.batch
+    if predecessor is not None:
+        state = replace(state, wall_ms=predecessor.wall_ms)
+    state = state.enter(batch.boot)
+    if skipped_to:
+        state = replace(state, channels={n: replace(c, last=None) for n, c in state.channels.items()})
+    judgement = judge(Waiting(signed, received_ms, state), record, rules, skipped_to=skipped_to)
+    state = _moved(state, signed, judgement)
+    judgements = [judgement]
+    if judgement.reason is Reason.NONE and batch.synchronised and state.boot_date_ms is None:
+        state = replace(state, boot_date_ms=batch.t0_ms - batch.t0_boot_ms)
+        for seq in state.undated:
+            dated = judge(waiting(seq), record, rules, boot_date_ms=state.boot_date_ms)
+            judgements.append(dated)
+            if dated.reason is Reason.NONE:
+                state = replace(state, wall_ms=max(state.wall_ms, _last_ms(dated, waiting(seq).signed.batch)))
+        state = replace(state, undated=())
+    return state, judgements
+
+
+def judge(
+    waiting: Waiting,
+    record: DeviceRecord,
+    rules: Rules,
+    *,
+    boot_date_ms: int | None = None,
+    skipped_to: bool = False,
+) -> Judgement:
+    """Judge a batch's content against the chain state of its place, without moving the chain.
+
+    Checks run in P-ING-3's order 16, 10, 8, 9, 13, 14, 15, 11; the first failure is the reason.
+    """
+    state, batch = waiting.state, waiting.signed.batch
+    birth = batch.birth or state.birth
+    if boot_date_ms is None:
+        boot_date_ms = state.boot_date_ms
+    if batch.synchronised:
+        t0_ms: int | None = batch.t0_ms
+    else:
+        t0_ms = None if boot_date_ms is None else boot_date_ms + batch.t0_boot_ms
+    if birth is None or not _born(batch, birth):
+        reason, remark, readings = Reason.BIRTH_MISSING, Reason.NONE, ()
+    else:
+        readings = () if skipped_to else tuple(_readings(state, batch, birth))
+        reason, remark = _content(waiting, t0_ms, readings, record, rules)
+    credited = reason is Reason.NONE and remark is Reason.NONE and batch.work is not None
+    return Judgement(
+        seq=batch.seq,
+        reason=reason,
+        remark=remark,
+        t0_ms=t0_ms,
+        readings=readings,
+        shares=len(batch.work.nonces) if credited and batch.work else 0,
+        hashes=len(batch.work.nonces) * credit_of(batch.work.nbits) if credited and batch.work else 0,
+        skipped_to=skipped_to,
+    )
+
+
+def _content(
+    waiting: Waiting, t0_ms: int | None, readings: tuple[Reading, ...], record: DeviceRecord, rules: Rules
+) -> tuple[Reason, Reason]:
+    """Return the first failing reason from 10 on, and the remark on the shares."""
+    state, batch, received_ms = waiting.state, waiting.signed.batch, waiting.received_ms
+    limits = rules.limits_at(received_ms)
+    remark = Reason.NONE
+    if t0_ms is None:
+        return Reason.CLOCK_UNSYNCHRONISED, remark
+    last_ms = t0_ms + batch.last_offset_ms
+    if _overlaps(state, batch, t0_ms):
+        return Reason.TIME_OVERLAP, remark
+    if last_ms > received_ms + limits.future_s * 1000:
+        return Reason.FUTURE_TIME, remark
+    if not all(_agrees(reading, state, batch) for reading in readings):
+        return Reason.REGISTER_MISMATCH, remark
+    if batch.work is not None:
+        worked, remark = _check_work(batch, record.device, t0_ms, last_ms, received_ms, rules)
+        if not worked:
+            return Reason.BAD_WORK, Reason.NONE
+    if not _attested(batch, record, rules.network):
+        return Reason.BAD_ATTESTATION, remark
+    if record.status_at(t0_ms) == Status.SUSPENDED and not rules.decided(record.device, batch.seq, Action.REINSTATE):
+        return Reason.SUSPENDED_DEVICE, remark
+    return Reason.NONE, remark
+
+
+def _born(batch: Batch, birth: Birth) -> bool:
+    """Tell whether the birth has every channel of the batch, in its role (birth_missing)."""
+    sensors = {sensor.channel: sensor.role for sensor in birth.sensors}
+    return all(sensors.get(channel.number) == channel.role for channel in batch.channels)
+
+
+def _samples(batch: Batch, channel: Channel) -> Iterator[Sample]:
+    for voltage_uv, current_ua, offset_ms in zip(
+        channel.voltage_uv, channel.current_ua, channel.offsets_ms, strict=True
+    ):
+        yield Sample(voltage_uv, current_ua, batch.t0_boot_ms + offset_ms)
+
+
+def _dead_band_ua(birth: Birth | None, channel: int) -> int:
+    sensor = birth.sensor(channel) if birth else None
+    return sensor.dead_band_ua if sensor else 0
+
+
+def _readings(state: ChainState, batch: Batch, birth: Birth) -> Iterator[Reading]:
+    for channel in batch.channels:
+        known = state.channels.get(channel.number, ChannelState(channel.number, channel.role))
+        # a birth holds from the first sample of its batch, so the sample before keeps its own dead band
+        last_power_pw = known.last.power_pw(_dead_band_ua(state.birth, channel.number)) if known.last else 0
+        dead_band_ua = _dead_band_ua(birth, channel.number)
+        growth, _, _ = measure(
+            known.last,
+            last_power_pw,
+            _samples(batch, channel),
+            interval_ms=batch.interval_ms,
+            dead_band_ua=dead_band_ua,
+        )
+        yield Reading(
+            channel.number,
+            channel.role,
+            channel.register_mws - known.register_mws,
+            channel.reverse_mws - known.reverse_mws,
+            growth,
+            abs(channel.current_ua[0]) >= dead_band_ua
+            and len(set(zip(channel.voltage_uv, channel.current_ua, strict=True))) == 1,
+        )
+
+
+def _overlaps(state: ChainState, batch: Batch, t0_ms: int) -> bool:
+    """Tell whether times do not rise (P-BAT-6)."""
+    for channel in batch.channels:
+        if any(later <= earlier for earlier, later in zip(channel.offsets_ms, channel.offsets_ms[1:], strict=False)):
+            return True
+    if batch.channels and state.boot_ms is not None and batch.t0_boot_ms <= state.boot_ms:
+        return True
+    return t0_ms <= state.earlier_wall_ms
+
+
+def _agrees(reading: Reading, state: ChainState, batch: Batch) -> bool:
+    """Tell whether the registers grew by the exact sums, to less than 1 mW·s (P-ING-2)."""
+    unit = HALF_FEMTOJOULES_PER_MWS
+    channel = batch.channel(reading.channel)
+    known = state.channels.get(reading.channel)
+    gap_growth_ms = (channel.gap_ms if channel else 0) - (known.gap_ms if known else 0)
+    return (
+        abs(reading.energy_mws * unit - reading.growth.forward) < unit
+        and abs(reading.reverse_mws * unit - reading.growth.reverse) < unit
+        and gap_growth_ms == reading.growth.gap_ms
+    )
+
+
+def _check_work(
+    batch: Batch, device: bytes, t0_ms: int, last_ms: int, received_ms: int, rules: Rules
+) -> tuple[bool, Reason]:
+    """Return whether every share meets its target, and the remark (P-POW-2, P-POW-3)."""
+    work, limits = batch.work, rules.limits_at(received_ms)
+    if work is None:
+        return True, Reason.NONE
+    beacon = rules.beacons.get(work.beacon)
+    if beacon is not None:
+        prefix = header_prefix(batch.prev, beacon.value, device, beacon.issued_s, work.nbits)
+        headers = b"".join(header(prefix, nonce) for nonce in work.nonces)
+        targets = target_of(work.nbits).to_bytes(32, "little") * len(work.nonces)
+        if 0 in scrypt.verify_many(headers, targets):
+            return False, Reason.NONE
+    if is_easier(work.nbits, limits.pow_nbits_min):
+        return True, Reason.WEAK_WORK
+    if beacon is None or not (
+        beacon.issued_s * 1000 < window_of(t0_ms) * 1000 + WINDOW_MS
+        and t0_ms <= (beacon.issued_s + beacon.valid_s + limits.grace_s) * 1000
+    ):
+        return True, Reason.STALE_WORK
+    if received_ms > last_ms + limits.late_s * 1000:
+        return True, Reason.LATE_WORK
+    return True, Reason.NONE
+
+
+def _attested(batch: Batch, record: DeviceRecord, network: str) -> bool:
+    """Tell whether every attestation is right, and at most one per channel (P-ATT-1)."""
+    seen: set[int] = set()
+    for attestation in batch.attestations:
+        channel = batch.channel(attestation.channel)
+        if channel is None or channel.number in seen or not batch.synchronised:
+            return False
+        seen.add(channel.number)
+        if (
+            attestation.seq != batch.seq
+            or attestation.register_mws != channel.register_mws
+            or attestation.unix_s != (batch.t0_ms + channel.offsets_ms[-1]) // 1000
+            or not attestation.verified_by(record.verifier, network)
+        ):
+            return False
+    return True
+
+
+def _moved(state: ChainState, signed: SignedBatch, judgement: Judgement) -> ChainState:
+    """Return the state after a batch: what it states holds, accepted or not (P-ING-3 c)."""
+    batch, reason = signed.batch, judgement.reason
+    forget = reason is Reason.BIRTH_MISSING
+    channels = {n: replace(c, last=None) for n, c in state.channels.items()} if forget else dict(state.channels)
+    for channel in batch.channels:
+        *_, last = _samples(batch, channel)
+        channels[channel.number] = ChannelState(
+            channel.number,
+            channel.role,
+            channel.register_mws,
+            channel.reverse_mws,
+            channel.gap_ms,
+            None if forget else last,
+        )
+    boot_ms, wall_ms, undated = state.boot_ms, state.wall_ms, state.undated
+    if batch.channels and reason in {Reason.NONE, Reason.CLOCK_UNSYNCHRONISED, Reason.SUSPENDED_DEVICE}:
+        boot_ms = max(boot_ms or 0, batch.t0_boot_ms + batch.last_offset_ms)
+    if reason is Reason.NONE and batch.channels:
+        wall_ms = max(wall_ms, _last_ms(judgement, batch))
+    if reason is Reason.CLOCK_UNSYNCHRONISED:
+        undated = (*undated, batch.seq)
+    return replace(
+        state,
+        next_seq=batch.seq + 1,
+        head=hashlib.sha256(signed.message).digest(),
+        boot_ms=boot_ms,
+        wall_ms=wall_ms,
+        birth=batch.birth or state.birth,
+        channels=channels,
+        undated=undated,
+    )
+
+
+def _last_ms(judgement: Judgement, batch: Batch) -> int:
+    """Wall time of a dated batch's last sample."""
+    return (judgement.t0_ms or 0) + batch.last_offset_ms

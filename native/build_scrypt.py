@@ -1,0 +1,33 @@
+"""Builds the extension `native._scrypt` (cffi, API mode); setup.py names it."""
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).parent
+
+CDEF = """
+typedef struct { const char *name; size_t scratch_bytes; size_t lanes; ...; } mg_kernel;
+size_t mg_kernels(const mg_kernel **kernels);
+typedef struct mg_context mg_context;
+mg_context *mg_context_new(const char *kernel_name);
+void mg_context_free(mg_context *context);
+void mg_hash_many(mg_context *context, const uint8_t *headers, size_t count, uint8_t *digests);
+void mg_verify_many(mg_context *context, const uint8_t *headers, const uint8_t *targets, size_t count, uint8_t *ok);
+int mg_mine(mg_context *context, const uint8_t *prefix, const uint8_t *target, uint32_t first, uint32_t last,
+            uint32_t *nonce, uint64_t *next);
+void mg_stop(mg_context *context, int stop);
+void mg_set_duty(mg_context *context, unsigned permille);
+uint64_t mg_hashes(const mg_context *context);
+"""
+
+ffibuilder = FFI()
+ffibuilder.cdef(CDEF)
+ffibuilder.set_source(
+    "native._scrypt",
+    '#include "scrypt.h"',
+    sources=["native/scrypt.c", "native/portable.c"],
+    depends=["native/scrypt.h", "native/portable.h"],
+    include_dirs=[str(HERE)],
+    extra_compile_args=["-O3", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra"],
+)
