@@ -1,0 +1,134 @@
+"""Proposals of the technical DAO: propose, vote, queue, execute; each step may be repeated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from eth_account.signers.local import LocalAccount
+from eth_utils import keccak
+from web3.contract.contract import ContractFunction
+
+from maxgreen.chain.deployment import Deployment
+from maxgreen.clock import Clock
+from maxgreen.errors import MaxgreenError
+
+
+class ProposalState(IntEnum):
+    """OpenZeppelin's IGovernor.ProposalState."""
+
+    PENDING = 0
+    ACTIVE = 1
+    CANCELED = 2
+    DEFEATED = 3
+    SUCCEEDED = 4
+    QUEUED = 5
+    EXPIRED = 6
+    EXECUTED = 7
+
+
+class Vote(IntEnum):
+    """How a member votes."""
+
+    AGAINST = 0
+    FOR = 1
+    ABSTAIN = 2
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Calls that the DAO's timelock makes when the vote passes; the description makes it unique."""
+
+    calls: tuple[ContractFunction, ...]
+    description: str
+
+    @property
+    def arguments(self) -> tuple[list[str], list[int], list[bytes], bytes]:
+        """Targets, values, calldatas and the description's hash, as the governor takes them."""
+        return (
+            [call.address for call in self.calls],
+            [0] * len(self.calls),
+            [bytes.fromhex(call._encode_transaction_data()[2:]) for call in self.calls],  # noqa: SLF001
+            keccak(text=self.description),
+        )
+
+
+class Dao:
+    """The DAO of a deployment."""
+
+    def __init__(self, deployment: Deployment, clock: Clock) -> None:
+        self._chain = deployment.chain
+        self._governor = deployment.governor
+        self._functions: Any = deployment.governor.functions
+        self._clock = clock
+
+    def id_of(self, proposal: Proposal) -> int:
+        """Return the proposal's id, which its content determines."""
+        return int(self._chain.call(self._functions.hashProposal(*proposal.arguments)))
+
+    def state(self, proposal: Proposal) -> ProposalState | None:
+        """Return the state, or None when it was never proposed."""
+        proposal_id = self.id_of(proposal)
+        if not self._chain.call(self._functions.proposalSnapshot(proposal_id)):
+            return None
+        return ProposalState(self._chain.call(self._functions.state(proposal_id)))
+
+    def propose(self, member: LocalAccount, proposal: Proposal) -> None:
+        """Propose, unless it was proposed already."""
+        if self.state(proposal) is None:
+            targets, values, calldatas, _ = proposal.arguments
+            self._chain.transact(member, self._functions.propose(targets, values, calldatas, proposal.description))
+
+    def vote(self, member: LocalAccount, proposal: Proposal, vote: Vote = Vote.FOR) -> None:
+        """Cast a member's vote, unless it was cast already."""
+        proposal_id = self.id_of(proposal)
+        if not self._chain.call(self._functions.hasVoted(proposal_id, member.address)):
+            self._chain.transact(member, self._functions.castVote(proposal_id, int(vote)))
+
+    def votes(self, proposal: Proposal) -> tuple[int, int, int]:
+        """Return the votes against, for and abstaining."""
+        against, in_favour, abstaining = self._chain.call(self._functions.proposalVotes(self.id_of(proposal)))
+        return int(against), int(in_favour), int(abstaining)
+
+    def due_ms(self, proposal: Proposal) -> int:
+        """Return when the present state can end: votes open, votes close, or the timelock is over."""
+        proposal_id, state = self.id_of(proposal), self.state(proposal)
+        read = {
+            ProposalState.PENDING: self._functions.proposalSnapshot,
+            ProposalState.ACTIVE: self._functions.proposalDeadline,
+            ProposalState.QUEUED: self._functions.proposalEta,
+        }.get(state) if state is not None else None
+        return int(self._chain.call(read(proposal_id))) * 1000 + 1000 if read else 0
+
+    def carry_out(
+        self, proposal: Proposal, members: Sequence[LocalAccount], *, wait: bool
+    ) -> ProposalState:
+        """Take every step that can be taken now, in the members' names; `wait` sleeps from one to the next.
+
+        Returns the state reached: EXECUTED, or a state that only time or votes can end.
+        """
+        self.propose(members[0], proposal)
+        while True:
+            state = self._fresh_state(proposal)
+            if state is ProposalState.ACTIVE:
+                for member in members:
+                    self.vote(member, proposal)
+            elif state is ProposalState.SUCCEEDED:
+                self._chain.transact(members[0], self._functions.queue(*proposal.arguments))
+                continue
+            elif state is ProposalState.QUEUED and self._clock.now_ms() >= self.due_ms(proposal):
+                self._chain.transact(members[0], self._functions.execute(*proposal.arguments))
+                continue
+            if state in {ProposalState.EXECUTED, ProposalState.CANCELED, ProposalState.DEFEATED, ProposalState.EXPIRED}:
+                return state
+            if not wait:
+                return state
+            self._clock.sleep_until(self.due_ms(proposal))
+
+    def _fresh_state(self, proposal: Proposal) -> ProposalState:
+        """Return the state as of a block of now (a chain without traffic has old blocks)."""
+        self._chain.newest_block(fresh=True)
+        state = self.state(proposal)
+        if state is None:
+            raise MaxgreenError("the proposal was not found on the chain")
+        return state
