@@ -1,0 +1,1 @@
+"""Runs on the Pi: sensors, meter, work, key store, spool, uplink, service."""

@@ -1,0 +1,142 @@
+"""The agent: ticks in, signed batches out. One thread owns meter, spool and uplink; mining has its own."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from edge_agent.sealer import Sealer
+from edge_agent.source import Source, Tick
+from edge_agent.spool import Spool
+from edge_agent.uplink import Uplink
+from edge_agent.work import Worker
+from maxgreen.protocol.batch import Birth, Health
+from maxgreen.protocol.keys import Signer, key_id
+
+_LOG: Final = logging.getLogger(__name__)
+_IDLE_S: Final = 0.05
+_STATE_EVERY_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentParts:
+    """What an agent is made of; the composition roots put real or virtual parts here."""
+
+    source: Source
+    signer: Signer
+    spool: Spool
+    uplink: Uplink
+    worker: Worker | None
+    birth: Birth
+    network: str
+    interval_ms: int
+    seal_ms: int
+
+
+class Agent:
+    """Runs one device."""
+
+    def __init__(self, parts: AgentParts) -> None:
+        self._parts = parts
+        self._stopping = threading.Event()
+        self._ready = False
+        self._state_due = 0.0
+        self._power_mw: dict[int, int] = {}
+        worker = parts.worker
+        self.sealer = Sealer(
+            parts.spool,
+            parts.signer,
+            parts.network,
+            parts.birth,
+            parts.source.boot_id,
+            interval_ms=parts.interval_ms,
+            seal_ms=parts.seal_ms,
+            harvest=worker.harvest if worker else lambda _prev: None,
+            health=lambda: Health(spool_records=parts.spool.waiting()),
+        )
+
+    @property
+    def device(self) -> bytes:
+        """The device id."""
+        return key_id(self._parts.signer.spki)
+
+    def ticks(self) -> Iterator[Tick]:
+        """Yield the source's ticks that are not sealed yet."""
+        return self._parts.source.ticks(self.sealer.tip.last_boot_ms)
+
+    def take(self, tick: Tick) -> None:
+        """Meter a round of readings."""
+        self.sealer.take(tick)
+        for channel, sample in tick.samples.items():
+            self._power_mw[channel] = sample.power_pw(0) // 10**9
+        self.exchange()
+
+    def exchange(self, timeout_s: float = 0) -> None:
+        """Send and receive what there is; waits up to `timeout_s` for a message."""
+        uplink, worker = self._parts.uplink, self._parts.worker
+        uplink.process(timeout_s)
+        if worker is not None:
+            for beacon in uplink.beacons:
+                worker.take_beacon(beacon)
+            if uplink.receipt is not None:
+                worker.take_nbits(uplink.receipt.nbits)
+            worker.follow(self.sealer.tip.head)
+        uplink.beacons.clear()
+        if uplink.connected and time.monotonic() >= self._state_due:
+            self._state_due = time.monotonic() + _STATE_EVERY_S
+            uplink.publish_json("status", {"status": "online", "boot": self._parts.source.boot_id.hex()})
+            uplink.publish_json("state", self.state())
+
+    def state(self) -> dict[str, object]:
+        """Return power W, energy kWh and spool depth, for people."""
+        tip = self.sealer.tip
+        return {
+            "power_w": {str(n): power / 1000 for n, power in self._power_mw.items()},
+            "energy_kwh": {str(n): meter.register_mws / 3.6e9 for n, meter in tip.meters.items()},
+            "spool": self._parts.spool.waiting(),
+            "seq": tip.next_seq,
+        }
+
+    def start(self) -> None:
+        """Begin to connect and to mine."""
+        self._parts.uplink.start()
+        if self._parts.worker is not None:
+            self._parts.worker.start()
+
+    def run(self, *, linger: bool = False, ready: Callable[[], None] = lambda: None) -> None:
+        """Run until the source ends or `stop` is called, then seal and say goodbye.
+
+        `ready` is called after the first round of readings; `linger` stays connected after the source's end.
+        """
+        worker = self._parts.worker
+        self.start()
+        try:
+            while worker is not None and worker.lacks_beacon and not self._stopping.is_set():
+                self.exchange(_IDLE_S)
+            for tick in self.ticks():
+                self.take(tick)
+                if not self._ready:
+                    self._ready = True
+                    ready()
+                if self._stopping.is_set():
+                    break
+            self.sealer.stop()
+            while not self._stopping.is_set() and (linger or not self._parts.uplink.delivered):
+                self.exchange(_IDLE_S)
+        finally:
+            self.close()
+
+    def stop(self) -> None:
+        """Ask `run` to end; any thread or signal handler may call it."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Seal what is open, end mining and close the connection."""
+        self.sealer.stop()
+        self.exchange()
+        if self._parts.worker is not None:
+            self._parts.worker.stop()
+        self._parts.uplink.stop(self._parts.source.boot_id)
+        self._parts.spool.close()

@@ -1,0 +1,232 @@
+"""Samples into signed batches: where a batch is cut, and what it holds (P-BAT-3 to P-BAT-7, P-ATT-1)."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from edge_agent.source import Tick
+from edge_agent.spool import ChainTip, Spool
+from maxgreen.protocol.attestation import Attestation, attest
+from maxgreen.protocol.batch import (
+    MAX_SAMPLES,
+    Batch,
+    Birth,
+    Channel,
+    Event,
+    EventKind,
+    Health,
+    Work,
+    encode_birth,
+    sign_batch,
+)
+from maxgreen.protocol.keys import Signer
+from maxgreen.verify.meter import MeterState, Sample, advance
+
+UNSYNCHRONISED_WAIT_MS: Final = 3_600_000  # P-BAT-7: then samples are sealed without a date
+STEP_TOLERANCE_MS: Final = 500  # wall against boot time; more is a clock step
+_HOUR_MS: Final = 3_600_000
+# Two channels of 3,600 samples stay below 65,536 bytes; more channels are cut earlier.
+_MAX_TOTAL_SAMPLES: Final = 5_000
+_ATTESTING: Final = {EventKind.TRANSFER_START, EventKind.TRANSFER_STOP, EventKind.LAST_OF_KEY}
+
+
+@dataclass(slots=True)
+class _Open:
+    """The batch that collects ticks now."""
+
+    ticks: list[Tick] = field(default_factory=list)
+    events: list[tuple[EventKind, int]] = field(default_factory=list)
+
+    @property
+    def first(self) -> Tick:
+        return self.ticks[0]
+
+    @property
+    def wall_offset_ms(self) -> int | None:
+        """Wall minus boot time, None without a date."""
+        return None if self.first.wall_ms is None else self.first.wall_ms - self.first.boot_ms
+
+    def samples(self) -> dict[int, list[Sample]]:
+        """Samples by channel."""
+        found: dict[int, list[Sample]] = {}
+        for tick in self.ticks:
+            for channel, sample in tick.samples.items():
+                found.setdefault(channel, []).append(sample)
+        return found
+
+
+class Sealer:
+    """Collects ticks of one boot and seals batches into the spool.
+
+    The first tick that has every channel is sealed alone, by a transfer start with an attestation: it opens lines.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        signer: Signer,
+        network: str,
+        birth: Birth,
+        boot_id: bytes,
+        *,
+        interval_ms: int,
+        seal_ms: int,
+        harvest: Callable[[bytes], Work | None],
+        health: Callable[[], Health | None] = lambda: None,
+    ) -> None:
+        """`harvest(prev)` returns the shares found for the batch that follows `prev`."""
+        self._spool = spool
+        self._signer = signer
+        self._network = network
+        self._birth = birth
+        self._interval_ms = interval_ms
+        self._seal_ms = seal_ms
+        self._harvest = harvest
+        self._health = health
+        self._open: _Open | None = None
+        self._channels = {sensor.channel for sensor in birth.sensors}
+        self._wall_offset_ms: int | None = None
+        self._pending_events: list[EventKind] = [] if spool.tip.boot == boot_id else [EventKind.BOOT]
+        self._tip = spool.tip.entered(boot_id)
+
+    @property
+    def tip(self) -> ChainTip:
+        """The chain's tip as this boot sees it."""
+        return self._tip
+
+    def take(self, tick: Tick) -> None:
+        """Add a round of readings; seals what was open when the tick lies beyond its cut."""
+        self._follow_clock(tick)
+        if self._open is not None and self._open.first.wall_ms is None and tick.wall_ms is not None:
+            self._date_waiting(tick.wall_ms - tick.boot_ms)
+        if self._open is not None and self._is_cut_before(self._open, tick):
+            self._seal(next_wall_ms=tick.wall_ms)
+        if not tick.samples:
+            return
+        if self._open is None:
+            self._open = _Open([tick], [(kind, tick.boot_ms) for kind in self._pending_events])
+            self._pending_events.clear()
+        else:
+            self._open.ticks.append(tick)
+        if not self._tip.opened and tick.wall_ms is not None and self._channels <= self._open.samples().keys():
+            self.event(EventKind.TRANSFER_START, tick.boot_ms)
+
+    def event(self, kind: EventKind, boot_ms: int) -> None:
+        """Note an event; it closes the batch (P-BAT-5)."""
+        if self._open is None:
+            self._pending_events.append(kind)
+            return
+        self._open.events.append((kind, boot_ms))
+        self._seal(attesting=kind in _ATTESTING)
+
+    def stop(self) -> None:
+        """Seal what is open, with the attestations of a clean stop (P-ATT-1)."""
+        if self._open is not None:
+            self._seal(attesting=True)
+
+    def _date_waiting(self, offset_ms: int) -> None:
+        """Give samples that waited for the clock their date, and cut them like others (P-BAT-7)."""
+        waiting, self._open = self._open, None
+        if waiting is None:
+            return
+        self._pending_events += [kind for kind, _ in waiting.events]
+        for tick in waiting.ticks:
+            self.take(replace(tick, wall_ms=tick.boot_ms + offset_ms))
+
+    def _follow_clock(self, tick: Tick) -> None:
+        """Close the batch on a clock step (P-BAT-6)."""
+        if tick.wall_ms is None:
+            return
+        offset_ms = tick.wall_ms - tick.boot_ms
+        if self._wall_offset_ms is not None and abs(offset_ms - self._wall_offset_ms) > STEP_TOLERANCE_MS:
+            self.event(EventKind.CLOCK_STEP, tick.boot_ms)
+        self._wall_offset_ms = offset_ms
+
+    def _is_cut_before(self, batch: _Open, tick: Tick) -> bool:
+        """Tell whether the batch closes before this tick (P-BAT-5, P-BAT-7)."""
+        if len(batch.ticks) >= min(MAX_SAMPLES, _MAX_TOTAL_SAMPLES // len(self._channels)):
+            return True
+        if tick.wall_ms is None:
+            waited_ms = tick.boot_ms - batch.first.boot_ms
+            return waited_ms >= (self._seal_ms if self._wall_offset_ms is not None else UNSYNCHRONISED_WAIT_MS)
+        return batch.first.wall_ms is not None and batch.first.wall_ms // self._seal_ms != tick.wall_ms // self._seal_ms
+
+    def _seal(self, *, next_wall_ms: int | None = None, attesting: bool = False) -> None:
+        """Sign what is open and commit it with the registers that follow from it."""
+        if self._open is None:
+            return
+        opened, self._open = self._open, None
+        all_samples = opened.samples()
+        tip = self._tip
+        meters = dict(tip.meters)
+        t0_boot_ms = min(samples[0].boot_ms for samples in all_samples.values())
+        wall_offset_ms = opened.wall_offset_ms
+        channels = []
+        for sensor in sorted(self._birth.sensors, key=lambda s: s.channel):
+            samples = all_samples.get(sensor.channel)
+            if not samples:
+                continue
+            meters[sensor.channel] = meter = advance(
+                meters.get(sensor.channel, MeterState()),
+                samples,
+                interval_ms=self._interval_ms,
+                dead_band_ua=sensor.dead_band_ua,
+            )
+            channels.append(
+                Channel(
+                    sensor.channel,
+                    sensor.role,
+                    tuple(s.voltage_uv for s in samples),
+                    tuple(s.current_ua for s in samples),
+                    tuple(s.boot_ms - t0_boot_ms for s in samples),
+                    meter.register_mws,
+                    meter.reverse_mws,
+                    meter.gap_ms,
+                )
+            )
+        birth_digest = hashlib.sha256(encode_birth(self._birth)).digest()
+        batch = Batch(
+            seq=tip.next_seq,
+            prev=tip.head,
+            boot=tip.boot,
+            t0_ms=0 if wall_offset_ms is None else t0_boot_ms + wall_offset_ms,
+            t0_boot_ms=t0_boot_ms,
+            synchronised=wall_offset_ms is not None,
+            clock_error_ms=opened.first.clock_error_ms,
+            interval_ms=self._interval_ms,
+            channels=tuple(channels),
+            work=self._harvest(tip.head),
+            health=self._health(),
+            events=tuple(Event(int(kind), at_ms - t0_boot_ms) for kind, at_ms in opened.events),
+            birth=self._birth if birth_digest != tip.birth else None,
+        )
+        hour = -1 if wall_offset_ms is None else (batch.t0_ms + batch.last_offset_ms) // _HOUR_MS
+        next_hour = hour if next_wall_ms is None else next_wall_ms // _HOUR_MS
+        if wall_offset_ms is not None and (attesting or next_hour != hour):
+            batch = replace(batch, attestations=tuple(self._attestations(batch)))
+        message = sign_batch(batch, self._signer, self._network)
+        starts = any(kind is EventKind.TRANSFER_START for kind, _ in opened.events)
+        self._tip = replace(
+            tip,
+            next_seq=tip.next_seq + 1,
+            head=hashlib.sha256(message).digest(),
+            last_wall_ms=batch.t0_ms + batch.last_offset_ms,
+            birth=birth_digest,
+            opened=tip.opened or starts,
+            meters=meters,
+        )
+        self._spool.append(message, self._tip)
+
+    def _attestations(self, batch: Batch) -> list[Attestation]:
+        return [
+            attest(
+                self._signer,
+                self._network,
+                channel.number,
+                (batch.t0_ms + channel.offsets_ms[-1]) // 1000,
+                channel.register_mws,
+                batch.seq,
+            )
+            for channel in batch.channels
+        ]

@@ -1,0 +1,1 @@
+"""Where samples come from: real chips, or a measured trace."""

@@ -1,0 +1,20 @@
+"""What every service does alike: systemd's notifications, log format."""
+
+import logging
+import os
+import socket
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); without NOTIFY_SOCKET it does nothing."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.connect("\0" + address[1:] if address.startswith("@") else address)
+        channel.sendall(state.encode())
+
+
+def log_to_stderr() -> None:
+    """One line per event on stderr; journald takes the time."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
