@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from edge_agent.config import AgentSettings
-from edge_agent.keystore import create_key_file, load_key_file, write_secret
+from maxgreen.keyfile import create_key_file, load_key_file, write_secret
 from edge_agent.spool import read_spool_state
 from maxgreen.errors import UsageError
 from maxgreen.protocol.attestation import prove_possession

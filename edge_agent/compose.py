@@ -9,7 +9,7 @@ from typing import Final
 
 from edge_agent.agent import Agent, AgentParts
 from edge_agent.config import AgentSettings, ChannelSettings, SensorName
-from edge_agent.keystore import load_key_file
+from maxgreen.keyfile import load_key_file
 from edge_agent.sensors.base import Electrical, Sensor
 from edge_agent.sensors.trace import read_trace
 from edge_agent.source import LiveSource, ReplaySource, Source

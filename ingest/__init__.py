@@ -1,0 +1,1 @@
+"""MQTT consumer, verifier, ledger writer, receipts, beacons, InfluxDB projector, HTTP pages."""

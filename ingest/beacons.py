@@ -1,0 +1,52 @@
+"""Beacons: one every `beacon_every_s`, made from a block that is at most 60 s old."""
+
+import logging
+from typing import Final
+
+from maxgreen.chain.client import Chain
+from maxgreen.errors import Retryable
+from maxgreen.ledger.book import Book
+from maxgreen.protocol.backend import Beacon, sign_beacon
+from maxgreen.protocol.keys import Signer
+
+MAX_BLOCK_AGE_S: Final = 60
+_LOG: Final = logging.getLogger(__name__)
+
+
+class BeaconIssuer:
+    """Issues beacons in time; without a new block there is none, and `alarm` says so."""
+
+    def __init__(self, chain: Chain, signer: Signer, network: str) -> None:
+        self._chain = chain
+        self._signer = signer
+        self._network = network
+        self.alarm: str | None = None
+
+    def issue(self, book: Book, now_s: int) -> tuple[Beacon, bytes] | None:
+        """Return a new signed beacon when one is due, kept in the ledger already."""
+        limits = book.limits()[-1][1]
+        newest = book.newest_beacon()
+        if newest is not None and now_s < newest[0].issued_s + limits.beacon_every_s:
+            return None
+        try:
+            block = self._chain.newest_block(fresh=True)
+        except Retryable as error:
+            self._raise_alarm(str(error))
+            return None
+        known = newest[0].block_number if newest else -1
+        if block.number <= known or block.time_s < now_s - MAX_BLOCK_AGE_S:
+            self._raise_alarm(f"no new block: the newest is {block.number}, {now_s - block.time_s} s old")
+            return None
+        if self.alarm is not None:
+            _LOG.warning("beacons go on")
+            self.alarm = None
+        number = newest[0].number + 1 if newest else 0
+        beacon = Beacon(number, now_s, limits.beacon_valid_s, block.number, block.hash)
+        message = sign_beacon(beacon, self._signer, self._network)
+        book.add_beacon(beacon, message)
+        return beacon, message
+
+    def _raise_alarm(self, text: str) -> None:
+        if self.alarm is None:
+            _LOG.warning("no beacon: %s", text)
+        self.alarm = text

@@ -1,0 +1,57 @@
+"""The ingest service's settings."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from maxgreen.settings import ServiceSettings, Table
+
+
+class BrokerSettings(Table):
+    """The MQTT broker."""
+
+    host: str = Field(default="127.0.0.1", description="host name")
+    port: int = Field(default=8883, description="port; 8883 is MQTT over TLS")
+    ca: Path | None = Field(default=None, description="certificate authority; empty = no TLS (trials only)")
+    certificate: Path | None = Field(default=None, description="TLS certificate (CN = ingest)")
+    key: Path | None = Field(default=None, description="TLS key")
+    client_id: str = Field(default="ingest", description="client id of the persistent session")
+
+
+class ChainSettings(Table):
+    """The chain that the registry and the beacons come from."""
+
+    rpc: str = Field(default="chain.db", description="JSON-RPC URL, or the file of an embedded chain")
+    deployment: Path = Field(default=Path("deployment.json"), description="the contracts' addresses")
+    refresh_s: float = Field(default=30, gt=0, description="how often the registry is read again")
+
+
+class HttpSettings(Table):
+    """Pages, API and metrics."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8080, description="port; 0 = no pages")
+
+
+class InfluxSettings(Table):
+    """The view for Grafana."""
+
+    url: str = Field(default="", description="InfluxDB 1.8+ or 2.x; empty = no view")
+    token_file: Path | None = Field(default=None, description="file with the token (2.x) or user:password (1.x)")
+    org: str = Field(default="maxgreen", description="organisation (2.x)")
+    bucket: str = Field(default="maxgreen", description="bucket, or database/policy (1.x)")
+
+
+class IngestSettings(ServiceSettings):
+    """All of `ingest.toml`."""
+
+    model_config = SettingsConfigDict(env_prefix="MAXGREEN_INGEST__")
+
+    ledger: str = Field(default="sqlite:///ledger.db", description="SQLAlchemy URL: SQLite or PostgreSQL")
+    key_file: Path = Field(default=Path("backend.pem"), description="the backend's signing key; made when missing")
+    clock_file: Path | None = Field(default=None, description="trials only: a file that holds the time, ms")
+    broker: BrokerSettings = Field(default=BrokerSettings(), description="the MQTT broker")
+    chain: ChainSettings = Field(default=ChainSettings(), description="registry and beacons")
+    http: HttpSettings = Field(default=HttpSettings(), description="pages, API and metrics")
+    influx: InfluxSettings = Field(default=InfluxSettings(), description="the view for Grafana")

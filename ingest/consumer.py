@@ -1,0 +1,272 @@
+"""The consumer: groups of messages, one ledger transaction each, then acknowledgements and receipts (P-ING-5)."""
+
+import logging
+import queue
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from sqlalchemy import Engine
+
+from ingest.beacons import BeaconIssuer
+from ingest.config import BrokerSettings
+from ingest.intake import Intake, receipt_for
+from ingest.mirror import refresh_devices
+from maxgreen.chain.deployment import Deployment
+from maxgreen.clock import Clock
+from maxgreen.errors import Retryable
+from maxgreen.ledger.book import Book
+from maxgreen.protocol.backend import sign_receipt
+from maxgreen.protocol.identity import BEACON_TOPIC, ROOT, device_topic
+from maxgreen.protocol.keys import Signer
+from maxgreen.verify.rules import Rules
+
+_LOG: Final = logging.getLogger(__name__)
+GROUP: Final = 480  # a multiple of the scrypt lanes
+LINGER_S: Final = 0.02
+QUEUE: Final = 4_096  # then the connection is not read on
+_POLL_S: Final = 0.05
+_KEEPALIVE_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message that is not acknowledged yet; `arrived` orders it, mid and qos acknowledge it."""
+
+    topic: str
+    payload: bytes
+    mid: int
+    qos: int
+
+
+class Broker(Protocol):
+    """The ingest side of a broker."""
+
+    deliveries: "queue.Queue[Delivery]"
+
+    def start(self) -> None:
+        """Begin to connect, and reconnect for ever."""
+        ...
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Tell the broker that the ledger has a message."""
+        ...
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        """Send a message at QoS 1."""
+        ...
+
+    def stop(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class MqttBroker:
+    """paho-mqtt with manual acknowledgement and a persistent session."""
+
+    def __init__(self, settings: BrokerSettings, on_connect: Callable[[], None]) -> None:
+        self.deliveries: queue.Queue[Delivery] = queue.Queue(QUEUE)
+        self.connected = threading.Event()
+        self._settings = settings
+        self._greet = on_connect
+        self._stopping = False
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id=settings.client_id, clean_session=False, manual_ack=True
+        )
+        if settings.ca is not None:
+            client.tls_set(
+                ca_certs=str(settings.ca),
+                certfile=str(settings.certificate) if settings.certificate else None,
+                keyfile=str(settings.key) if settings.key else None,
+                tls_version=ssl.PROTOCOL_TLS_CLIENT,
+            )
+        else:
+            client.username_pw_set(settings.client_id)
+        client.reconnect_delay_set(1, 30)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        self._client = client
+
+    def start(self) -> None:
+        """Begin to connect, and reconnect for ever."""
+        self._client.connect_async(self._settings.host, self._settings.port, _KEEPALIVE_S)
+        self._client.loop_start()
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Tell the broker that the ledger has a message."""
+        self._client.ack(delivery.mid, delivery.qos)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        """Send a message at QoS 1."""
+        self._client.publish(topic, payload, qos=1, retain=retain)
+
+    def stop(self) -> None:
+        """Close the connection."""
+        self._stopping = True
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
+        if code.is_failure:
+            _LOG.warning("broker refused the connection: %s", code)
+            return
+        client.subscribe(f"{ROOT}/+/+/batch", 1)
+        self.connected.set()
+        self._greet()
+
+    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
+        _LOG.info("broker connection closed: %s", code)
+        self.connected.clear()
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        delivery = Delivery(message.topic, message.payload, message.mid, message.qos)
+        while not self._stopping:
+            try:
+                self.deliveries.put(delivery, timeout=_POLL_S)
+            except queue.Full:  # not reading on is the only bound that brokers respect
+                continue
+            return
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Prometheus metrics of the service."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    batches: Counter = field(init=False)
+    transactions: Counter = field(init=False)
+    connected: Gauge = field(init=False)
+    last_commit: Gauge = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.batches = Counter(
+            "maxgreen_ingest_batches", "Messages judged", ["verdict", "reason"], registry=self.registry
+        )
+        self.transactions = Counter("maxgreen_ingest_transactions", "Ledger commits", registry=self.registry)
+        self.connected = Gauge("maxgreen_ingest_mqtt_connected", "1 with a broker", registry=self.registry)
+        self.last_commit = Gauge(
+            "maxgreen_ingest_last_commit_timestamp_seconds", "Time of the last commit", registry=self.registry
+        )
+
+
+class Consumer:
+    """Owns the ledger's write side: one thread calls `step`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        broker: Broker,
+        deployment: Deployment,
+        signer: Signer,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        refresh_s: float,
+    ) -> None:
+        self._engine = engine
+        self._broker = broker
+        self._deployment = deployment
+        self._network = deployment.network
+        self._signer = signer
+        self._clock = clock
+        self._metrics = metrics
+        self._refresh_s = refresh_s
+        self._refresh_due = 0.0
+        self._issuer = BeaconIssuer(deployment.chain, signer, self._network)
+        self._rules: Rules | None = None
+        self._greet = threading.Event()
+
+    @property
+    def alarm(self) -> str | None:
+        """What is wrong with beacons, if anything."""
+        return self._issuer.alarm
+
+    def greet(self) -> None:
+        """Publish the newest beacon again: a broker may have lost what it retained."""
+        self._greet.set()
+
+    def rules_changed(self) -> None:
+        """Read limits, beacons and decisions again before the next message."""
+        self._rules = None
+
+    def step(self) -> int:
+        """Do what is due; return how many messages were judged."""
+        self._refresh()
+        self._issue()
+        group = self._collect()
+        if group:
+            self._judge(group)
+        return len(group)
+
+    def refresh_now(self) -> None:
+        """Read the registry again at the next step."""
+        self._refresh_due = 0.0
+
+    def _refresh(self) -> None:
+        if time.monotonic() < self._refresh_due:
+            return
+        self._refresh_due = time.monotonic() + self._refresh_s
+        try:
+            with self._engine.begin() as connection:
+                refresh_devices(Book(connection), self._deployment)
+        except Retryable as error:
+            _LOG.warning("registry not read: %s", error)
+
+    def _issue(self) -> None:
+        with self._engine.begin() as connection:
+            book = Book(connection)
+            issued = self._issuer.issue(book, self._clock.now_ms() // 1000)
+            if issued is None and self._greet.is_set():
+                issued = book.newest_beacon()
+        if issued is not None:
+            self._greet.clear()
+            self._rules = None
+            self._broker.publish(BEACON_TOPIC, issued[1], retain=True)
+
+    def _collect(self) -> list[Delivery]:
+        """Return the messages that came, up to a group, waiting a little for more."""
+        group: list[Delivery] = []
+        try:
+            group.append(self._broker.deliveries.get(timeout=_POLL_S))
+            deadline = time.monotonic() + LINGER_S
+            while len(group) < GROUP:
+                group.append(self._broker.deliveries.get(timeout=max(0.0, deadline - time.monotonic())))
+        except queue.Empty:
+            pass
+        return group
+
+    def _judge(self, group: list[Delivery]) -> None:
+        now_ms = self._clock.now_ms()
+        devices: dict[bytes, None] = {}
+        outcomes = []
+        with self._engine.begin() as connection:
+            book = Book(connection)
+            if self._rules is None:
+                self._rules = book.rules(self._network)
+            intake = Intake(book, self._network, self._rules)
+            for delivery in group:
+                outcome = intake.handle(delivery.topic, delivery.payload, now_ms)
+                outcomes.append(outcome)
+                if outcome.device is not None:
+                    devices[outcome.device] = None
+            receipts = []
+            for device in devices:
+                receipt = receipt_for(book, device, self._network, now_ms)
+                message = sign_receipt(receipt, self._signer, self._network)
+                book.put_receipt(device, now_ms, message)
+                receipts.append((device, message))
+        for delivery in group:
+            self._broker.acknowledge(delivery)
+        for device, message in receipts:
+            self._broker.publish(device_topic(device, "receipt"), message, retain=True)
+        for outcome in outcomes:
+            self._metrics.batches.labels(outcome.verdict.value, outcome.reason.label).inc()
+        self._metrics.transactions.inc()
+        self._metrics.last_commit.set(now_ms / 1000)

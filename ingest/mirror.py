@@ -1,0 +1,22 @@
+"""The registry as the ledger keeps it, so that a verdict never waits for the chain."""
+
+from dataclasses import asdict
+from typing import Any
+
+from maxgreen.chain.deployment import Deployment
+from maxgreen.chain.registry import RegisteredSystem, read_systems
+from maxgreen.ledger.book import Book
+
+
+def refresh_devices(book: Book, deployment: Deployment) -> int:
+    """Copy the registry's systems into the ledger; return how many there are."""
+    systems = read_systems(deployment)
+    for system in systems.values():
+        book.put_device(system.record, system.token, system.owner, system_json(system))
+    return len(systems)
+
+
+def system_json(system: RegisteredSystem) -> dict[str, Any]:
+    """Return what the ledger keeps of a system."""
+    spec = asdict(system.spec)
+    return {**spec, "kind": system.spec.kind.label, "since_ms": system.since_ms}

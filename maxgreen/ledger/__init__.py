@@ -1,0 +1,1 @@
+"""The ledger: verified batches verbatim, rejected ones with their reason, and what follows from them."""

@@ -1,0 +1,126 @@
+"""The ledger's tables. Numbers that may pass 2^63 are decimal text; states are JSON."""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata: Final = MetaData()
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+devices: Final = Table(
+    "devices",
+    metadata,
+    Column("device", LargeBinary(16), primary_key=True),
+    Column("token", _Id, nullable=False),
+    Column("owner", String(42), nullable=False),
+    Column("system", Text, nullable=False),  # the registry's record, JSON
+    Column("chain", Text),  # ChainState, JSON; empty before the first batch
+    Column("receipt", LargeBinary),  # the newest one
+    Column("reported", _Id, nullable=False, default=0),  # revision up to which verdicts were receipted
+)
+
+batches: Final = Table(
+    "batches",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("device", LargeBinary(16), nullable=False),
+    Column("seq", _Id, nullable=False),
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("message", LargeBinary, nullable=False),
+    Column("received_ms", BigInteger, nullable=False),
+    Column("in_chain", Boolean, nullable=False),  # it took its place; else it waits ahead of the chain
+    Column("verdict", String(16), nullable=False),
+    Column("reason", Integer, nullable=False),
+    Column("remark", Integer, nullable=False),
+    Column("t0_ms", BigInteger),  # dated; empty without a date
+    Column("shares", Integer, nullable=False),
+    Column("hashes", String(80), nullable=False),
+    Column("skipped_to", Boolean, nullable=False),
+    Column("state_before", Text),  # of its place, while it may be judged again
+    Column("revision", _Id, nullable=False),  # rises with every change of a verdict
+    UniqueConstraint("device", "seq"),
+    Index("batches_by_revision", "revision"),
+    Index("batches_by_time", "device", "t0_ms"),
+)
+
+evidence: Final = Table(
+    "evidence",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("reason", Integer, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("device", LargeBinary(16)),
+    Column("seq", String(20)),
+    Column("digest", LargeBinary(32), nullable=False, unique=True),
+    Column("message", LargeBinary, nullable=False),
+    Column("received_ms", BigInteger, nullable=False),
+)
+
+beacons: Final = Table(
+    "beacons",
+    metadata,
+    Column("number", _Id, primary_key=True),
+    Column("issued_s", BigInteger, nullable=False),
+    Column("message", LargeBinary, nullable=False),
+)
+
+receipts: Final = Table(
+    "receipts",
+    metadata,
+    Column("device", LargeBinary(16), primary_key=True),
+    Column("day", Integer, primary_key=True),
+    Column("server_ms", BigInteger, nullable=False),
+    Column("message", LargeBinary, nullable=False),
+)
+
+decisions: Final = Table(
+    "decisions",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("device", LargeBinary(16), nullable=False),
+    Column("from_seq", _Id, nullable=False),
+    Column("to_seq", _Id, nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+limits: Final = Table(
+    "limits",
+    metadata,
+    Column("from_ms", BigInteger, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+positions: Final = Table(
+    "positions",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", _Id, nullable=False),
+)
+
+periods: Final = Table(
+    "periods",
+    metadata,
+    Column("until_s", BigInteger, primary_key=True),
+    Column("period", String(10), nullable=False),
+    Column("manifest", LargeBinary(32), nullable=False),
+    Column("statement", Text, nullable=False),
+    Column("pack", LargeBinary, nullable=False),
+    Column("closed_ms", BigInteger, nullable=False),
+)
