@@ -1,5 +1,6 @@
 """One client for any EIP-1559 chain: transactions with local keys, refusals as sentences."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class Chain:
         self.web3 = web3
         self._gas_limit = gas_limit
         self._mine = mine
+        self._lock = threading.RLock()  # py-evm is not made for threads, and a nonce is used once
 
     @property
     def chain_id(self) -> int:
@@ -48,7 +50,7 @@ class Chain:
     def newest_block(self, *, fresh: bool = False) -> Block:
         """Return the newest block; `fresh` asks the embedded chain to mine one first."""
         if fresh and self._mine is not None:
-            self._mine()
+            self._asked(self._mine)
         return self.block("latest")
 
     def block(self, which: Any) -> Block:
@@ -100,7 +102,8 @@ class Chain:
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
         try:
-            return ask()
+            with self._lock:
+                return ask()
         except Exception as error:
             refused = refusal(error)
             if refused is not None:

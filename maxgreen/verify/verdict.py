@@ -67,7 +67,7 @@ class Reading:
     energy_mws: int
     reverse_mws: int
     growth: Growth
-    stuck: bool  # all samples of the batch equal in (v, i), at or above the dead band
+    dead_band_ua: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +293,7 @@ def _readings(state: ChainState, batch: Batch, birth: Birth) -> Iterator[Reading
             channel.register_mws - known.register_mws,
             channel.reverse_mws - known.reverse_mws,
             growth,
-            abs(channel.current_ua[0]) >= dead_band_ua
-            and len(set(zip(channel.voltage_uv, channel.current_ua, strict=True))) == 1,
+            dead_band_ua,
         )
 
 

@@ -1,0 +1,1 @@
+"""Monthly close, loss check, statement, orders on the chain, audit."""

@@ -1,0 +1,112 @@
+"""Named checks of windows, version 1: each returns what it holds (settlement.md, 3)."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from maxgreen.protocol.batch import Role
+from maxgreen.protocol.reasons import Reason
+from settlement.inputs import Party
+from settlement.replay import Fact
+from settlement.sun import elevation_mdeg
+
+Held = defaultdict[int, set[Reason]]
+
+_WINDOW_S = 600
+_DAY_S = 86_400
+_PPM = 10**6
+
+
+def not_generated_days(party: Party, facts: Sequence[Fact]) -> set[int]:
+    """Return the UTC days (their first second) on which more was sent than generated, beyond the meters' error."""
+    sent: defaultdict[int, dict[int, int]] = defaultdict(dict)
+    generated: defaultdict[int, dict[int, int]] = defaultdict(dict)
+    longest_ms: defaultdict[int, int] = defaultdict(int)
+    for fact in facts:
+        day = fact.window_s // _DAY_S * _DAY_S
+        longest_ms[day] = max(longest_ms[day], fact.batch.interval_ms)
+        for reading in fact.readings if fact.accepted else ():
+            into = {Role.SENT: sent, Role.GENERATION: generated}.get(Role(reading.role))
+            if into is not None:
+                into[day][reading.channel] = into[day].get(reading.channel, 0) + reading.energy_mws
+    found = set()
+    for day, channels in sent.items():
+        terms = {n: party.terms(n, day * 1000) for n in (*channels, *generated[day])}
+        allowance = sum(generated[day].values())
+        for channel, energy_mws in (*channels.items(), *generated[day].items()):
+            term = terms[channel]
+            allowance += -(-energy_mws * (term.error_ppm if term else 0) // _PPM)
+        allowance += sum(abs(term.offset_mw) for term in terms.values() if term) * _DAY_S
+        peak_mw = max((term.peak_mw for n, term in terms.items() if term and n in channels), default=0)
+        allowance += -(-2 * peak_mw * longest_ms[day] // 1000)
+        if sum(channels.values()) > allowance:
+            found.add(day)
+    return found
+
+
+def over_capacity_windows(
+    party: Party, facts: Iterable[Fact], channels: Sequence[int], capacity_ppm: int
+) -> set[int]:
+    """Return the windows in which a channel grew by more than the panel's peak allows."""
+    sums = _by_window(facts, channels)
+    found = set()
+    for (window_s, channel), (energy_mws, counted_ms) in sums.items():
+        terms = party.terms(channel, window_s * 1000)
+        if terms and energy_mws * 1000 * _PPM > terms.peak_mw * capacity_ppm * counted_ms:
+            found.add(window_s)
+    return found
+
+
+def night_windows(party: Party, facts: Iterable[Fact], channels: Sequence[int], night_mdeg: int) -> set[int]:
+    """Return the windows with energy while the sun is below the horizon; without a place there is no check."""
+    if party.place is None:
+        return set()
+    found = set()
+    for (window_s, channel), (energy_mws, counted_ms) in _by_window(facts, channels).items():
+        terms = party.terms(channel, window_s * 1000)
+        # 1 % of the peak, but at least 1 mW; in 1/100 mW to stay in integers
+        limit_cmw = max(terms.peak_mw if terms else 0, 100)
+        if energy_mws * 100_000 > limit_cmw * counted_ms and all(
+            elevation_mdeg(t, *party.place) < night_mdeg for t in (window_s, window_s + _WINDOW_S)
+        ):
+            found.add(window_s)
+    return found
+
+
+def stuck_windows(facts: Iterable[Fact], channels: Sequence[int], stuck_ms: int) -> set[int]:
+    """Return the windows of readings that stayed the same, above the dead band, for `stuck_ms`."""
+    found: set[int] = set()
+    runs: dict[int, tuple[tuple[int, int], int, set[int]]] = {}
+    for fact in facts:
+        if not fact.accepted:
+            continue
+        for channel in fact.batch.channels:
+            reading = fact.reading(channel.number)
+            if channel.number not in channels or reading is None:
+                continue
+            for voltage_uv, current_ua, offset_ms in zip(
+                channel.voltage_uv, channel.current_ua, channel.offsets_ms, strict=True
+            ):
+                value, t_ms = (voltage_uv, current_ua), fact.t0_ms + offset_ms
+                run = runs.get(channel.number)
+                if abs(current_ua) < reading.dead_band_ua:
+                    runs.pop(channel.number, None)
+                elif run is None or run[0] != value:
+                    runs[channel.number] = (value, t_ms, {fact.window_s})
+                else:
+                    run[2].add(fact.window_s)
+                    if t_ms - run[1] >= stuck_ms:
+                        found |= run[2]
+    return found
+
+
+def _by_window(facts: Iterable[Fact], channels: Sequence[int]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Return energy (mW·s) and counted time (ms) by window and channel."""
+    sums: dict[tuple[int, int], tuple[int, int]] = {}
+    for fact in facts:
+        for channel in channels:
+            energy_mws, counted_ms = sums.get((fact.window_s, channel), (0, 0))
+            sums[fact.window_s, channel] = (
+                energy_mws + fact.energy_mws(channel),
+                counted_ms + fact.growth(channel).counted_ms,
+            )
+    return sums

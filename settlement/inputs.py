@@ -1,0 +1,369 @@
+"""What a settlement follows from: exactly the inputs that an evidence pack holds."""
+
+import csv
+import io
+import json
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from maxgreen.protocol import cbor
+from maxgreen.protocol.backend import BackendKeys, Beacon
+from maxgreen.protocol.pack import MANIFEST, PackError, canonical_json
+from maxgreen.protocol.reasons import Rejected
+from maxgreen.verify.chain import ChainState
+from maxgreen.verify.rules import Action, Decision, DeviceRecord, Limits, Rules
+
+ARRIVALS_HEADER: Final = "seq,received_ms"
+
+
+@dataclass(frozen=True)
+class ChannelTerms:
+    """A channel as registered from a time on: role, peak mW, meter error ppm and mW."""
+
+    from_ms: int
+    channel: int
+    role: int
+    peak_mw: int
+    error_ppm: int
+    offset_mw: int
+
+
+@dataclass(frozen=True)
+class Party:
+    """A device of the settlement: an entry of devices.json."""
+
+    device: bytes
+    record: DeviceRecord
+    kind: str
+    token: int
+    channels: tuple[ChannelTerms, ...]
+    place: tuple[float, float] | None
+    efficiency_ppm: int
+    battery_wh: int
+    online_required: bool
+
+    def terms(self, channel: int, t_ms: int) -> ChannelTerms | None:
+        """Return a channel's registration valid at a time."""
+        history = [terms for terms in self.channels if terms.channel == channel]
+        if not history:
+            return None
+        return history[max(0, bisect_right(history, t_ms, key=lambda terms: terms.from_ms) - 1)]
+
+    def numbers(self, role: int) -> list[int]:
+        """Return the channels of a role."""
+        return sorted({terms.channel for terms in self.channels if terms.role == role})
+
+
+@dataclass(frozen=True)
+class LineBase:
+    """Sums over the windows that are settled for good, before those of this pack."""
+
+    until_s: int
+    sent_mws: int = 0
+    received_mws: int = 0
+    expected_mws: int = 0
+    error_mws: int = 0
+    partial_mws: int = 0
+    runs: int = 0
+    last_counted_window: int = -1
+
+
+@dataclass(frozen=True)
+class LineTerms:
+    """A line: an entry of lines.json. Registers in mW·s."""
+
+    line: bytes
+    miner: int
+    miner_channel: int
+    node: int
+    node_channel: int
+    resistance_uohm: int
+    loss_ppm: int
+    max_loss_ppm: int
+    opened_s: int
+    sent_seq: int
+    sent_register: int
+    received_seq: int
+    received_register: int
+    base: LineBase
+    carried_mws: int
+    paid_mws: int
+    paid_until_s: int
+    acc: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a statement follows from (P-PCK-1)."""
+
+    network: str
+    period: str
+    until_s: int
+    start_s: int
+    previous: bytes | None
+    parties: tuple[Party, ...]
+    lines: tuple[LineTerms, ...]
+    rules: Rules
+    backend_keys: tuple[bytes, ...]
+    beacon_messages: tuple[bytes, ...]
+    receipts: Mapping[bytes, tuple[bytes, ...]]
+    batches: Mapping[bytes, tuple[bytes, ...]]
+    arrivals: Mapping[bytes, tuple[tuple[int, int], ...]]
+    starts: Mapping[bytes, ChainState]
+    windows_before: Mapping[bytes, Mapping[int, tuple[str, str]]]  # line: window: state, reasons
+
+    def party(self, token: int) -> Party:
+        """Return the device behind a token."""
+        return next(party for party in self.parties if party.token == token)
+
+    def entries(self) -> dict[str, bytes]:
+        """Return the pack's input entries."""
+        found: dict[str, bytes] = {
+            "devices.json": canonical_json([_party_json(p) for p in sorted(self.parties, key=lambda p: p.device)]),
+            "lines.json": canonical_json([_line_json(line) for line in sorted(self.lines, key=lambda x: x.line)]),
+            "backend.json": canonical_json([key.hex() for key in self.backend_keys]),
+            "limits.json": canonical_json([{"from_ms": at, **_limits_json(value)} for at, value in self.rules.limits]),
+            "decisions.json": canonical_json([_decision_json(d) for d in _sorted_decisions(self.rules.decisions)]),
+            "beacons.cborseq": b"".join(self.beacon_messages),
+            "period.json": canonical_json({"start": self.start_s}),
+        }
+        for device, messages in self.batches.items():
+            name = device.hex()
+            rows = "".join(f"{seq},{received_ms}\n" for seq, received_ms in self.arrivals[device])
+            found[f"batches/{name}.cborseq"] = b"".join(messages)
+            found[f"arrivals/{name}.csv"] = f"{ARRIVALS_HEADER}\n{rows}".encode()
+            found[f"start/{name}.json"] = canonical_json([self.starts[device].to_json()])
+            found[f"receipts/{name}.cborseq"] = b"".join(self.receipts.get(device, ()))
+        return found
+
+    @classmethod
+    def from_entries(
+        cls, entries: Mapping[str, bytes], windows_before: Mapping[bytes, Mapping[int, tuple[str, str]]]
+    ) -> "Inputs":
+        """Read the inputs of a pack; PackError names the entry that is not as the format has it."""
+        manifest = _json(entries, MANIFEST)
+        network = manifest["network"]
+        backend_keys = tuple(bytes.fromhex(key) for key in _json(entries, "backend.json"))
+        opener = BackendKeys(backend_keys, network)
+        beacon_messages = tuple(_sequence(entries, "beacons.cborseq"))
+        beacons: dict[int, Beacon] = {}
+        for message in beacon_messages:
+            try:
+                beacon = opener.open_beacon(message)
+            except Rejected as error:
+                raise PackError(f"beacons.cborseq: {error}") from error
+            beacons[beacon.number] = beacon
+        rules = Rules(
+            network,
+            limits=[(entry["from_ms"], Limits.from_json(entry)) for entry in _json(entries, "limits.json")],
+            beacons=beacons,
+            decisions=[_decision(entry) for entry in _json(entries, "decisions.json")],
+        )
+        parties = tuple(_party(entry) for entry in _json(entries, "devices.json"))
+        devices = [p.device for p in parties]
+        batches = {d: tuple(_sequence(entries, f"batches/{d.hex()}.cborseq")) for d in devices}
+        receipts = {d: tuple(_sequence(entries, f"receipts/{d.hex()}.cborseq")) for d in devices}
+        for device, messages in receipts.items():
+            for message in messages:
+                try:
+                    opener.open_receipt(message)
+                except Rejected as error:
+                    raise PackError(f"receipts/{device.hex()}.cborseq: {error}") from error
+        return cls(
+            network=network,
+            period=manifest["period"],
+            until_s=manifest["until"],
+            start_s=_json(entries, "period.json")["start"],
+            previous=bytes.fromhex(manifest["previous"]) if manifest["previous"] else None,
+            parties=parties,
+            lines=tuple(_line(entry) for entry in _json(entries, "lines.json")),
+            rules=rules,
+            backend_keys=backend_keys,
+            beacon_messages=beacon_messages,
+            receipts=receipts,
+            batches=batches,
+            arrivals={d: tuple(_arrivals(entries, f"arrivals/{d.hex()}.csv")) for d in devices},
+            starts={d: ChainState.from_json(_json(entries, f"start/{d.hex()}.json")[0]) for d in devices},
+            windows_before=windows_before,
+        )
+
+
+def entry(entries: Mapping[str, bytes], name: str) -> bytes:
+    """Return an entry; PackError when it is missing."""
+    if name not in entries:
+        raise PackError(f"{name}: missing")
+    return entries[name]
+
+
+def _json(entries: Mapping[str, bytes], name: str) -> Any:
+    data = entry(entries, name)
+    try:
+        value = json.loads(data)
+        again = canonical_json(value)
+    except (ValueError, RecursionError) as error:
+        raise PackError(f"{name}: not JSON: {error}") from error
+    if again != data:
+        raise PackError(f"{name}: not RFC 8785 JSON")
+    return value
+
+
+def _sequence(entries: Mapping[str, bytes], name: str) -> list[bytes]:
+    try:
+        return cbor.split_sequence(entry(entries, name))
+    except Rejected as error:
+        raise PackError(f"{name}: {error}") from error
+
+
+def _arrivals(entries: Mapping[str, bytes], name: str) -> list[tuple[int, int]]:
+    try:
+        rows = list(csv.reader(io.StringIO(entry(entries, name).decode())))
+        if rows[0] != ARRIVALS_HEADER.split(","):
+            raise PackError(f"{name}: its header is not {ARRIVALS_HEADER}")
+        return [(int(seq), int(received_ms)) for seq, received_ms in rows[1:]]
+    except (ValueError, IndexError) as error:
+        raise PackError(f"{name}: {error}") from error
+
+
+def _party_json(party: Party) -> dict[str, Any]:
+    return {
+        "id": party.device.hex(),
+        "spki": party.record.spki.hex(),
+        "kind": party.kind,
+        "token": str(party.token),
+        "status": [{"from_ms": at, "status": str(status)} for at, status in party.record.statuses],
+        "channels": [
+            {
+                "from_ms": c.from_ms,
+                "channel": c.channel,
+                "role": c.role,
+                "peak_mw": c.peak_mw,
+                "error_ppm": c.error_ppm,
+                "offset_mw": c.offset_mw,
+            }
+            for c in party.channels
+        ],
+        "latitude": party.place[0] if party.place else None,
+        "longitude": party.place[1] if party.place else None,
+        "efficiency_ppm": party.efficiency_ppm,
+        "battery_wh": party.battery_wh,
+        "online_required": party.online_required,
+    }
+
+
+def _party(value: Mapping[str, Any]) -> Party:
+    statuses = tuple((status["from_ms"], status["status"]) for status in value["status"])
+    return Party(
+        device=bytes.fromhex(value["id"]),
+        record=DeviceRecord(bytes.fromhex(value["spki"]), statuses),
+        kind=value["kind"],
+        token=int(value["token"]),
+        channels=tuple(ChannelTerms(**channel) for channel in value["channels"]),
+        place=None if value["latitude"] is None else (float(value["latitude"]), float(value["longitude"])),
+        efficiency_ppm=value["efficiency_ppm"],
+        battery_wh=value["battery_wh"],
+        online_required=value["online_required"],
+    )
+
+
+def _line_json(line: LineTerms) -> dict[str, Any]:
+    base = line.base
+    return {
+        "id": line.line.hex(),
+        "miner": str(line.miner),
+        "miner_channel": line.miner_channel,
+        "node": str(line.node),
+        "node_channel": line.node_channel,
+        "resistance_uohm": line.resistance_uohm,
+        "loss_ppm": line.loss_ppm,
+        "max_loss_ppm": line.max_loss_ppm,
+        "opened": {
+            "time": line.opened_s,
+            "sent_seq": line.sent_seq,
+            "sent_register": str(line.sent_register),
+            "received_seq": line.received_seq,
+            "received_register": str(line.received_register),
+        },
+        "base": {
+            "until": base.until_s,
+            "sent_mws": str(base.sent_mws),
+            "received_mws": str(base.received_mws),
+            "expected_mws": str(base.expected_mws),
+            "error_mws": str(base.error_mws),
+            "partial_mws": str(base.partial_mws),
+            "runs": base.runs,
+            "last_counted_window": base.last_counted_window,
+        },
+        "carried_mws": str(line.carried_mws),
+        "paid_mws": str(line.paid_mws),
+        "paid_until": line.paid_until_s,
+        "acc": str(line.acc),
+    }
+
+
+def _line(value: Mapping[str, Any]) -> LineTerms:
+    opened, base = value["opened"], value["base"]
+    return LineTerms(
+        line=bytes.fromhex(value["id"]),
+        miner=int(value["miner"]),
+        miner_channel=value["miner_channel"],
+        node=int(value["node"]),
+        node_channel=value["node_channel"],
+        resistance_uohm=value["resistance_uohm"],
+        loss_ppm=value["loss_ppm"],
+        max_loss_ppm=value["max_loss_ppm"],
+        opened_s=opened["time"],
+        sent_seq=opened["sent_seq"],
+        sent_register=int(opened["sent_register"]),
+        received_seq=opened["received_seq"],
+        received_register=int(opened["received_register"]),
+        base=LineBase(
+            base["until"],
+            int(base["sent_mws"]),
+            int(base["received_mws"]),
+            int(base["expected_mws"]),
+            int(base["error_mws"]),
+            int(base["partial_mws"]),
+            base["runs"],
+            base["last_counted_window"],
+        ),
+        carried_mws=int(value["carried_mws"]),
+        paid_mws=int(value["paid_mws"]),
+        paid_until_s=value["paid_until"],
+        acc=int(value["acc"]),
+    )
+
+
+def _limits_json(limits: Limits) -> dict[str, int]:
+    return {name: getattr(limits, name) for name in Limits.__dataclass_fields__}
+
+
+def _sorted_decisions(decisions: tuple[Decision, ...]) -> list[Decision]:
+    return sorted(decisions, key=lambda d: (d.device, d.at_ms))
+
+
+def _decision_json(decision: Decision) -> dict[str, Any]:
+    return {
+        "device": decision.device.hex(),
+        "from_seq": decision.from_seq,
+        "to_seq": decision.to_seq,
+        "action": decision.action.value,
+        "reason": decision.reason,
+        "who": decision.who,
+        "at_ms": decision.at_ms,
+        "text": decision.text,
+    }
+
+
+def _decision(value: Mapping[str, Any]) -> Decision:
+    return Decision(
+        bytes.fromhex(value["device"]),
+        value["from_seq"],
+        value["to_seq"],
+        Action(value["action"]),
+        value["reason"],
+        value["who"],
+        value["at_ms"],
+        value["text"],
+    )
