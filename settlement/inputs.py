@@ -190,6 +190,11 @@ class Inputs:
         )
 
 
+def read_lines(entries: Mapping[str, bytes]) -> list[LineTerms]:
+    """Return the lines of a pack."""
+    return [_line(value) for value in _json(entries, "lines.json")]
+
+
 def entry(entries: Mapping[str, bytes], name: str) -> bytes:
     """Return an entry; PackError when it is missing."""
     if name not in entries:

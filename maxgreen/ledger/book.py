@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from maxgreen.ledger.schema import batches, beacons, decisions, devices, evidence, limits, positions, receipts
+from maxgreen.ledger.schema import batches, beacons, decisions, devices, evidence, limits, periods, positions, receipts
 from maxgreen.protocol.backend import Beacon, decode_beacon
 from maxgreen.protocol.cose import parse
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
@@ -273,8 +273,67 @@ class Book:
         if not self._db.execute(update(positions).where(positions.c.name == name).values(value=value)).rowcount:
             self._db.execute(insert(positions).values(name=name, value=value))
 
+    # periods
+
+    def period(self, until_s: int) -> Any:
+        """Return a closed period, or None."""
+        return self._db.execute(select(periods).where(periods.c.until_s == until_s)).first()
+
+    def period_before(self, until_s: int) -> Any:
+        """Return the last closed period that ends before, or None."""
+        query = select(periods).where(periods.c.until_s < until_s).order_by(periods.c.until_s.desc()).limit(1)
+        return self._db.execute(query).first()
+
+    def period_after(self, until_s: int) -> Any:
+        """Return a closed period that ends later, or None."""
+        return self._db.execute(select(periods).where(periods.c.until_s > until_s).limit(1)).first()
+
+    def add_period(
+        self, until_s: int, period: str, manifest: bytes, statement: str, pack: bytes, closed_ms: int
+    ) -> None:
+        """Keep a closed period: its statement and pack never change."""
+        self._db.execute(
+            insert(periods).values(
+                until_s=until_s,
+                period=period,
+                manifest=manifest,
+                statement=statement,
+                pack=pack,
+                closed_ms=closed_ms,
+                revision=self.revision(),
+            )
+        )
+
+    def revision(self) -> int:
+        """Return the newest verdict's revision."""
+        return int(self._db.execute(select(func.max(batches.c.revision))).scalar() or 0)
+
+    def earliest_change(self, device: bytes, revision: int) -> int | None:
+        """Return the earliest t0 (ms) among verdicts that changed after `revision`."""
+        query = select(func.min(batches.c.t0_ms)).where(
+            batches.c.device == device, batches.c.revision > revision, batches.c.verdict == Verdict.ACCEPTED.value
+        )
+        found = self._db.execute(query).scalar()
+        return None if found is None else int(found)
+
+    def dated_range(self, device: bytes, from_ms: int, to_ms: int) -> tuple[int, int] | None:
+        """Return the first and last seq of accepted batches with from ≤ t0 < to."""
+        query = select(func.min(batches.c.seq), func.max(batches.c.seq)).where(
+            batches.c.device == device,
+            batches.c.verdict == Verdict.ACCEPTED.value,
+            batches.c.t0_ms >= from_ms,
+            batches.c.t0_ms < to_ms,
+        )
+        first, last = self._db.execute(query).one()
+        return None if first is None else (int(first), int(last))
+
+    def kept_between(self, device: bytes, first: int, last: int) -> list[Any]:
+        """Return every kept batch with first ≤ seq ≤ last, in the chain or ahead of it."""
+        query = select(batches).where(batches.c.device == device, batches.c.seq >= first, batches.c.seq <= last)
+        return list(self._db.execute(query.order_by(batches.c.seq)))
+
     def _next_revision(self) -> int:
-        return int(self._db.execute(select(func.max(batches.c.revision))).scalar() or 0) + 1
+        return self.revision() + 1
 
 
 def _judged(judgement: Judgement | None) -> dict[str, Any]:

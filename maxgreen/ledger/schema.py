@@ -123,4 +123,5 @@ periods: Final = Table(
     Column("statement", Text, nullable=False),
     Column("pack", LargeBinary, nullable=False),
     Column("closed_ms", BigInteger, nullable=False),
+    Column("revision", _Id, nullable=False),  # of the newest verdict at the close
 )

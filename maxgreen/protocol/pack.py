@@ -61,27 +61,28 @@ def write_pack(entries: Mapping[str, bytes]) -> bytes:
 
 
 def read_pack(path: Path) -> dict[str, bytes]:
-    """Return a pack's entries; PackError unless it is, byte for byte, the archive of its entries."""
+    """Return the entries of a pack's file; PackError as `parse_pack`."""
     try:
-        data = path.read_bytes()
+        return parse_pack(path.read_bytes(), str(path))
     except OSError as error:
         raise PackError(f"{path}: {error.strerror}") from error
+
+
+def parse_pack(data: bytes, where: str) -> dict[str, bytes]:
+    """Return a pack's entries; PackError unless it is, byte for byte, the archive of its entries."""
+    entries: dict[str, bytes] = {}
+    name = "the central directory"
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
-            entries = {name: archive.read(name) for name in names}
-    except zipfile.BadZipFile as error:
-        raise PackError(f"{path}: {_named(error, data)}") from error
+            for name in names:
+                entries[name] = archive.read(name)
     except Exception as error:  # a damaged archive raises whatever its bytes ask for
-        raise PackError(f"{path}: not a readable ZIP archive: {error}") from error
+        raise PackError(f"{where}: {name}: not readable: {error}") from error
     rebuilt = write_pack(entries)
     if len(names) != len(entries) or rebuilt != data:
-        raise PackError(f"{path}: {_first_difference(rebuilt, data)}")
+        raise PackError(f"{where}: {_first_difference(rebuilt, data)}")
     return entries
-
-
-def _named(error: Exception, data: bytes) -> str:
-    return f"not a readable ZIP archive of {len(data)} bytes: {error}"
 
 
 def _first_difference(rebuilt: bytes, data: bytes) -> str:

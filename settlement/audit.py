@@ -1,0 +1,215 @@
+"""The audit: everything again from the pack, and against the chain; the first difference has a name.
+
+It trusts the backend for arrival times and recorded decisions, and for nothing else.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maxgreen.chain.client import Chain
+from maxgreen.chain.deployment import Addresses, Deployment
+from maxgreen.chain.merkle import LINE_LEAF, leaf_hash, root_of
+from maxgreen.chain.orders import OrderStatus, SettlementContract
+from maxgreen.chain.registry import read_systems
+from maxgreen.errors import MaxgreenError
+from maxgreen.protocol.backend import BackendKeys
+from maxgreen.protocol.pack import MANIFEST, ORDER, PackError
+from maxgreen.protocol.reasons import Rejected
+from settlement.inputs import Inputs, LineBase, entry
+from settlement.statement import Derived, derive, fold, read_states
+
+TRUSTED = "trusted from the backend: arrival times and recorded decisions"
+
+
+class Difference(PackError):  # noqa: N818 - what an audit finds, not a fault of the program
+    """What the pack or the chain says is not what follows from the evidence."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit found right."""
+
+    period: str
+    checks: tuple[str, ...]
+    statement: bytes
+
+    def text(self) -> str:
+        """Return the report for people."""
+        lines = [f"period {self.period}", *(f"  ok  {check}" for check in self.checks), f"  {TRUSTED}"]
+        return "\n".join(lines)
+
+
+def audit(
+    entries: Mapping[str, bytes], *, previous: Mapping[str, bytes] | None = None, chain: Chain | None = None
+) -> Report:
+    """Verify a pack; Difference or PackError names the first thing that does not hold."""
+    return Report(
+        json.loads(entry(entries, MANIFEST))["period"],
+        tuple(_checks(entries, previous, chain)),
+        entry(entries, "statement.json"),
+    )
+
+
+def windows_of(entries: Mapping[str, bytes]) -> dict[bytes, dict[int, tuple[str, str]]]:
+    """Return the states at the last close that a pack's windows name, by line."""
+    found = {}
+    for name, data in entries.items():
+        if name.startswith("windows/"):
+            try:
+                found[bytes.fromhex(name[len("windows/") : -len(".csv")])] = read_states(data, (6, 7))
+            except (ValueError, IndexError) as error:
+                raise PackError(f"{name}: not the windows of a line: {error}") from error
+    return found
+
+
+def _checks(
+    entries: Mapping[str, bytes], previous: Mapping[str, bytes] | None, chain: Chain | None
+) -> Iterator[str]:
+    _check_manifest(entries)
+    yield f"manifest: {len(entries)} entries have their SHA-256"
+    try:
+        inputs = Inputs.from_entries(entries, windows_of(entries))
+        derived = derive(inputs)
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise PackError(f"the pack's inputs do not fit together: {type(error).__name__}: {error}") from error
+    count = sum(map(len, inputs.batches.values()))
+    yield f"evidence: {count} batches: signatures, chain, registers, shares and attestations judged again"
+    for name, data in sorted(derived.entries.items()):
+        _compare(name, data, entry(entries, name))
+    yield "windows and statement follow from the evidence, byte for byte"
+    try:
+        keys = BackendKeys(inputs.backend_keys, inputs.network)
+        keys.open(entry(entries, "statement.cose"), "statement", detached_payload=entries["statement.json"])
+    except (Rejected, ValueError) as error:
+        raise Difference(f"statement.cose: {error}") from error
+    yield "statement is signed by the backend"
+    yield _check_base(inputs, previous)
+    if ORDER in entries:
+        order = json.loads(entries[ORDER])
+        _check_order(order, derived)
+        yield f"order: {len(order['orders'])} leaves lead to its data root"
+        if chain is None:
+            yield "growth verified, payment not verified (no --rpc)"
+        else:
+            yield from _check_chain(order, inputs, derived, hashlib.sha256(entries[MANIFEST]).digest(), chain)
+    elif derived.leaves:
+        yield "no order yet: nothing was paid for this statement"
+
+
+def _check_manifest(entries: Mapping[str, bytes]) -> None:
+    try:
+        files = json.loads(entry(entries, MANIFEST))["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PackError(f"{MANIFEST}: not a manifest: {error}") from error
+    for name in sorted((set(entries) | set(files)) - {MANIFEST, ORDER}):
+        data = entry(entries, name)
+        if name not in files:
+            raise Difference(f"{name}: not in the manifest")
+        if hashlib.sha256(data).hexdigest() != files[name]:
+            raise Difference(f"{name}: its SHA-256 is not the manifest's")
+
+
+def _compare(name: str, expected: bytes, found: bytes) -> None:
+    if expected == found:
+        return
+    rows = zip(expected.splitlines(), found.splitlines(), strict=False)
+    number, (want, have) = next(
+        ((k, pair) for k, pair in enumerate(rows, 1) if pair[0] != pair[1]), (0, (b"another length", b""))
+    )
+    raise Difference(
+        f"{name}: line {number}: the evidence gives {want[:120]!r}, the pack says {have[:120]!r}"
+    )
+
+
+def _check_base(inputs: Inputs, previous: Mapping[str, bytes] | None) -> str:
+    """Check the sums that come from earlier packs (P-PCK-1)."""
+    if all(line.base == LineBase(line.base.until_s) for line in inputs.lines):
+        return "base: this pack begins where its lines opened"
+    if previous is None:
+        return "growth verified, base not verified (name the previous pack with --previous)"
+    if inputs.previous != hashlib.sha256(entry(previous, MANIFEST)).digest():
+        raise Difference(f"{MANIFEST}: 'previous' is not the SHA-256 of the previous pack's manifest")
+    before = derive(Inputs.from_entries(previous, windows_of(previous)))
+    bases = {r.terms.line: fold(r.terms.base, r.windows.windows, inputs.start_s) for r in before.lines}
+    for line in inputs.lines:
+        if line.base != bases.get(line.line, LineBase(inputs.start_s)):
+            raise Difference(f"lines.json: the base of line {line.line.hex()} is not the previous pack's sums")
+    return "base follows from the previous pack"
+
+
+def _check_order(order: Mapping[str, Any], derived: Derived) -> None:
+    tree = derived.tree
+    if order["data_root"] != tree.root.hex():
+        raise Difference(f"{ORDER}: data_root is not the root of the statement's leaves")
+    leaves = {leaf.line.hex(): leaf for leaf in derived.leaves}
+    for placed in order["orders"]:
+        leaf = leaves.get(placed["line"])
+        if leaf is None:
+            raise Difference(f"{ORDER}: line {placed['line']} has nothing payable in the statement")
+        want = [value.hex() if isinstance(value, bytes) else str(value) for value in leaf.values]
+        if placed["leaf"] != want:
+            raise Difference(f"{ORDER}: the leaf of line {placed['line']} is not the statement's")
+        proof = [bytes.fromhex(sibling) for sibling in placed["proof"]]
+        if root_of(leaf_hash(LINE_LEAF, leaf.values), proof) != tree.root:
+            raise Difference(f"{ORDER}: the proof of line {placed['line']} does not lead to the data root")
+
+
+def _check_chain(
+    order: Mapping[str, Any], inputs: Inputs, derived: Derived, manifest_digest: bytes, chain: Chain
+) -> Iterator[str]:
+    """Compare with the chain: devices' keys, lines' bases, orders, payment."""
+    if chain.chain_id != order["chain_id"]:
+        raise Difference(f"{ORDER}: chain {order['chain_id']}, but the RPC is of chain {chain.chain_id}")
+    deployment = Deployment(chain, Addresses(chain_id=order["chain_id"], **order["contracts"]))
+    if deployment.network != inputs.network:
+        raise Difference(f"{ORDER}: contracts are of network {deployment.network}, the pack of {inputs.network}")
+    contract = SettlementContract(deployment)
+    systems = read_systems(deployment)
+    for party in inputs.parties:
+        system = systems.get(party.device)
+        if system is None or system.token != party.token or system.record.spki != party.record.spki:
+            raise Difference(f"devices.json: device {party.device.hex()} is not the registry's token {party.token}")
+    yield f"registry has the keys of {len(inputs.parties)} devices"
+    for terms in inputs.lines:
+        line = contract.line(terms.line)
+        have = (line.base_sent.register_mws, line.base_received.register_mws, line.loss.resistance_uohm)
+        if have != (terms.sent_register, terms.received_register, terms.resistance_uohm):
+            raise Difference(f"lines.json: line {terms.line.hex()} has other bases or terms on the chain")
+    leaves = {leaf.line.hex(): leaf for leaf in derived.leaves}
+    for placed in order["orders"]:
+        leaf, stored = leaves[placed["line"]], contract.order(placed["order"])
+        want = (leaf.line, leaf.payable_total_mws, leaf.batch_root, derived.tree.root, manifest_digest)
+        have_order = (
+            stored.line,
+            stored.payable_total_mws,
+            stored.batch_root,
+            stored.data_root,
+            stored.manifest_digest,
+        )
+        if want != have_order:
+            raise Difference(f"order {placed['order']} on the chain is not the pack's")
+        if stored.status is not OrderStatus.APPROVED:
+            yield f"order {placed['order']} is on the chain, {stored.status.name.lower()}"
+            continue
+        yield f"order {placed['order']} on the chain is the pack's, and approved"
+        yield _check_payment(contract, inputs, placed)
+
+
+def _check_payment(contract: SettlementContract, inputs: Inputs, placed: Mapping[str, Any]) -> str:
+    line_id = bytes.fromhex(placed["line"])
+    terms = next(terms for terms in inputs.lines if terms.line == line_id)
+    line = contract.line(line_id)
+    collected = contract.collections(line_id)
+    energy = sum(payment["energy"] for payment in collected)
+    if energy + line.credit_mws != line.paid_mws:
+        raise Difference(f"line {placed['line']}: {energy} mW·s paid out and {line.credit_mws} credited, of {line.paid_mws}")
+    efficiency_ppm = inputs.party(terms.node).efficiency_ppm
+    wei = sum(payment["toMiner"] + payment["toNode"] for payment in collected)
+    if wei * 9 + line.acc != energy * efficiency_ppm * 2_500:
+        raise Difference(f"line {placed['line']}: {wei} wei were minted for {energy} mW·s at {efficiency_ppm} ppm")
+    return f"line {placed['line'][:8]}…: {wei} wei minted for {energy} mW·s in all"
+
+

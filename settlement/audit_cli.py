@@ -1,0 +1,41 @@
+"""`maxgreen audit`: check an evidence pack and its mint alone."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maxgreen.chain.client import Chain, connect
+from maxgreen.clock import SystemClock
+from maxgreen.errors import UsageError
+from maxgreen.protocol.pack import PackError, read_pack
+from settlement.audit import audit as audit_pack
+
+
+def audit(
+    pack: Annotated[Path, typer.Argument(help="the evidence pack, a ZIP file")],
+    rpc: Annotated[str | None, typer.Option(help="JSON-RPC URL, or the file of an embedded chain")] = None,
+    previous: Annotated[Path | None, typer.Option(help="the pack of the period before")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Verify everything from the evidence pack, and with --rpc against the chain; names the first difference."""
+    try:
+        chain = open_chain(rpc)
+        report = audit_pack(read_pack(pack), previous=read_pack(previous) if previous else None, chain=chain)
+    except PackError as error:
+        print(json.dumps({"audit": str(error)}) if as_json else f"DIFFERENCE  {error}")  # noqa: T201
+        raise typer.Exit(1) from error
+    if as_json:
+        print(json.dumps({"audit": "ok", "period": report.period, "checks": list(report.checks)}))  # noqa: T201
+    else:
+        print(report.text())  # noqa: T201
+
+
+def open_chain(rpc: str | None) -> Chain | None:
+    """Connect to the chain that an audit compares with; UsageError when a file is not there."""
+    if rpc is None:
+        return None
+    if not rpc.startswith(("http://", "https://")) and not Path(rpc).is_file():
+        raise UsageError(f"--rpc {rpc}: neither a URL nor the file of an embedded chain")
+    return connect(rpc, SystemClock())

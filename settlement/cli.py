@@ -1,0 +1,81 @@
+"""`maxgreen settle`: run, open-line, config."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maxgreen.chain.orders import Ends, LossTerms
+from maxgreen.service import log_to_stderr
+from maxgreen.settings import load, sample
+from settlement.close import NotReadyError
+from settlement.config import SettlementSettings
+from settlement.orders import open_line
+from settlement.periods import period_bounds
+from settlement.service import SettlementService
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Close a period, order, vote and mint.")
+config_app = typer.Typer(no_args_is_help=True, help="The settings file.")
+app.add_typer(config_app, name="config")
+
+DEFAULT_CONFIG = Path("/etc/maxgreen/settlement.toml")
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="settings file")]
+JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+NOT_READY = 75  # EX_TEMPFAIL of sysexits.h: the next run goes on
+
+
+
+@app.command()
+def run(
+    period: Annotated[str, typer.Option(help="YYYY-MM, or YYYY-MM-DD for a single day")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a period as far as it goes: statement, order, vote, mint. Safe to kill and to repeat."""
+    log_to_stderr()
+    period_bounds(period)
+    settings = load(SettlementSettings, config)
+    service = SettlementService.from_settings(settings)
+    try:
+        settled = service.run(period, wait=settings.wait)
+    except NotReadyError as error:
+        print(json.dumps({"period": period, "state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}")
+        raise typer.Exit(NOT_READY) from error
+    summary = settled.summary()
+    if as_json:
+        print(json.dumps(summary))
+        return
+    for name, value in summary.items():
+        print(f"{name:<12} {value}")
+
+
+@app.command("open-line")
+def open_line_command(
+    miner: Annotated[int, typer.Option(help="the miner's token")],
+    node: Annotated[int, typer.Option(help="the storage node's token")],
+    miner_channel: Annotated[int, typer.Option(help="its sent channel")] = 1,
+    node_channel: Annotated[int, typer.Option(help="its received channel")] = 0,
+    resistance_uohm: Annotated[int, typer.Option(min=0, help="the line's resistance, µΩ")] = 0,
+    loss_ppm: Annotated[int, typer.Option(min=0, help="expected loss, ppm of sent, where the resistance is 0")] = 0,
+    max_loss_ppm: Annotated[int, typer.Option(min=0, help="the loss that is never accepted, ppm of sent")] = 100_000,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Open a line with the first attestation of each end."""
+    service = SettlementService.from_settings(load(SettlementSettings, config))
+    ends = Ends(miner, miner_channel, node, node_channel)
+    terms = LossTerms(resistance_uohm, loss_ppm, max_loss_ppm)
+    print(open_line(service.engine, service.deployment, service.operator, ends, terms).hex())
+
+
+@config_app.command("sample")
+def config_sample() -> None:
+    """Print the commented default settings."""
+    print(sample(SettlementSettings), end="")
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Validate the settings without touching the network."""
+    load(SettlementSettings, config)
+    print(f"{config}: ok")

@@ -1,0 +1,249 @@
+"""Closing a period: gather what the ledger has, derive the statement, make the pack. Done once."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine
+
+from maxgreen.chain.orders import Line, SettlementContract
+from maxgreen.ledger.book import Book, KnownDevice
+from maxgreen.protocol import cose
+from maxgreen.protocol.batch import parse_batch
+from maxgreen.protocol.keys import Signer
+from maxgreen.protocol.pack import MANIFEST, manifest_bytes, parse_pack, write_pack
+from maxgreen.verify.chain import ChainState
+from maxgreen.verify.rules import Rules
+from maxgreen.verify.verdict import Waiting, take
+from settlement.audit import windows_of
+from settlement.inputs import ChannelTerms, Inputs, LineBase, LineTerms, Party, read_lines
+from settlement.periods import period_bounds
+from settlement.statement import Derived, derive, fold, read_states
+from settlement.windows import DAY_S, WINDOW_S, State
+
+class NotReadyError(Exception):
+    """A period cannot be closed yet; the message says what it waits for."""
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A closed period: the pack's entries (without an order) and what follows from them."""
+
+    period: str
+    until_s: int
+    entries: dict[str, bytes]
+    derived: Derived
+
+    @property
+    def manifest_digest(self) -> bytes:
+        """SHA-256 of manifest.json, which the order stores."""
+        return hashlib.sha256(self.entries[MANIFEST]).digest()
+
+
+def close_period(
+    engine: Engine, contract: SettlementContract, signer: Signer, network: str, period: str, now_ms: int
+) -> Closed:
+    """Close a period, or return it as it was closed; NotReadyError says what it still waits for."""
+    _, until_s = period_bounds(period)
+    lines = [contract.line(line) for line in contract.line_ids()]
+    with engine.begin() as connection:
+        book = Book(connection)
+        row = book.period(until_s)
+        if row is not None:
+            return reopened(bytes(row.pack))
+        if book.period_after(until_s) is not None:
+            raise NotReadyError(f"{period} lies before a period that is closed already; orders are cumulative")
+        _check_ready(book, lines, period, until_s, now_ms)
+        inputs = gather(book, lines, signer, network, period)
+        derived = derive(inputs)
+        entries = {**inputs.entries(), **derived.entries}
+        entries["statement.cose"] = cose.sign(
+            derived.entries["statement.json"], signer, network, "statement", detached=True
+        )
+        entries[MANIFEST] = manifest_bytes(network, period, until_s, inputs.previous, entries)
+        digest = hashlib.sha256(entries[MANIFEST]).digest()
+        statement = derived.entries["statement.json"].decode()
+        book.add_period(until_s, period, digest, statement, write_pack(entries), now_ms)
+    return Closed(period, until_s, entries, derived)
+
+
+def reopened(pack: bytes) -> Closed:
+    """Return a closed period from the pack that the ledger keeps."""
+    entries = parse_pack(pack, "ledger")
+    manifest = json.loads(entries[MANIFEST])
+    inputs = Inputs.from_entries(entries, windows_of(entries))
+    return Closed(manifest["period"], manifest["until"], entries, derive(inputs))
+
+
+def gather(
+    book: Book,
+    lines: list[Line],
+    signer: Signer,
+    network: str,
+    period: str,
+) -> Inputs:
+    """Return the inputs of a period from the ledger and the chain's lines."""
+    begin_s, until_s = period_bounds(period)
+    known = {device.token: device for device in book.all_devices()}
+    tokens = sorted({token for line in lines for token in (line.ends.miner_token, line.ends.node_token)})
+    parties = tuple(party_of(known[token]) for token in tokens)
+    before = book.period_before(until_s)
+    opened_s = min(line.base_sent.time_s for line in lines) // DAY_S * DAY_S
+    start_s, bases, states = _bases(book, before, parties, begin_s, opened_s)
+    rules = book.rules(network)
+    batches: dict[bytes, tuple[bytes, ...]] = {}
+    arrivals: dict[bytes, tuple[tuple[int, int], ...]] = {}
+    starts: dict[bytes, ChainState] = {}
+    for party in parties:
+        found = book.dated_range(party.device, (start_s - WINDOW_S) * 1000, (until_s + WINDOW_S) * 1000)
+        rows = book.kept_between(party.device, *found) if found else []
+        batches[party.device] = tuple(bytes(row.message) for row in rows)
+        arrivals[party.device] = tuple((row.seq, row.received_ms) for row in rows)
+        starts[party.device] = _state_at(book, party, rules, rows[0].seq if rows else 0)
+    signed_beacons = book.all_beacons()
+    used = sorted(_beacons_used(message for messages in batches.values() for message in messages))
+    used = [number for number in used if number in signed_beacons]
+    return Inputs(
+        network=network,
+        period=period,
+        until_s=until_s,
+        start_s=start_s,
+        previous=bytes(before.manifest) if before is not None else None,
+        parties=parties,
+        lines=tuple(_terms(line, bases.get(line.ends.line_id, LineBase(start_s))) for line in lines),
+        rules=Rules(
+            network,
+            limits=rules.limits,
+            beacons={number: rules.beacons[number] for number in used},
+            decisions=[d for d in rules.decisions if d.device in batches],
+        ),
+        backend_keys=(signer.spki,),
+        beacon_messages=tuple(signed_beacons[number] for number in used),
+        receipts={party.device: tuple(book.receipts_of(party.device)) for party in parties},
+        batches=batches,
+        arrivals=arrivals,
+        starts=starts,
+        windows_before=states,
+    )
+
+
+def party_of(known: KnownDevice) -> Party:
+    """Return a device as devices.json has it, from the ledger's copy of the registry."""
+    system = known.system
+    since_ms = system["since_ms"]
+    place = system["place_deci"]
+    return Party(
+        device=known.record.device,
+        record=known.record,
+        kind=system["kind"],
+        token=known.token,
+        channels=tuple(
+            ChannelTerms(since_ms, c["number"], c["role"], c["peak_mw"], c["error_ppm"], c["offset_mw"])
+            for c in sorted(system["channels"], key=lambda c: c["number"])
+        ),
+        place=(place[0] / 10, place[1] / 10) if place else None,
+        efficiency_ppm=system["efficiency_ppm"],
+        battery_wh=system["battery_wh"],
+        online_required=system["online_required"],
+    )
+
+
+def _check_ready(book: Book, lines: list[Line], period: str, until_s: int, now_ms: int) -> None:
+    """Pass when every chain reaches past the end, or the deadline is over (completeness gate)."""
+    if not lines:
+        raise NotReadyError("no line is open; 'maxgreen settle open-line' opens one")
+    if now_ms < until_s * 1000:
+        raise NotReadyError(f"{period} is not over yet")
+    limits = book.limits()[-1][1]
+    if now_ms >= (until_s + limits.close_days * DAY_S) * 1000:
+        return
+    tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
+    for device in book.all_devices():
+        if device.token in tokens and (device.chain is None or device.chain.wall_ms < until_s * 1000):
+            raise NotReadyError(
+                f"{period}: system {device.token} has not reported past the end; it closes anyway "
+                f"{limits.close_days} days after it"
+            )
+
+
+def _bases(
+    book: Book, before: Any, parties: tuple[Party, ...], begin_s: int, opened_s: int
+) -> tuple[int, dict[bytes, LineBase], dict[bytes, dict[int, tuple[str, str]]]]:
+    """Return where the windows of this pack begin, the sums before them, and the states at the last close."""
+    if before is None:
+        return min(begin_s, opened_s), {}, {}
+    closed = reopened(bytes(before.pack))
+    inputs_start_s = json.loads(closed.entries["period.json"])["start"]
+    changed = [
+        t_ms // 1000
+        for party in parties
+        if (t_ms := book.earliest_change(party.device, before.revision)) is not None
+    ]
+    unpaid = [
+        window.window_s
+        for result in closed.derived.lines
+        for window in result.windows.windows
+        if window.state in {State.HELD, State.DISPUTED}
+    ]
+    start_s = min([begin_s, *changed, *unpaid]) // DAY_S * DAY_S
+    states = {
+        line.line: read_states(closed.entries[f"windows/{line.line.hex()}.csv"], (8, 9))
+        for line in read_lines(closed.entries)
+    }
+    if start_s < inputs_start_s:  # something changed below the settled sums: add up everything again
+        return min(start_s, opened_s), {}, states
+    bases = {
+        result.terms.line: fold(result.terms.base, result.windows.windows, start_s) for result in closed.derived.lines
+    }
+    return start_s, bases, states
+
+
+def _state_at(book: Book, party: Party, rules: Rules, seq: int) -> ChainState:
+    """Return a chain's state before `seq`, by judging it again from its beginning."""
+    state = ChainState.start(rules.network)
+    waiting: dict[int, Waiting] = {}
+    for row in book.chain_of(party.device):
+        if row.seq >= seq:
+            break
+        signed = parse_batch(bytes(row.message))
+        waiting[row.seq] = Waiting(signed, row.received_ms, state.enter(signed.batch.boot))
+        state, _ = take(
+            state,
+            signed,
+            row.received_ms,
+            party.record,
+            rules,
+            waiting=waiting.__getitem__,
+            skipped_to=row.skipped_to,
+        )
+    return state
+
+
+def _beacons_used(messages: Iterable[bytes]) -> set[int]:
+    works = (parse_batch(message).batch.work for message in messages)
+    return {work.beacon for work in works if work is not None}
+
+
+def _terms(line: Line, base: LineBase) -> LineTerms:
+    return LineTerms(
+        line=line.ends.line_id,
+        miner=line.ends.miner_token,
+        miner_channel=line.ends.miner_channel,
+        node=line.ends.node_token,
+        node_channel=line.ends.node_channel,
+        resistance_uohm=line.loss.resistance_uohm,
+        loss_ppm=line.loss.loss_ppm,
+        max_loss_ppm=line.loss.max_loss_ppm,
+        opened_s=line.base_sent.time_s,
+        sent_seq=line.base_sent.seq,
+        sent_register=line.base_sent.register_mws,
+        received_seq=line.base_received.seq,
+        received_register=line.base_received.register_mws,
+        base=base,
+        carried_mws=0,
+        paid_mws=line.paid_mws,
+        paid_until_s=line.until_s,
+        acc=line.acc,
+    )
