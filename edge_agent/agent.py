@@ -62,6 +62,16 @@ class Agent:
         """The device id."""
         return key_id(self._parts.signer.spki)
 
+    @property
+    def waiting(self) -> int:
+        """How many sealed batches have no receipt."""
+        return self._parts.spool.waiting()
+
+    @property
+    def can_mine(self) -> bool:
+        """Whether a beacon came, where shares are waited for."""
+        return self._parts.worker is None or not self._parts.worker.lacks_beacon
+
     def ticks(self) -> Iterator[Tick]:
         """Yield the source's ticks that are not sealed yet."""
         return self._parts.source.ticks(self.sealer.tip.last_boot_ms)

@@ -2,10 +2,10 @@
 
 import sys
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-import click
 import typer
+from typer.core import TyperGroup
 
 from maxgreen import __version__
 from maxgreen.errors import EXIT_CONFIG, EXIT_USAGE, Fatal, MaxgreenError, UsageError
@@ -22,26 +22,26 @@ SUMMARIES: Final = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(TyperGroup):
     """Loads a sub-command only when it is called, so that an agent needs no web3 and a node no sensor driver."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         """Return the names in the order of a user's day."""
         names = {point.name for point in entry_points(group=GROUP)}
         return [name for name in SUMMARIES if name in names] + sorted(names - set(SUMMARIES))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """Load a sub-command; one whose extra is not installed says how to install it."""
         points = entry_points(group=GROUP, name=cmd_name)
         return _load(next(iter(points))) if points else None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
 
 
-def _load(point: EntryPoint) -> click.Command:
+def _load(point: EntryPoint) -> Any:
     try:
         target: Any = point.load()
     except ModuleNotFoundError as error:
@@ -57,16 +57,33 @@ def _load(point: EntryPoint) -> click.Command:
     return typer.main.get_command(app)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="maxgreen")
-def root() -> None:
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"maxgreen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
     """Measured solar energy becomes tokens that anyone can check."""
 
 
 def main() -> None:
     """Run the command line; errors made on purpose print one sentence and no traceback."""
     try:
-        root()
+        app()
     except UsageError as error:
         _fail(error, EXIT_USAGE)
     except Fatal as error:

@@ -1,6 +1,7 @@
 """COSE_Sign1 with ES256, the one envelope of the protocol (RFC 9052; P-ID-3, P-SIG-1)."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -60,14 +61,14 @@ def sign(payload: bytes, signer: Signer, network: str, kind: MessageType, *, det
 def parse(message: bytes, *, detached_payload: bytes | None = None) -> Envelope:
     """Return the envelope of `message`; Malformed when its form is not exactly P-SIG-1's."""
     body = cbor.tagged(cbor.decode(message), COSE_SIGN1, "message")
-    if type(body) is not list or len(body) != 4:
+    if type(body) is not tuple or len(body) != 4:  # cbor2 makes what stands behind a tag immutable
         raise Malformed("message: not an array of four")
     protected = cbor.check_bytes(body[0], "protected header")
     header = cbor.decode(protected)
     if type(header) is not dict or list(header) != [1, 4] or type(header[1]) is not int or header[1] != ES256:
         raise Malformed("protected header: not {1: -7, 4: key id}")
     signer_id = cbor.check_bytes(header[4], "key id", 16)
-    if body[1] != {}:
+    if not isinstance(body[1], Mapping) or body[1]:
         raise Malformed("unprotected header: not empty")
     if detached_payload is None:
         payload = cbor.check_bytes(body[2], "payload")

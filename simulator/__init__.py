@@ -1,0 +1,1 @@
+"""Virtual panels and storage nodes: real agents over real MQTT, fed by measured traces."""

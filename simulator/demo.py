@@ -1,0 +1,364 @@
+"""The demo: a day of measured sunlight becomes tokens, by the real parts in the embedded profile."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from eth_account import Account
+from eth_account.signers.local import LocalAccount
+
+from edge_agent.agent import Agent
+from edge_agent.compose import build_agent
+from edge_agent.sensors.trace import Trace, interval_of
+from ingest.config import BrokerSettings, HttpSettings, IngestSettings
+from ingest.config import ChainSettings as IngestChain
+from ingest.service import IngestService
+from maxgreen.chain.client import connect
+from maxgreen.chain.dao import Dao
+from maxgreen.chain.deployment import Deployment, Governance, deploy
+from maxgreen.chain.embedded import dev_secret
+from maxgreen.chain.orders import Ends, LossTerms
+from maxgreen.chain.registry import admission, apply_for
+from maxgreen.clock import FileClock
+from maxgreen.errors import Fatal, MaxgreenError
+from maxgreen.keyfile import create_key_file
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import open_engine
+from maxgreen.protocol.keys import MemorySigner, key_id
+from maxgreen.protocol.pack import PackError, read_pack
+from maxgreen.protocol.reasons import Reason
+from maxgreen.protocol.work import nbits_of_credit
+from maxgreen.verify.rules import Limits
+from settlement.audit import audit
+from settlement.orders import open_line
+from settlement.periods import months_of, period_bounds
+from settlement.service import Settled, SettlementService
+from simulator.broker import EmbeddedBroker, free_port
+from simulator.forger import send_forged_batch
+from simulator.site import RECEIVED_CHANNEL, SENT_CHANNEL, Site, make_key, miner_system, node_system, peak_mw
+
+DAY_MS: Final = 86_400_000
+SEAL_S: Final = 600  # one batch per proof window
+SHARE_HASHES: Final = 64
+SHARES: Final = 2
+RESISTANCE_UOHM: Final = 150_000
+MAX_LOSS_PPM: Final = 200_000
+GOVERNANCE: Final = Governance(voting_delay_s=60, voting_period_s=3_600, timelock_s=3_600)
+_WAIT_S: Final = 60
+_AHEAD: Final = 4  # batches that may wait for a receipt
+
+
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the user asked for; place in degrees, north and east positive."""
+
+    trace: Trace
+    channel: str
+    folder: Path
+    peak_w: float | None = None
+    place: tuple[float, float] | None = None
+    serve: bool = False
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What came of it; energies mW·s, amounts wei."""
+
+    settled: tuple[Settled, ...]
+    audits: tuple[str, ...]
+    balances: dict[str, int]
+    owners: dict[str, str]
+    verdicts: dict[tuple[str, int], int]
+    shares: int
+    hashes: int
+    online_windows: int
+    windows: int
+    forged: str
+    page: str | None
+
+    @property
+    def audit(self) -> str:
+        """`ok`, or the first difference."""
+        return next((found for found in self.audits if found != "ok"), "ok")
+
+    def total(self, name: str) -> int:
+        """Return the sum of a statement's number over periods and lines."""
+        return sum(
+            int(line[name])
+            for settled in self.settled
+            for line in json.loads(settled.closed.entries["statement.json"])["lines"]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result for scripts: decimal integers."""
+        last = self.settled[-1]
+        minted = sum(p["toMiner"] + p["toNode"] for p in last.payments)
+        return {
+            "sent_mws": self.total("sent_mws"),
+            "received_mws": self.total("received_mws"),
+            "loss_mws": self.total("loss_mws"),
+            "expected_loss_mws": self.total("expected_loss_mws"),
+            "payable_mws": self.total("payable_mws"),
+            "mint_wei": minted,
+            "token_balance_wei": sum(self.balances.values()),
+            "balances_wei": {self.owners[name]: balance for name, balance in self.balances.items()},
+            "batches_accepted": sum(n for (verdict, _), n in self.verdicts.items() if verdict == "accepted"),
+            "batches_rejected": sum(n for (verdict, _), n in self.verdicts.items() if verdict == "rejected"),
+            "shares": self.shares,
+            "hashes": self.hashes,
+            "online_windows": self.online_windows,
+            "windows": self.windows,
+            "votes_for": last.votes[1],
+            "forged": self.forged,
+            "pack": str(last.pack),
+            "statement": str(last.statement),
+            "packs": [str(settled.pack) for settled in self.settled],
+            "audit": self.audit,
+        }
+
+
+def run_demo(options: DemoOptions, progress: Progress, *, serving: Callable[[DemoResult], None]) -> DemoResult:
+    """Run the demo; `serving` is called with the result while the pages are still up."""
+    with ExitStack() as stack:
+        demo = _Demo(options, stack)
+        return demo.run(progress, serving)
+
+
+class _Demo:
+    """One run: everything it starts is ended by the exit stack."""
+
+    def __init__(self, options: DemoOptions, stack: ExitStack) -> None:
+        self._options = options
+        self._stack = stack
+        self._folder = _fresh_folder(options.folder)
+        self._points = options.trace.channel(options.channel)
+        self._clock = FileClock(self._folder / "clock")
+        self._clock.sleep_until(self._points[0].t_ms - DAY_MS)
+        self._accounts: list[LocalAccount] = [Account.from_key(dev_secret(k)) for k in range(7)]
+        self._members = tuple(self._accounts[2:5])
+
+    def run(self, progress: Progress, serving: Callable[[DemoResult], None]) -> DemoResult:
+        progress("contracts", 0)
+        deployment = self._deploy()
+        progress("enrolment", 0)
+        backend = create_key_file(self._folder / "backend.pem")
+        keys = {name: make_key(self._folder / name) for name in ("miner", "node")}
+        tokens = self._enrol(deployment, keys)
+        broker = EmbeddedBroker()
+        broker.start()
+        self._stack.callback(broker.stop)
+        ingest, page = self._start_ingest(deployment, backend, broker.port)
+        agents = self._agents(deployment, backend, broker.port)
+        settlement = SettlementService(
+            ingest.engine, deployment, backend, self._clock, self._accounts[1], self._members, self._folder
+        )
+        ends = Ends(tokens["miner"], SENT_CHANNEL, tokens["node"], RECEIVED_CHANNEL)
+        forged = self._replay(agents, settlement, ends, broker.port, progress)
+        settled = self._settle(settlement, progress)
+        audits = self._audit(settled, deployment, progress)
+        result = self._result(ingest, deployment, tokens, settled, audits, forged, page, keys["miner"])
+        serving(result)
+        return result
+
+    def _deploy(self) -> Deployment:
+        chain = connect(str(self._folder / "chain.db"), self._clock)
+        members = [member.address for member in self._members]
+        deployment = deploy(chain, self._accounts[0], self._accounts[1].address, members, GOVERNANCE)
+        deployment.addresses.save(self._folder / "deployment.json")
+        return deployment
+
+    def _enrol(self, deployment: Deployment, keys: dict[str, MemorySigner]) -> dict[str, int]:
+        """Apply for both systems, and let the DAO admit them; return their tokens."""
+        peak = peak_mw(self._points, self._options.peak_w)
+        place = self._options.place
+        place_deci = (round(place[0] * 10), round(place[1] * 10)) if place else None
+        applications = [
+            apply_for(deployment, self._accounts[5], keys["miner"], miner_system(peak, place_deci)),
+            apply_for(deployment, self._accounts[6], keys["node"], node_system(peak)),
+        ]
+        Dao(deployment, self._clock).carry_out(admission(deployment, applications), self._members, wait=True)
+        functions: Any = deployment.registry.functions
+        return {name: deployment.chain.call(functions.tokenOf(key_id(key.spki))) for name, key in keys.items()}
+
+    def _start_ingest(
+        self, deployment: Deployment, backend: MemorySigner, port: int
+    ) -> tuple[IngestService, str | None]:
+        http = HttpSettings(port=free_port() if self._options.serve else 0)
+        settings = IngestSettings(
+            ledger=f"sqlite:///{self._folder / 'ledger.db'}",
+            broker=BrokerSettings(port=port),
+            http=http,
+            chain=IngestChain(refresh_s=3_600),
+        )
+        engine = open_engine(settings.ledger)
+        nbits = nbits_of_credit(SHARE_HASHES)
+        with engine.begin() as connection:
+            limits = Limits(pow_nbits_min=nbits, shares_per_window=SHARES, beacon_every_s=SEAL_S)
+            Book(connection).set_limits(0, limits)
+        service = IngestService(settings, engine, deployment, backend, self._clock)
+        thread = threading.Thread(target=service.run, name="ingest", daemon=True)
+        thread.start()
+        self._stack.callback(thread.join)
+        self._stack.callback(service.stop)
+        return service, f"http://{http.host}:{http.port}/" if http.port else None
+
+    def _agents(self, deployment: Deployment, backend: MemorySigner, port: int) -> dict[str, Agent]:
+        site = Site(
+            network=deployment.network,
+            backend_spki=backend.spki,
+            port=port,
+            trace=self._options.trace.path,
+            channel=self._options.channel,
+            interval_ms=interval_of(self._points),
+            seal_s=SEAL_S,
+            clock_file=self._folder / "clock",
+            resistance_uohm=RESISTANCE_UOHM,
+            nbits=nbits_of_credit(SHARE_HASHES),
+            wait_shares=SHARES,
+        )
+        agents = {
+            "miner": build_agent(site.miner(self._folder / "miner")),
+            "node": build_agent(site.node(self._folder / "node")),
+        }
+        for agent in agents.values():
+            self._stack.callback(agent.close)
+            agent.start()
+        return agents
+
+    def _replay(
+        self, agents: dict[str, Agent], settlement: SettlementService, ends: Ends, port: int, progress: Progress
+    ) -> str:
+        """Replay the trace through both agents in step; return what became of the forged batch."""
+        pair = list(agents.values())
+        _until(lambda: all(agent.can_mine for agent in pair), pair, "no beacon came from ingest")
+        count = len(self._points)
+        opened = False
+        for number, ticks in enumerate(zip(*(agent.ticks() for agent in pair), strict=True)):
+            for agent, tick in zip(pair, ticks, strict=True):
+                agent.take(tick)
+            if any(agent.waiting > _AHEAD for agent in pair) or not opened:
+                _until(lambda: all(agent.waiting == 0 for agent in pair), pair, "no receipt came from ingest")
+            if not opened and all(agent.sealer.tip.opened for agent in pair):
+                loss = LossTerms(RESISTANCE_UOHM, 0, MAX_LOSS_PPM)
+                open_line(settlement.engine, settlement.deployment, settlement.operator, ends, loss)
+                opened = True
+            progress("sunlight", (number + 1) / count)
+        for agent in pair:
+            agent.sealer.stop()
+        _until(lambda: all(agent.waiting == 0 for agent in pair), pair, "no receipt came from ingest")
+        return self._forge(settlement, agents["miner"], port)
+
+    def _forge(self, settlement: SettlementService, victim: Agent, port: int) -> str:
+        """Send a batch that the miner's key did not sign; return ingest's verdict on it."""
+        send_forged_batch(port, victim.device, settlement.deployment.network)
+        deadline = time.monotonic() + _WAIT_S
+        while time.monotonic() < deadline:
+            with settlement.engine.connect() as connection:
+                found = Book(connection).all_evidence(1)
+            if found:
+                return f"{Reason(found[0].reason).label}: {found[0].text}"
+            time.sleep(0.02)
+        raise Fatal("the forged batch was not judged within a minute")
+
+    def _settle(self, settlement: SettlementService, progress: Progress) -> list[Settled]:
+        """Close every month of the trace at its deadline, vote and mint."""
+        settled = []
+        months = months_of(self._points[0].t_ms, self._points[-1].t_ms)
+        close_days = Limits().close_days
+        for number, month in enumerate(months):
+            progress(f"settlement of {month}", number / len(months))
+            self._clock.sleep_until((period_bounds(month)[1] + close_days * 86_400) * 1000)
+            settled.append(settlement.run(month, wait=True))
+            # after the vote the pack is written again, with the payment in its order
+            settled[-1] = settlement.run(month, wait=True)
+        return settled
+
+    def _audit(self, settled: list[Settled], deployment: Deployment, progress: Progress) -> list[str]:
+        """Audit every pack against the chain."""
+        found = []
+        previous: Path | None = None
+        for number, one in enumerate(settled):
+            progress("audit", number / len(settled))
+            try:
+                audit(
+                    read_pack(one.pack), previous=read_pack(previous) if previous else None, chain=deployment.chain
+                )
+                found.append("ok")
+            except PackError as error:
+                found.append(str(error))
+            previous = one.pack
+        progress("audit", 1)
+        return found
+
+    def _result(
+        self,
+        ingest: IngestService,
+        deployment: Deployment,
+        tokens: dict[str, int],
+        settled: list[Settled],
+        audits: list[str],
+        forged: str,
+        page: str | None,
+        miner: MemorySigner,
+    ) -> DemoResult:
+        owners = {"miner": self._accounts[5].address, "node": self._accounts[6].address}
+        functions: Any = deployment.energy_token(tokens["node"]).functions
+        with ingest.engine.connect() as connection:
+            book = Book(connection)
+            verdicts = book.verdict_counts()
+            rows = list(book.chain_of(key_id(miner.spki)))
+        statements = [json.loads(one.closed.entries["statement.json"]) for one in settled]
+        return DemoResult(
+            settled=tuple(settled),
+            audits=tuple(audits),
+            balances={name: deployment.chain.call(functions.balanceOf(owner)) for name, owner in owners.items()},
+            owners=owners,
+            verdicts=verdicts,
+            shares=sum(row.shares for row in rows),
+            hashes=sum(int(row.hashes) for row in rows),
+            online_windows=sum(line["online_windows"] for s in statements for line in s["lines"]),
+            windows=len({row.t0_ms // (SEAL_S * 1000) for row in rows if row.t0_ms is not None}),
+            forged=forged,
+            page=page,
+        )
+
+
+def _fresh_folder(folder: Path) -> Path:
+    """Return an empty folder for the demo; what an earlier demo left there is removed, nothing else is."""
+    marker = folder / "demo.json"
+    if folder.exists() and any(folder.iterdir()):
+        if not marker.exists():
+            raise Fatal(f"{folder}: not empty, and not from an earlier demo; name another folder with --dir")
+        _remove_tree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text("{}\n")
+    return folder.resolve()
+
+
+def _remove_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+
+
+def _until(done: Callable[[], bool], agents: list[Agent], missing: str) -> None:
+    """Exchange messages until something is so; MaxgreenError after a minute."""
+    deadline = time.monotonic() + _WAIT_S
+    while not done():
+        for agent in agents:
+            agent.exchange(0.005)
+        if time.monotonic() > deadline:
+            raise MaxgreenError(f"{missing} within {_WAIT_S} s")
+
+

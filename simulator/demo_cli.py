@@ -1,0 +1,102 @@
+"""`maxgreen demo`: a day of measured sunlight becomes tokens."""
+
+import json
+import logging
+import signal
+import sys
+import threading
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from edge_agent.sensors.trace import read_trace
+from maxgreen.errors import UsageError
+from simulator.demo import DemoOptions, DemoResult, run_demo
+
+DEFAULT_TRACE: Final = "sandia6kw_20151111_1min_ina219.csv"
+_KWH: Final = 3.6e9
+
+
+def demo(
+    trace: Annotated[Path | None, typer.Option(help="CSV with ts_utc, channel, v_bus_V, i_A")] = None,
+    channel: Annotated[str | None, typer.Option(help="the trace's channel; default: its first")] = None,
+    folder: Annotated[Path, typer.Option("--dir", help="where statement, pack, ledger and chain go")] = Path("demo"),
+    peak_w: Annotated[float | None, typer.Option(min=0.001, help="panel peak to register, W")] = None,
+    place: Annotated[str | None, typer.Option(help="LATITUDE,LONGITUDE in degrees; adds the night check")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+    serve: Annotated[bool, typer.Option(help="keep the pages up until Ctrl-C")] = False,
+) -> None:
+    """Replay measured sunlight through real agents, broker, ledger and chain; vote, mint and audit."""
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    source = read_trace(trace or Path(str(files("simulator").joinpath("traces", DEFAULT_TRACE))))
+    source.channel(channel)
+    options = DemoOptions(
+        source, channel or next(iter(source.channels)), folder, peak_w, _place(place), serve
+    )
+    console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        with Progress(
+            TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(), console=console, transient=True,
+        ) as bar:
+            task = bar.add_task("starting", total=1.0)
+            shown = threading.Event()
+
+            def serving(result: DemoResult) -> None:
+                bar.stop()
+                _show(result, as_json=as_json, folder=folder)
+                shown.set()
+                if serve:
+                    console.print(f"pages: {result.page}   Ctrl-C ends the demo")
+                    signal.pause()
+
+            run_demo(options, lambda text, part: bar.update(task, description=text, completed=part), serving=serving)
+    except KeyboardInterrupt:
+        console.print("stopped")
+        sys.exit(0 if serve else 130)
+
+
+def _show(result: DemoResult, *, as_json: bool, folder: Path) -> None:
+    value = result.to_json()
+    if as_json:
+        print(json.dumps(value), flush=True)  # noqa: T201
+        return
+    table = Table(show_header=False, box=None)
+    rows = [
+        ("sent", f"{value['sent_mws'] / _KWH:.6f} kWh"),
+        ("received", f"{value['received_mws'] / _KWH:.6f} kWh"),
+        ("lost", f"{value['loss_mws'] / _KWH:.6f} kWh (expected of the line: {value['expected_loss_mws'] / _KWH:.6f})"),
+        ("payable", f"{value['payable_mws'] / _KWH:.6f} kWh"),
+        ("tokens minted", f"{value['mint_wei'] / 1e18:.9f}"),
+        *((f"  to {name}", f"{balance / 1e18:.9f}  {result.owners[name]}") for name, balance in result.balances.items()),
+        ("votes", f"{value['votes_for']} of 3 for"),
+        ("online", f"{result.online_windows} of {result.windows} windows"),
+        ("work", f"{result.shares} shares, {result.hashes} hashes credited"),
+        ("batches", f"{value['batches_accepted']} accepted, {value['batches_rejected']} rejected"),
+        ("forged batch", f"rejected, {result.forged}"),
+        ("audit", value["audit"]),
+        ("statement", str(result.settled[-1].page)),
+        ("evidence pack", value["pack"]),
+    ]
+    for name, text in rows:
+        table.add_row(name, text)
+    Console(width=max(120, Console().width)).print(table)
+    print(f"\ncheck the mint yourself:  maxgreen audit {value['pack']} --rpc {folder / 'chain.db'}")  # noqa: T201
+
+
+def _place(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        latitude, longitude = (float(part) for part in text.split(","))
+    except ValueError:
+        latitude = longitude = 999.0
+    if not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
+        raise UsageError(f"--place {text!r}: expected LATITUDE,LONGITUDE in degrees, like 35.1,-106.6")
+    return latitude, longitude
