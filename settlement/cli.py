@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from maxgreen.chain.orders import Ends, LossTerms
+from maxgreen.clock import make_clock
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import load, sample
 from settlement.close import NotReadyError
 from settlement.config import SettlementSettings
 from settlement.orders import open_line
-from settlement.periods import period_bounds
+from settlement.periods import month_before, period_bounds
 from settlement.service import SettlementService
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Close a period, order, vote and mint.")
@@ -28,14 +29,16 @@ NOT_READY = 75  # EX_TEMPFAIL of sysexits.h: the next run goes on
 
 @app.command()
 def run(
-    period: Annotated[str, typer.Option(help="YYYY-MM, or YYYY-MM-DD for a single day")],
+    period: Annotated[str, typer.Option(help="YYYY-MM, YYYY-MM-DD for a single day, or last: the month before this one")],
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
     """Take a period as far as it goes: statement, order, vote, mint. Safe to kill and to repeat."""
     log_to_stderr()
-    period_bounds(period)
     settings = load(SettlementSettings, config)
+    if period == "last":
+        period = month_before(make_clock(settings.clock_file).now_ms())
+    period_bounds(period)
     service = SettlementService.from_settings(settings)
     try:
         settled = service.run(period, wait=settings.wait)

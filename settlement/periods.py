@@ -33,5 +33,11 @@ def months_of(from_ms: int, to_ms: int) -> list[str]:
     return months
 
 
+def month_before(t_ms: int) -> str:
+    """Return the month before the one that holds a time, as YYYY-MM."""
+    first = datetime.fromtimestamp(t_ms / 1000, UTC).replace(day=1)
+    return f"{first - timedelta(days=1):%Y-%m}"
+
+
 def _midnight(day: date) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())

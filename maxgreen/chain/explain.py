@@ -12,6 +12,7 @@ from maxgreen.errors import MaxgreenError
 
 _ERROR_STRING: Final = bytes.fromhex("08c379a0")  # Error(string)
 _PANIC: Final = bytes.fromhex("4e487b71")  # Panic(uint256)
+_REFUSALS: Final = {"TransactionFailed", "ContractLogicError", "ContractCustomError"}
 _SENTENCES: Final = {
     "AccessManagedUnauthorized": "{caller} may not call this; the role table in docs/contracts.md says who may",
     "AlreadyMember": "{member} holds a badge already",
@@ -74,18 +75,26 @@ def explain(data: bytes) -> ChainRefusedError:
 
 def refusal(error: Exception) -> ChainRefusedError | None:
     """Return what a client library's exception stands for, or None when it is no refusal of a contract."""
+    data = revert_data(error)
+    if data is not None:
+        return explain(data)
+    return ChainRefusedError("", str(error)) if type(error).__name__ in _REFUSALS else None
+
+
+def revert_data(error: Exception) -> bytes | None:
+    """Return the revert data that an exception carries, in whatever form its library gives it."""
     data = getattr(error, "data", None)
-    if isinstance(data, str) and data.startswith("0x"):
-        return explain(bytes.fromhex(data[2:]))
-    if type(error).__name__ not in {"TransactionFailed", "ContractLogicError", "ContractCustomError"}:
+    if isinstance(data, str) and re.fullmatch(r"0x(?:[0-9a-f]{2})*", data):
+        return bytes.fromhex(data[2:])
+    if type(error).__name__ not in _REFUSALS:
         return None
     for argument in map(str, error.args):
         # eth-tester hands the revert bytes over as their repr()
         if found := re.search(r"""b(?:'.*'|".*")$""", argument, re.DOTALL):
-            return explain(ast.literal_eval(found[0]))
-        if found := re.search(r"0x([0-9a-f]*)$", argument):
-            return explain(bytes.fromhex(found[1]))
-    return ChainRefusedError("", str(error))
+            return bytes(ast.literal_eval(found[0]))
+        if found := re.search(r"0x((?:[0-9a-f]{2})*)$", argument):
+            return bytes.fromhex(found[1])
+    return None
 
 
 def _sentence(name: str, values: dict[str, str]) -> str:

@@ -1,0 +1,79 @@
+"""`maxgreen chain`: deploy, show, and a local chain for trials."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maxgreen.chain.client import account_from_file, connect
+from maxgreen.chain.deployment import Addresses, Deployment, Governance, deploy
+from maxgreen.chain.orders import SettlementContract
+from maxgreen.chain.registry import read_systems
+from maxgreen.clock import make_clock
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Contracts, and a local chain for trials.")
+
+RpcOption = Annotated[str, typer.Option(help="JSON-RPC URL, or the file of an embedded chain")]
+ClockOption = Annotated[Path | None, typer.Option(help="trials only: a file that holds the time, ms")]
+DeploymentOption = Annotated[Path, typer.Option("--deployment", help="the contracts' addresses")]
+
+
+@app.command("deploy")
+def deploy_command(
+    rpc: RpcOption,
+    deployer: Annotated[Path, typer.Option(help="file with the deployer's secret key, 0600")],
+    operator: Annotated[str, typer.Option(help="address of the settlement service")],
+    member: Annotated[list[str], typer.Option(help="address of a DAO member; repeat it")],
+    out: DeploymentOption = Path("deployment.json"),
+    voting_delay_s: Annotated[int, typer.Option(min=0)] = Governance.voting_delay_s,
+    voting_period_s: Annotated[int, typer.Option(min=1)] = Governance.voting_period_s,
+    timelock_s: Annotated[int, typer.Option(min=0)] = Governance.timelock_s,
+    quorum_percent: Annotated[int, typer.Option(min=1, max=100)] = Governance.quorum_percent,
+    clock_file: ClockOption = None,
+) -> None:
+    """Deploy the contracts and hand them to the DAO; writes their addresses."""
+    chain = connect(rpc, make_clock(clock_file))
+    governance = Governance(voting_delay_s, voting_period_s, timelock_s, quorum_percent)
+    deployment = deploy(chain, account_from_file(deployer), operator, member, governance)
+    deployment.addresses.save(out)
+    print(f"network {deployment.network}\naddresses in {out}")
+
+
+@app.command()
+def show(
+    rpc: RpcOption,
+    addresses: DeploymentOption = Path("deployment.json"),
+    clock_file: ClockOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Show systems, lines and what was paid."""
+    deployment = Deployment(connect(rpc, make_clock(clock_file)), Addresses.load(addresses))
+    contract = SettlementContract(deployment)
+    systems = [
+        {"token": s.token, "device": device.hex(), "kind": s.spec.kind.label, "owner": s.owner}
+        for device, s in read_systems(deployment).items()
+    ]
+    lines = [{"line": line.hex(), **asdict(contract.line(line))} for line in contract.line_ids()]
+    value = {"network": deployment.network, "systems": systems, "lines": lines}
+    if as_json:
+        print(json.dumps(value))
+        return
+    print(f"network {deployment.network}")
+    for system in systems:
+        print(f"system {system['token']}: {system['kind']}, device {system['device']}, owner {system['owner']}")
+    for line in lines:
+        print(f"line {line['line']}: paid {line['paid_mws']} mW·s, credit {line['credit_mws']} mW·s")
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Option(help="the chain's file")] = Path("chain.db"),
+    port: Annotated[int, typer.Option(help="port on 127.0.0.1")] = 8545,
+    clock_file: ClockOption = None,
+) -> None:
+    """Serve the embedded chain as JSON-RPC on 127.0.0.1, so that several processes can use it."""
+    from maxgreen.chain.rpc import serve  # noqa: PLC0415 - needs the extra 'ingest'
+
+    serve(file, port, make_clock(clock_file))
