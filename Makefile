@@ -1,0 +1,63 @@
+# MaxCoin Green Energy. `make` lists what there is.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+DEMO_DIR ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check fmt bench contracts vectors lock services clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## make .venv with everything in it
+
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard native/*.c native/*.h native/build_scrypt.py)
+	@scripts/system-packages $(PYTHON)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a minute or two the first time)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: venv ## a day of measured sunlight becomes tokens, in ./demo
+	@$(BIN)/maxgreen demo --dir $(DEMO_DIR)
+
+services: venv ## get the real services that the tests use, where this machine can have them
+	@scripts/services
+
+test: venv services ## run all tests, with real Mosquitto, InfluxDB and anvil where they can be had
+	@$(BIN)/python -m pytest --cov --cov-report=term
+
+check: venv ## what CI checks besides the tests: format, lint, types, imports, contracts, rules, vectors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/vectors.py --check
+	$(BIN)/python scripts/rules.py
+	scripts/contracts check
+
+fmt: venv ## format the sources
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix --quiet . || true
+
+bench: venv ## measure, side by side with peers
+	@$(BIN)/python benchmarks/scrypt.py
+
+contracts: ## compile the contracts into maxgreen/chain/artifacts
+	@scripts/contracts build
+
+vectors: venv ## write docs/vectors again
+	@$(BIN)/python scripts/vectors.py
+
+lock: venv ## write constraints.txt again, with the newest versions
+	@$(BIN)/pip install --quiet uv
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --no-annotate --upgrade \
+		--extra dev --extra pi pyproject.toml -o constraints.txt
+
+clean: ## remove what was built, but no cache outside this folder
+	@rm -rf $(VENV) build dist *.egg-info native/_scrypt* .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage contracts/node_modules
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
