@@ -101,7 +101,7 @@ class Sealer:
         if self._open is not None and self._open.first.wall_ms is None and tick.wall_ms is not None:
             self._date_waiting(tick.wall_ms - tick.boot_ms)
         if self._open is not None and self._is_cut_before(self._open, tick):
-            self._seal(next_wall_ms=tick.wall_ms)
+            self._seal(next_wall_ms=tick.wall_ms, attesting=not tick.samples)
         if not tick.samples:
             return
         if self._open is None:

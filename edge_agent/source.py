@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from edge_agent.sensors.base import Electrical, Sensor, SensorError
 from edge_agent.sensors.trace import Trace
 from maxgreen.clock import Clock
+from maxgreen.protocol.work import WINDOW_MS
 from maxgreen.verify.meter import Sample
 
 _LOG: Final = logging.getLogger(__name__)
@@ -109,6 +110,10 @@ class ReplaySource:
             boot_ms = t_ms - self._start_ms + _REPLAY_BOOT_MS
             if boot_ms <= after_boot_ms:
                 continue
+            if before_ms is not None and t_ms - before_ms > 2 * WINDOW_MS:
+                # nothing is measured for a while: the open batch closes in its time, not when the trace goes on
+                self._clock.sleep_until(before_ms + WINDOW_MS)
+                yield Tick(before_ms + WINDOW_MS, boot_ms - (t_ms - before_ms) + WINDOW_MS, {})
             if self._speed and before_ms is not None:
                 time.sleep((t_ms - before_ms) / 1000 / self._speed)
             before_ms = t_ms

@@ -8,6 +8,7 @@ from influxdb_client import InfluxDBClient
 from influxdb_client.client.write_api import SYNCHRONOUS
 from influxdb_client.rest import ApiException
 from sqlalchemy import Engine
+from urllib3.exceptions import HTTPError
 
 from ingest.config import InfluxSettings
 from maxgreen.errors import Fatal, MaxgreenError, Retryable
@@ -59,7 +60,7 @@ class InfluxSink:
             if error.status in _HOLD:
                 raise Fatal(f"InfluxDB answered {error.status}: check url, token and bucket") from error
             raise Retryable(f"InfluxDB answered {error.status}") from error
-        except OSError as error:
+        except (OSError, HTTPError) as error:
             raise Retryable(f"InfluxDB does not answer: {error}") from error
 
 

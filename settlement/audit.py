@@ -46,11 +46,8 @@ def audit(
     entries: Mapping[str, bytes], *, previous: Mapping[str, bytes] | None = None, chain: Chain | None = None
 ) -> Report:
     """Verify a pack; Difference or PackError names the first thing that does not hold."""
-    return Report(
-        json.loads(entry(entries, MANIFEST))["period"],
-        tuple(_checks(entries, previous, chain)),
-        entry(entries, "statement.json"),
-    )
+    checks = tuple(_checks(entries, previous, chain))
+    return Report(json.loads(entries[MANIFEST])["period"], checks, entries["statement.json"])
 
 
 def windows_of(entries: Mapping[str, bytes]) -> dict[bytes, dict[int, tuple[str, str]]]:
@@ -101,7 +98,7 @@ def _checks(
 
 def _check_manifest(entries: Mapping[str, bytes]) -> None:
     try:
-        files = json.loads(entry(entries, MANIFEST))["files"]
+        files = dict(json.loads(entry(entries, MANIFEST))["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise PackError(f"{MANIFEST}: not a manifest: {error}") from error
     for name in sorted((set(entries) | set(files)) - {MANIFEST, ORDER}):
@@ -202,14 +199,12 @@ def _check_payment(contract: SettlementContract, inputs: Inputs, placed: Mapping
     line_id = bytes.fromhex(placed["line"])
     terms = next(terms for terms in inputs.lines if terms.line == line_id)
     line = contract.line(line_id)
-    collected = contract.collections(line_id)
-    energy = sum(payment["energy"] for payment in collected)
-    if energy + line.credit_mws != line.paid_mws:
-        raise Difference(f"line {placed['line']}: {energy} mW·s paid out and {line.credit_mws} credited, of {line.paid_mws}")
+    energy = line.paid_mws - line.credit_mws
     efficiency_ppm = inputs.party(terms.node).efficiency_ppm
-    wei = sum(payment["toMiner"] + payment["toNode"] for payment in collected)
-    if wei * 9 + line.acc != energy * efficiency_ppm * 2_500:
-        raise Difference(f"line {placed['line']}: {wei} wei were minted for {energy} mW·s at {efficiency_ppm} ppm")
-    return f"line {placed['line'][:8]}…: {wei} wei minted for {energy} mW·s in all"
+    if line.minted_wei * 9 + line.acc != energy * efficiency_ppm * 2_500:
+        raise Difference(
+            f"line {placed['line']}: {line.minted_wei} wei were minted for {energy} mW·s at {efficiency_ppm} ppm"
+        )
+    return f"line {placed['line'][:8]}…: {line.minted_wei} wei minted for {energy} mW·s in all"
 
 

@@ -91,7 +91,10 @@ def gather(
     parties = tuple(party_of(known[token]) for token in tokens)
     before = book.period_before(until_s)
     opened_s = min(line.base_sent.time_s for line in lines) // DAY_S * DAY_S
-    start_s, bases, states = _bases(book, before, parties, begin_s, opened_s)
+    closed = reopened(bytes(before.pack)) if before is not None else None
+    revision = before.revision if before is not None else 0
+    start_s, bases, states = _bases(book, closed, revision, parties, begin_s, opened_s)
+    earlier = _starts(closed)
     rules = book.rules(network)
     batches: dict[bytes, tuple[bytes, ...]] = {}
     arrivals: dict[bytes, tuple[tuple[int, int], ...]] = {}
@@ -101,7 +104,7 @@ def gather(
         rows = book.kept_between(party.device, *found) if found else []
         batches[party.device] = tuple(bytes(row.message) for row in rows)
         arrivals[party.device] = tuple((row.seq, row.received_ms) for row in rows)
-        starts[party.device] = _state_at(book, party, rules, rows[0].seq if rows else 0)
+        starts[party.device] = _state_at(book, party, rules, rows[0].seq if rows else 0, earlier.get(party.device))
     signed_beacons = book.all_beacons()
     used = sorted(_beacons_used(message for messages in batches.values() for message in messages))
     used = [number for number in used if number in signed_beacons]
@@ -168,18 +171,26 @@ def _check_ready(book: Book, lines: list[Line], period: str, until_s: int, now_m
             )
 
 
+def _starts(closed: Closed | None) -> dict[bytes, ChainState]:
+    """Return the chain states that an earlier pack begins with: replay need not go back further."""
+    return {
+        bytes.fromhex(name[len("start/") : -len(".json")]): ChainState.from_json(json.loads(data)[0])
+        for name, data in (closed.entries if closed else {}).items()
+        if name.startswith("start/")
+    }
+
+
 def _bases(
-    book: Book, before: Any, parties: tuple[Party, ...], begin_s: int, opened_s: int
+    book: Book, closed: Closed | None, revision: int, parties: tuple[Party, ...], begin_s: int, opened_s: int
 ) -> tuple[int, dict[bytes, LineBase], dict[bytes, dict[int, tuple[str, str]]]]:
     """Return where the windows of this pack begin, the sums before them, and the states at the last close."""
-    if before is None:
+    if closed is None:
         return min(begin_s, opened_s), {}, {}
-    closed = reopened(bytes(before.pack))
     inputs_start_s = json.loads(closed.entries["period.json"])["start"]
     changed = [
         t_ms // 1000
         for party in parties
-        if (t_ms := book.earliest_change(party.device, before.revision)) is not None
+        if (t_ms := book.earliest_change(party.device, revision)) is not None
     ]
     unpaid = [
         window.window_s
@@ -200,11 +211,13 @@ def _bases(
     return start_s, bases, states
 
 
-def _state_at(book: Book, party: Party, rules: Rules, seq: int) -> ChainState:
-    """Return a chain's state before `seq`, by judging it again from its beginning."""
+def _state_at(book: Book, party: Party, rules: Rules, seq: int, earlier: ChainState | None) -> ChainState:
+    """Return a chain's state before `seq`, by judging it again from an earlier state or its beginning."""
     state = ChainState.start(rules.network)
+    if earlier is not None and earlier.next_seq <= seq and not earlier.undated:
+        state = earlier
     waiting: dict[int, Waiting] = {}
-    for row in book.chain_of(party.device):
+    for row in book.chain_of(party.device, from_seq=state.next_seq):
         if row.seq >= seq:
             break
         signed = parse_batch(bytes(row.message))

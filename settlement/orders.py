@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from eth_account.signers.local import LocalAccount
 from sqlalchemy import Engine
@@ -94,7 +93,7 @@ class Payer:
                         "order": p.order_id,
                         "leaf": [v.hex() if isinstance(v, bytes) else str(v) for v in p.leaf.values],
                         "proof": [sibling.hex() for sibling in tree.proof(leaves.index(p.leaf))],
-                        "transactions": [c["transaction"] for c in self._contract.collections(p.leaf.line)],
+                        "transactions": self._contract.transactions(p.order_id),
                     }
                     for p in placed
                 ],
@@ -105,9 +104,9 @@ class Payer:
         """Return a period's pack, with its order when there is one."""
         return {**closed.entries, **({ORDER: self.order_entry(closed, placed)} if placed else {})}
 
-    def minted(self, placed: Sequence[Placed]) -> list[dict[str, Any]]:
-        """Return everything that was paid out on the lines."""
-        return [payment for p in placed for payment in self._contract.collections(p.leaf.line)]
+    def minted_wei(self, placed: Sequence[Placed]) -> int:
+        """Return everything that was ever paid out on the lines, wei."""
+        return sum(self._contract.line(p.leaf.line).minted_wei for p in placed)
 
     def _place(self, closed: Closed, leaf: Leaf) -> Placed:
         for order_id in reversed(self._contract.orders_of(leaf.line)):

@@ -31,7 +31,7 @@ class Settled:
     placed: tuple[Placed, ...]
     state: ProposalState | None
     votes: tuple[int, int, int]
-    payments: tuple[dict[str, Any], ...]
+    minted_wei: int
     pack: Path
     statement: Path
     page: Path
@@ -43,7 +43,7 @@ class Settled:
             "orders": [p.order_id for p in self.placed],
             "state": self.state.name.lower() if self.state is not None else "nothing to vote on",
             "votes_for": self.votes[1],
-            "minted_wei": str(sum(p["toMiner"] + p["toNode"] for p in self.payments)),
+            "minted_wei": str(self.minted_wei),
             "pack": str(self.pack),
             "statement": str(self.statement),
         }
@@ -105,7 +105,7 @@ class SettlementService:
             tuple(placed),
             state,
             self._payer.votes(closed, placed),
-            tuple(self._payer.minted(placed)),
+            self._payer.minted_wei(placed),
             pack,
             statement,
             page,

@@ -101,14 +101,13 @@ class DemoResult:
     def to_json(self) -> dict[str, Any]:
         """Return the result for scripts: decimal integers."""
         last = self.settled[-1]
-        minted = sum(p["toMiner"] + p["toNode"] for p in last.payments)
         return {
             "sent_mws": self.total("sent_mws"),
             "received_mws": self.total("received_mws"),
             "loss_mws": self.total("loss_mws"),
             "expected_loss_mws": self.total("expected_loss_mws"),
             "payable_mws": self.total("payable_mws"),
-            "mint_wei": minted,
+            "mint_wei": max(settled.minted_wei for settled in self.settled),
             "token_balance_wei": sum(self.balances.values()),
             "balances_wei": {self.owners[name]: balance for name, balance in self.balances.items()},
             "batches_accepted": sum(n for (verdict, _), n in self.verdicts.items() if verdict == "accepted"),
@@ -251,7 +250,7 @@ class _Demo:
                 loss = LossTerms(RESISTANCE_UOHM, 0, MAX_LOSS_PPM)
                 open_line(settlement.engine, settlement.deployment, settlement.operator, ends, loss)
                 opened = True
-            progress("sunlight", (number + 1) / count)
+            progress("sunlight", min(1.0, (number + 1) / count))
         for agent in pair:
             agent.sealer.stop()
         _until(lambda: all(agent.waiting == 0 for agent in pair), pair, "no receipt came from ingest")
@@ -278,8 +277,6 @@ class _Demo:
             progress(f"settlement of {month}", number / len(months))
             self._clock.sleep_until((period_bounds(month)[1] + close_days * 86_400) * 1000)
             settled.append(settlement.run(month, wait=True))
-            # after the vote the pack is written again, with the payment in its order
-            settled[-1] = settlement.run(month, wait=True)
         return settled
 
     def _audit(self, settled: list[Settled], deployment: Deployment, progress: Progress) -> list[str]:

@@ -56,6 +56,8 @@ contract EnergySettlement is AccessManaged {
         uint256 acc; // remainder of wei, in ninths
         uint256 openOrder; // 0 when none
         uint64 until; // end of the last approved period
+        uint256 minted; // wei paid out
+        uint256 collectedBlock; // of the newest payment
     }
 
     enum OrderStatus {
@@ -77,6 +79,8 @@ contract EnergySettlement is AccessManaged {
         bytes32 manifestDigest;
         uint8 code;
         string text;
+        uint256 requestedBlock;
+        uint256 decidedBlock;
     }
 
     struct Request {
@@ -128,6 +132,7 @@ contract EnergySettlement is AccessManaged {
     mapping(uint256 orderId => Order) private _orders;
     mapping(bytes32 line => Line) private _lines;
     bytes32[] private _lineIds;
+    mapping(bytes32 line => uint256[] orderIds) private _ordersOf;
     mapping(uint256 token => mapping(uint64 channel => bytes32 line)) public lineOf;
 
     constructor(address authority, MinerRegistry registry_) AccessManaged(authority) {
@@ -182,6 +187,8 @@ contract EnergySettlement is AccessManaged {
         order.batchRoot = wanted.batchRoot;
         order.dataRoot = wanted.dataRoot;
         order.manifestDigest = wanted.manifestDigest;
+        order.requestedBlock = block.number;
+        _ordersOf[wanted.line].push(orderId);
         emit OrderRequested(orderId, wanted.line, wanted.until, wanted.payableTotal);
     }
 
@@ -199,6 +206,7 @@ contract EnergySettlement is AccessManaged {
             }
             uint256 credited = order.payableTotal - line.paid;
             order.status = OrderStatus.Approved;
+            order.decidedBlock = block.number;
             line.openOrder = 0;
             line.credit += credited;
             line.paid = order.payableTotal;
@@ -214,6 +222,7 @@ contract EnergySettlement is AccessManaged {
         Order storage order = _order(orderId);
         if (order.status != OrderStatus.Requested) revert OrderNotOpen(orderId, order.status);
         order.status = OrderStatus.Rejected;
+        order.decidedBlock = block.number;
         order.code = code;
         order.text = text;
         _lines[order.line].openOrder = 0;
@@ -236,6 +245,8 @@ contract EnergySettlement is AccessManaged {
         uint256 ninths = line.acc + energy * factor;
         line.acc = ninths % WEI_DENOMINATOR;
         uint256 amount = ninths / WEI_DENOMINATOR;
+        line.minted += amount;
+        line.collectedBlock = block.number;
         uint256 toNode = (amount * nodeSharePpm) / PPM;
         emit Collected(id, energy, amount - toNode, toNode);
         token.mint(registry.ownerOf(line.ends.minerToken), amount - toNode);
@@ -255,6 +266,10 @@ contract EnergySettlement is AccessManaged {
 
     function lineIds() external view returns (bytes32[] memory) {
         return _lineIds;
+    }
+
+    function ordersOf(bytes32 id) external view returns (uint256[] memory) {
+        return _ordersOf[id];
     }
 
     function orderAt(uint256 orderId) external view returns (Order memory) {

@@ -6,6 +6,7 @@ import {IAccessManager} from "@openzeppelin/contracts/access/manager/IAccessMana
 import {Strings} from "@openzeppelin/contracts/utils/Strings.sol";
 import {DeviceKey, DeviceKeys} from "./DeviceKeys.sol";
 import {EnergyToken} from "./EnergyToken.sol";
+import {EnergyTokenFactory} from "./EnergyTokenFactory.sol";
 import {SoulBound} from "./SoulBound.sol";
 
 enum Kind {
@@ -43,6 +44,12 @@ struct System {
     string uri;
 }
 
+/// A status and when it began, unix seconds.
+struct StatusAt {
+    uint64 time;
+    Status status;
+}
+
 /// Miners and storage nodes: application with proof of possession, approval by the DAO, a soul-bound token.
 contract MinerRegistry is SoulBound, AccessManaged {
     using DeviceKeys for DeviceKey;
@@ -70,15 +77,22 @@ contract MinerRegistry is SoulBound, AccessManaged {
     /// SHA-256 of the deployment's CAIP-10 name (P-ID-3).
     bytes32 public immutable networkDigest;
 
+    EnergyTokenFactory private immutable _factory;
+
     uint256 public applications;
     uint256 public registrations;
     mapping(uint256 applicationId => Application) private _applications;
     mapping(uint256 tokenId => uint256 applicationId) private _applicationOf;
     mapping(uint256 tokenId => Status) public statusOf;
+    mapping(uint256 tokenId => StatusAt[]) private _history;
     mapping(uint256 tokenId => EnergyToken) public energyTokenOf;
     mapping(bytes16 deviceId => uint256 tokenId) public tokenOf;
 
-    constructor(address authority) SoulBound("MaxCoin Green Energy System", "MGSYS") AccessManaged(authority) {
+    constructor(
+        address authority,
+        EnergyTokenFactory factory
+    ) SoulBound("MaxCoin Green Energy System", "MGSYS") AccessManaged(authority) {
+        _factory = factory;
         networkDigest = sha256(bytes(network()));
     }
 
@@ -115,26 +129,23 @@ contract MinerRegistry is SoulBound, AccessManaged {
         application.tokenId = tokenId;
         tokenOf[device] = tokenId;
         _applicationOf[tokenId] = applicationId;
-        statusOf[tokenId] = Status.Active;
         _mint(application.applicant, tokenId);
         emit Registered(tokenId, applicationId, device, application.system.kind);
-        emit StatusChanged(tokenId, Status.Active, "registered");
+        _setStatus(tokenId, Status.Active, "registered");
         if (application.system.kind == Kind.StorageNode) {
-            string memory number = Strings.toString(tokenId);
-            energyTokenOf[tokenId] = new EnergyToken(
-                IAccessManager(authority()),
-                tokenId,
-                string.concat("MaxCoin Energy, node ", number),
-                string.concat("MGE", number)
-            );
+            energyTokenOf[tokenId] = _factory.make(IAccessManager(authority()), tokenId);
             emit EnergyTokenMade(tokenId, address(energyTokenOf[tokenId]));
         }
     }
 
     function setStatus(uint256 tokenId, Status status, string calldata reason) external restricted {
         _requireRegistered(tokenId);
-        statusOf[tokenId] = status;
-        emit StatusChanged(tokenId, status, reason);
+        _setStatus(tokenId, status, reason);
+    }
+
+    /// Every status that a system had, oldest first: verdicts depend on the one at the time of measurement.
+    function historyOf(uint256 tokenId) external view returns (StatusAt[] memory) {
+        return _history[tokenId];
     }
 
     function applicationOf(uint256 applicationId) external view returns (Application memory) {
@@ -150,6 +161,12 @@ contract MinerRegistry is SoulBound, AccessManaged {
     function keyOf(uint256 tokenId) external view returns (DeviceKey memory) {
         _requireRegistered(tokenId);
         return _applications[_applicationOf[tokenId]].system.key;
+    }
+
+    function _setStatus(uint256 tokenId, Status status, string memory reason) private {
+        statusOf[tokenId] = status;
+        _history[tokenId].push(StatusAt(uint64(block.timestamp), status));
+        emit StatusChanged(tokenId, status, reason);
     }
 
     function _requireRegistered(uint256 tokenId) private view {

@@ -13,6 +13,7 @@ CONTRACTS: Final = (
     "MinerRegistry",
     "EnergySettlement",
     "EnergyToken",
+    "EnergyTokenFactory",
 )
 
 

@@ -76,9 +76,9 @@ class Chain:
         """Send a transaction, wait for its receipt and return it; ChainRefusedError when it reverts."""
         return self._send(account, function)
 
-    def events(self, event: Any, *, from_block: int = 0) -> list[Any]:
-        """Return a contract's events, oldest first."""
-        return list(self._asked(lambda: event.get_logs(from_block=from_block)))
+    def events(self, event: Any, block: int) -> list[Any]:
+        """Return a contract's events in one block."""
+        return list(self._asked(lambda: event.get_logs(from_block=block, to_block=block)))
 
     def _send(self, account: LocalAccount, function: Any) -> Any:
         def send() -> Any:
@@ -89,7 +89,10 @@ class Chain:
             }
             if self._gas_limit is not None:
                 fields["gas"] = self._gas_limit
-            signed = account.sign_transaction(function.build_transaction(fields))
+            transaction = function.build_transaction(fields)
+            if self._gas_limit is None:  # an estimate is exact for the block before; leave room for the next
+                transaction["gas"] = transaction["gas"] * 6 // 5
+            signed = account.sign_transaction(transaction)
             digest = self.web3.eth.send_raw_transaction(signed.raw_transaction)
             return self.web3.eth.wait_for_transaction_receipt(digest, timeout=RECEIPT_TIMEOUT_S)
 

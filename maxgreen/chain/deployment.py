@@ -114,7 +114,8 @@ def deploy(
         governance.voting_period_s,
         governance.quorum_percent,
     )
-    registry = chain.deploy(deployer, "MinerRegistry", authority.address)
+    factory = chain.deploy(deployer, "EnergyTokenFactory")
+    registry = chain.deploy(deployer, "MinerRegistry", authority.address, factory.address)
     settlement = chain.deploy(deployer, "EnergySettlement", authority.address, registry.address)
     for role in ("PROPOSER_ROLE", "CANCELLER_ROLE"):
         do(timelock.functions.grantRole(chain.call(timelock.functions[role]()), governor.address))

@@ -86,6 +86,9 @@ class _SqliteDB(BaseDB):  # type: ignore[misc]
         self._connection.execute("CREATE TABLE IF NOT EXISTS kv (k BLOB PRIMARY KEY, v BLOB NOT NULL) WITHOUT ROWID")
         self._connection.execute("BEGIN IMMEDIATE")
 
+    def close(self) -> None:
+        self._connection.close()
+
     def commit(self) -> None:
         self._connection.execute("COMMIT")
         self._connection.execute("BEGIN IMMEDIATE")

@@ -67,6 +67,8 @@ class Line:
     acc: int
     open_order: int
     until_s: int
+    minted_wei: int
+    collected_block: int
 
 
 class OrderStatus(IntEnum):
@@ -93,6 +95,8 @@ class Order:
     manifest_digest: bytes
     code: int
     text: str
+    requested_block: int
+    decided_block: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,8 @@ class SettlementContract:
             acc=value["acc"],
             open_order=value["openOrder"],
             until_s=value["until"],
+            minted_wei=value["minted"],
+            collected_block=value["collectedBlock"],
         )
 
     def order(self, order_id: int) -> Order:
@@ -155,12 +161,13 @@ class SettlementContract:
             manifest_digest=bytes(value["manifestDigest"]),
             code=value["code"],
             text=value["text"],
+            requested_block=value["requestedBlock"],
+            decided_block=value["decidedBlock"],
         )
 
     def orders_of(self, line: bytes) -> list[int]:
         """Return the ids of a line's orders, oldest first."""
-        event = self._contract.events.OrderRequested()
-        return [e["args"]["orderId"] for e in self._chain.events(event) if bytes(e["args"]["line"]) == line]
+        return [int(number) for number in self._chain.call(self._functions.ordersOf(line))]
 
     def open_line(
         self, operator: LocalAccount, ends: Ends, loss: LossTerms, sent: Attestation, received: Attestation
@@ -197,12 +204,21 @@ class SettlementContract:
         """Pay out a line's credit; return the transaction's receipt."""
         return self._chain.transact(account, self._functions.collect(line))
 
-    def collections(self, line: bytes) -> list[dict[str, Any]]:
-        """Return what was paid out on a line: energy mW·s, toMiner and toNode wei, and the transaction."""
-        found = []
-        for event in self._chain.events(self._contract.events.Collected()):
-            if bytes(event["args"]["line"]) == line:
-                found.append({**event["args"], "transaction": "0x" + bytes(event["transactionHash"]).hex()})
+    def transactions(self, order_id: int) -> dict[str, str]:
+        """Return the hashes of the transactions that requested, decided and last paid an order's line."""
+        order = self.order(order_id)
+        events = self._contract.events
+        decided = events.OrderApproved() if order.status is OrderStatus.APPROVED else events.OrderRejected()
+        wanted = {
+            "request": (events.OrderRequested(), order.requested_block),
+            "decision": (decided, order.decided_block),
+            "collect": (events.Collected(), self.line(order.line).collected_block),
+        }
+        found = {}
+        for name, (event, block) in wanted.items():
+            for entry in self._chain.events(event, block) if block else ():
+                if bytes(entry["args"]["line"]) == order.line:
+                    found[name] = "0x" + bytes(entry["transactionHash"]).hex()
         return found
 
     def _named(self, function: str, value: Any) -> Any:

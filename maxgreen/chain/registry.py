@@ -98,13 +98,9 @@ def read_systems(deployment: Deployment) -> dict[bytes, RegisteredSystem]:
     """Return every registered system by device id."""
     chain, registry = deployment.chain, deployment.registry
     functions: Any = registry.functions
-    statuses: dict[int, list[tuple[int, str]]] = {}
-    for event in chain.events(registry.events.StatusChanged()):
-        at_ms = chain.block(event["blockNumber"]).time_s * 1000
-        arguments = event["args"]
-        statuses.setdefault(arguments["tokenId"], []).append((at_ms, _STATUSES[arguments["status"]]))
     systems: dict[bytes, RegisteredSystem] = {}
-    for token, history in sorted(statuses.items()):
+    for token in range(1, chain.call(functions.registrations()) + 1):
+        history = tuple((at_s * 1000, _STATUSES[status]) for at_s, status in chain.call(functions.historyOf(token)))
         value = chain.call(functions.systemOf(token))
         system = _named(value, registry, "systemOf")
         spki = SPKI_PREFIX + system["key"]["x"] + system["key"]["y"]
@@ -113,7 +109,7 @@ def read_systems(deployment: Deployment) -> dict[bytes, RegisteredSystem]:
             owner=chain.call(functions.ownerOf(token)),
             spec=_spec(system),
             since_ms=history[0][0],
-            record=DeviceRecord(spki, tuple(history)),
+            record=DeviceRecord(spki, history),
         )
     return systems
 

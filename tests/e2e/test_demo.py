@@ -1,0 +1,182 @@
+"""The demo as a user runs it, and the audit of what it leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edge_agent.sensors.trace import read_trace
+from maxgreen.protocol.pack import PackError, read_pack, write_pack
+from settlement.audit import audit
+from settlement.audit_cli import open_chain
+from simulator.demo import RESISTANCE_UOHM
+from tests.conftest import TRACES
+
+MAXGREEN = Path(sys.executable).parent / "maxgreen"
+
+
+def run(*arguments, **options):
+    return subprocess.run([MAXGREEN, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    done = run("demo", "--json", "--dir", folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), folder
+
+
+def integral_mws(points, drop_uohm=0):
+    total = 0
+    for a, b in zip(points, points[1:]):
+        powers = [
+            (p.reading.voltage_uv - p.reading.current_ua * drop_uohm // 10**6) * p.reading.current_ua
+            if abs(p.reading.current_ua) >= 5_000
+            else 0
+            for p in (a, b)
+        ]
+        if sum(powers) > 0:
+            total += sum(powers) * (b.t_ms - a.t_ms)
+    return total // (2 * 10**12)
+
+
+def test_the_demo_mints_what_an_independent_integral_gives(demo):
+    result, _ = demo
+    points = read_trace(TRACES[0]).channel(None)
+    assert result["sent_mws"] == integral_mws(points)
+    assert result["received_mws"] == integral_mws(points, RESISTANCE_UOHM)
+    assert result["loss_mws"] == result["sent_mws"] - result["received_mws"]
+    assert result["payable_mws"] == result["received_mws"]
+    assert result["mint_wei"] == result["payable_mws"] * 2_500_000_000 // 9
+    assert result["token_balance_wei"] == result["mint_wei"]
+    assert result["audit"] == "ok"
+    assert result["batches_rejected"] == 1
+    assert result["forged"].startswith("bad_signature")
+    assert result["votes_for"] == 3
+    assert result["online_windows"] == result["windows"] == 136
+    assert result["shares"] >= result["windows"]
+
+
+def test_one_more_command_checks_the_mint_and_says_the_same_twice(demo):
+    result, folder = demo
+    first = run("audit", result["pack"], "--rpc", folder / "chain.db")
+    second = run("audit", result["pack"], "--rpc", folder / "chain.db")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout == second.stdout
+    assert "wei minted" in first.stdout
+    alone = json.loads(run("audit", result["pack"], "--json").stdout)
+    assert alone["audit"] == "ok"
+    assert "payment not verified" in " ".join(alone["checks"])
+
+
+def test_a_changed_byte_anywhere_fails_with_the_entrys_name(demo, tmp_path):
+    result, _ = demo
+    data = Path(result["pack"]).read_bytes()
+    entries = read_pack(Path(result["pack"]))
+    path = tmp_path / "pack.zip"
+    for position in range(0, len(data), len(data) // 40):
+        broken = bytearray(data)
+        broken[position] ^= 0x10
+        path.write_bytes(broken)
+        with pytest.raises(PackError) as caught:
+            audit(read_pack(path))
+        assert any(name in str(caught.value) for name in entries), caught.value
+    path.write_bytes(bytes(broken))
+    done = run("audit", path)
+    assert done.returncode == 1
+    assert done.stdout.startswith("DIFFERENCE")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_lie_in_the_order_is_found_on_the_chain(demo, tmp_path):
+    result, folder = demo
+    entries = read_pack(Path(result["pack"]))
+    order = json.loads(entries["order.json"])
+    shutil.copy(folder / "chain.db", tmp_path / "chain.db")
+    chain = open_chain(str(tmp_path / "chain.db"))
+    order["orders"][0]["order"] += 1
+    from maxgreen.chain.explain import ChainRefusedError
+    from maxgreen.protocol.pack import canonical_json
+
+    with pytest.raises((PackError, ChainRefusedError)):
+        audit({**entries, "order.json": canonical_json(order)}, chain=chain)
+    order["orders"][0]["leaf"][4] = "1"
+    with pytest.raises(PackError, match="order.json"):
+        audit({**entries, "order.json": canonical_json(order)})
+    assert write_pack(entries) == Path(result["pack"]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--trace", "missing.csv"], 2, "missing.csv"),
+        (["--channel", "nope"], 2, "it has: sandia_sys1_str1"),
+        (["--place", "north"], 2, "LATITUDE,LONGITUDE"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_no_traceback(arguments, status, says, tmp_path):
+    done = run("demo", *arguments, "--dir", tmp_path / "out")
+    assert done.returncode == status
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_that_is_not_a_demos_is_never_emptied(tmp_path):
+    (tmp_path / "mine").write_text("keep")
+    done = run("demo", "--dir", tmp_path)
+    assert done.returncode == 78
+    assert "--dir" in done.stderr
+    assert (tmp_path / "mine").read_text() == "keep"
+
+
+def test_ctrl_c_leaves_nothing_running(tmp_path):
+    process = subprocess.Popen(
+        [MAXGREEN, "demo", "--dir", tmp_path / "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert b"Traceback" not in errors
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+@pytest.mark.parametrize("channel", ["sandia_sys1_str2"])
+def test_a_channel_without_energy_mints_nothing_and_still_audits(channel, tmp_path):
+    done = run("demo", "--json", "--channel", channel, "--dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["payable_mws"], result["mint_wei"], result["token_balance_wei"]) == (0, 0, 0)
+    assert result["audit"] == "ok"
+
+
+def test_two_months_close_one_after_the_other(tmp_path):
+    source = read_trace(TRACES[0]).channel(None)[600:840:4]
+    rows = ["ts_utc,channel,v_bus_V,i_A"]
+    from datetime import UTC, datetime
+
+    for shift in (0, 20 * 86_400_000):
+        for p in source:
+            t = datetime.fromtimestamp((p.t_ms + shift) / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            rows.append(f"{t},a,{p.reading.voltage_uv / 1e6},{p.reading.current_ua / 1e6}")
+    path = tmp_path / "trace.csv"
+    path.write_text("\n".join(rows) + "\n")
+    done = run("demo", "--json", "--trace", path, "--dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["audit"] == "ok"
+    assert len(result["packs"]) == 2
+    assert result["token_balance_wei"] == result["mint_wei"] > 0
+    first, second = result["packs"]
+    alone = run("audit", second).stdout
+    assert "base not verified" in alone
+    assert "base follows from the previous pack" in run("audit", second, "--previous", first).stdout
