@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from edge_agent.config import AgentSettings
-from maxgreen.keyfile import create_key_file, load_key_file, write_secret
 from edge_agent.spool import read_spool_state
 from maxgreen.errors import UsageError
+from maxgreen.keyfile import create_key_file, load_key_file, write_secret
 from maxgreen.protocol.attestation import prove_possession
 from maxgreen.protocol.backend import BackendKeys
 from maxgreen.protocol.keys import key_id
@@ -97,7 +97,10 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     if as_json:
         print(json.dumps(value))
         return
-    print(f"device        {value['device']}\nbatches       {value['batches']} sealed, {value['waiting']} without a receipt")
+    print(
+        f"device        {value['device']}\n"
+        f"batches       {value['batches']} sealed, {value['waiting']} without a receipt"
+    )
     for number, register in value["registers_mws"].items():
         print(f"channel {number:<5} {register / 3.6e9:.6f} kWh")
     print(f"last receipt  {'none yet' if receipt is None else f'up to batch {receipt.next_seq}'}")

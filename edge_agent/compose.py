@@ -9,7 +9,6 @@ from typing import Final
 
 from edge_agent.agent import Agent, AgentParts
 from edge_agent.config import AgentSettings, ChannelSettings, SensorName
-from maxgreen.keyfile import load_key_file
 from edge_agent.sensors.base import Electrical, Sensor
 from edge_agent.sensors.trace import read_trace
 from edge_agent.source import LiveSource, ReplaySource, Source
@@ -19,6 +18,7 @@ from edge_agent.work import Worker
 from maxgreen import __version__
 from maxgreen.clock import Clock, make_clock
 from maxgreen.errors import Fatal
+from maxgreen.keyfile import load_key_file
 from maxgreen.protocol.backend import BackendKeys
 from maxgreen.protocol.batch import Birth
 from maxgreen.protocol.batch import Sensor as BirthSensor
@@ -58,9 +58,7 @@ def build_agent(settings: AgentSettings) -> Agent:
         resend_s=settings.broker.resend_s,
     )
     work = settings.work
-    worker = (
-        Worker(device, nbits=work.nbits, duty=work.duty, wait_shares=work.wait_shares) if work.enabled else None
-    )
+    worker = Worker(device, nbits=work.nbits, duty=work.duty, wait_shares=work.wait_shares) if work.enabled else None
     parts = AgentParts(
         source=source,
         signer=signer,
@@ -117,8 +115,7 @@ def _source(settings: AgentSettings, clock: Clock) -> tuple[dict[int, Sensor], S
     from edge_agent.sensors.ina219 import Ina219Sensor, open_bus  # noqa: PLC0415 - needs the extra 'agent'
 
     sensors: dict[int, Sensor] = {
-        c.number: Ina219Sensor(open_bus(c.bus), address=c.address, shunt_uohm=c.shunt_uohm)
-        for c in settings.channels
+        c.number: Ina219Sensor(open_bus(c.bus), address=c.address, shunt_uohm=c.shunt_uohm) for c in settings.channels
     }
     return sensors, LiveSource(sensors, interval_ms=settings.interval_ms)
 

@@ -46,7 +46,9 @@ class ChannelSettings(Table):
     dead_band_ua: int = Field(default=5_000, ge=0, description="currents below this are zero, µA (P-BAT-4)")
     trace_channel: str = Field(default="", description="the trace's channel (replay)")
     line_resistance_uohm: int = Field(
-        default=0, ge=0, description="lower the replayed voltage by current x this resistance, µΩ: the far end of a line"
+        default=0,
+        ge=0,
+        description="lower the replayed voltage by current x this resistance, µΩ: the far end of a line",
     )
 
 

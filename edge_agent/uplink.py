@@ -133,15 +133,23 @@ class MqttLink:
         self.notices.put(Acknowledged(packet))
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self.notices.put(Incoming(message.topic, message.payload))
+        self.notices.put(Incoming(message.topic, bytes(message.payload)))
 
 
 class Uplink:
     """Sends the spool in order and listens to the backend; one thread calls it."""
 
     def __init__(
-        self, link: Link, spool: Spool, device: bytes, keys: BackendKeys, network: str, clock: Clock, *,
-        window: int, resend_s: float,
+        self,
+        link: Link,
+        spool: Spool,
+        device: bytes,
+        keys: BackendKeys,
+        network: str,
+        clock: Clock,
+        *,
+        window: int,
+        resend_s: float,
     ) -> None:
         self._link = link
         self._spool = spool

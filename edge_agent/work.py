@@ -121,9 +121,7 @@ class Worker:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._stopping or (self._prev is not None and self._beacon is not None)
-                )
+                self._changed.wait_for(lambda: self._stopping or (self._prev is not None and self._beacon is not None))
                 if self._stopping or self._prev is None or self._beacon is None:
                     return
                 if self._job is None:
@@ -131,7 +129,7 @@ class Worker:
                 job = self._job
                 if len(job.nonces) >= max(1, self._wait_shares or MAX_NONCES):
                     # enough for a batch: rest until it is sealed
-                    self._changed.wait_for(lambda: self._stopping or self._job is not job)
+                    self._changed.wait_for(lambda job=job: self._stopping or self._job is not job)  # type: ignore[misc]
                     continue
             nonce = job.miner.find()
             with self._changed:

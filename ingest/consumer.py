@@ -126,7 +126,7 @@ class MqttBroker:
         self.connected.clear()
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        delivery = Delivery(message.topic, message.payload, message.mid, message.qos)
+        delivery = Delivery(message.topic, bytes(message.payload), message.mid, message.qos)
         while not self._stopping:
             try:
                 self.deliveries.put(delivery, timeout=_POLL_S)

@@ -79,7 +79,12 @@ def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None]) 
     def rejected() -> list[dict[str, Any]]:
         with engine.connect() as connection:
             return [
-                {"reason": Reason(row.reason).label, "text": row.text, "topic": row.topic, "received": _iso(row.received_ms)}
+                {
+                    "reason": Reason(row.reason).label,
+                    "text": row.text,
+                    "topic": row.topic,
+                    "received": _iso(row.received_ms),
+                }
                 for row in Book(connection).all_evidence()
             ]
 

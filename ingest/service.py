@@ -33,7 +33,7 @@ class IngestService:
     ) -> None:
         self.metrics = Metrics()
         self.engine = engine
-        self._broker = MqttBroker(settings.broker, lambda: self.consumer.greet())
+        self._broker = MqttBroker(settings.broker, lambda: self.consumer.greet())  # noqa: PLW0108 - made below
         self.consumer = Consumer(
             engine,
             self._broker,

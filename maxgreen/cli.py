@@ -93,5 +93,5 @@ def main() -> None:
 
 
 def _fail(error: MaxgreenError, status: int) -> None:
-    print(f"maxgreen: {error}", file=sys.stderr)  # noqa: T201
+    print(f"maxgreen: {error}", file=sys.stderr)
     sys.exit(status)

@@ -36,7 +36,9 @@ def write_secret(path: Path, data: bytes) -> None:
         try:
             os.link(fresh, path)  # unlike a rename, it never replaces a key
         except FileExistsError as error:
-            raise Fatal(f"{path}: there is a key already; it is this device's identity and is never replaced") from error
+            raise Fatal(
+                f"{path}: there is a key already; it is this device's identity and is never replaced"
+            ) from error
     finally:
         fresh.unlink()
     folder = os.open(path.parent, os.O_RDONLY)

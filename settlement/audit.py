@@ -14,7 +14,6 @@ from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.chain.merkle import LINE_LEAF, leaf_hash, root_of
 from maxgreen.chain.orders import OrderStatus, SettlementContract
 from maxgreen.chain.registry import read_systems
-from maxgreen.errors import MaxgreenError
 from maxgreen.protocol.backend import BackendKeys
 from maxgreen.protocol.pack import MANIFEST, ORDER, PackError
 from maxgreen.protocol.reasons import Rejected
@@ -62,9 +61,7 @@ def windows_of(entries: Mapping[str, bytes]) -> dict[bytes, dict[int, tuple[str,
     return found
 
 
-def _checks(
-    entries: Mapping[str, bytes], previous: Mapping[str, bytes] | None, chain: Chain | None
-) -> Iterator[str]:
+def _checks(entries: Mapping[str, bytes], previous: Mapping[str, bytes] | None, chain: Chain | None) -> Iterator[str]:
     _check_manifest(entries)
     yield f"manifest: {len(entries)} entries have their SHA-256"
     try:
@@ -116,9 +113,7 @@ def _compare(name: str, expected: bytes, found: bytes) -> None:
     number, (want, have) = next(
         ((k, pair) for k, pair in enumerate(rows, 1) if pair[0] != pair[1]), (0, (b"another length", b""))
     )
-    raise Difference(
-        f"{name}: line {number}: the evidence gives {want[:120]!r}, the pack says {have[:120]!r}"
-    )
+    raise Difference(f"{name}: line {number}: the evidence gives {want[:120]!r}, the pack says {have[:120]!r}")
 
 
 def _check_base(inputs: Inputs, previous: Mapping[str, bytes] | None) -> str:
@@ -206,5 +201,3 @@ def _check_payment(contract: SettlementContract, inputs: Inputs, placed: Mapping
             f"line {placed['line']}: {line.minted_wei} wei were minted for {energy} mW·s at {efficiency_ppm} ppm"
         )
     return f"line {placed['line'][:8]}…: {line.minted_wei} wei minted for {energy} mW·s in all"
-
-

@@ -43,9 +43,7 @@ def not_generated_days(party: Party, facts: Sequence[Fact]) -> set[int]:
     return found
 
 
-def over_capacity_windows(
-    party: Party, facts: Iterable[Fact], channels: Sequence[int], capacity_ppm: int
-) -> set[int]:
+def over_capacity_windows(party: Party, facts: Iterable[Fact], channels: Sequence[int], capacity_ppm: int) -> set[int]:
     """Return the windows in which a channel grew by more than the panel's peak allows."""
     sums = _by_window(facts, channels)
     found = set()

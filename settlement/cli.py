@@ -26,10 +26,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on std
 NOT_READY = 75  # EX_TEMPFAIL of sysexits.h: the next run goes on
 
 
-
 @app.command()
 def run(
-    period: Annotated[str, typer.Option(help="YYYY-MM, YYYY-MM-DD for a single day, or last: the month before this one")],
+    period: Annotated[
+        str, typer.Option(help="YYYY-MM, YYYY-MM-DD for a single day, or last: the month before this one")
+    ],
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,7 +44,9 @@ def run(
     try:
         settled = service.run(period, wait=settings.wait)
     except NotReadyError as error:
-        print(json.dumps({"period": period, "state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}")
+        print(
+            json.dumps({"period": period, "state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}"
+        )
         raise typer.Exit(NOT_READY) from error
     summary = settled.summary()
     if as_json:

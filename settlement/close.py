@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Engine
 
@@ -22,6 +21,7 @@ from settlement.inputs import ChannelTerms, Inputs, LineBase, LineTerms, Party, 
 from settlement.periods import period_bounds
 from settlement.statement import Derived, derive, fold, read_states
 from settlement.windows import DAY_S, WINDOW_S, State
+
 
 class NotReadyError(Exception):
     """A period cannot be closed yet; the message says what it waits for."""
@@ -187,11 +187,7 @@ def _bases(
     if closed is None:
         return min(begin_s, opened_s), {}, {}
     inputs_start_s = json.loads(closed.entries["period.json"])["start"]
-    changed = [
-        t_ms // 1000
-        for party in parties
-        if (t_ms := book.earliest_change(party.device, revision)) is not None
-    ]
+    changed = [t_ms // 1000 for party in parties if (t_ms := book.earliest_change(party.device, revision)) is not None]
     unpaid = [
         window.window_s
         for result in closed.derived.lines

@@ -129,9 +129,7 @@ class Payer:
         return Placed(leaf, self._contract.orders_of(leaf.line)[-1], OrderStatus.REQUESTED)
 
 
-def open_line(
-    engine: Engine, deployment: Deployment, operator: LocalAccount, ends: Ends, loss: LossTerms
-) -> bytes:
+def open_line(engine: Engine, deployment: Deployment, operator: LocalAccount, ends: Ends, loss: LossTerms) -> bytes:
     """Open a line with the first attestation of each end, unless it is open; return its id."""
     contract = SettlementContract(deployment)
     try:

@@ -16,7 +16,7 @@ def period_bounds(period: str) -> tuple[int, int]:
             first = date.fromisoformat(period)
             last = first + timedelta(days=1)
         else:
-            raise ValueError
+            raise ValueError  # noqa: TRY301 - one sentence for every mistake
     except ValueError as error:
         raise UsageError(f"period {period!r}: expected a month like 2026-10, or a day like 2026-10-31") from error
     return _midnight(first), _midnight(last)

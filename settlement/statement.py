@@ -101,9 +101,7 @@ def derive(inputs: Inputs) -> Derived:
 
 def payable_total(base: LineBase, windows: Sequence[Window], peak_mw: int, interval_ms: int) -> int:
     """Return what is payable since the line opened, mW·s (settlement.md, 5)."""
-    partial = base.partial_mws + sum(
-        min(w.sent_mws, w.received_mws) for w in windows if w.state is State.PARTIAL
-    )
+    partial = base.partial_mws + sum(min(w.sent_mws, w.received_mws) for w in windows if w.state is State.PARTIAL)
     counted = [w for w in windows if w.state is State.COUNTED]
     sent = base.sent_mws + sum(w.sent_mws for w in counted)
     received = base.received_mws + sum(w.received_mws for w in counted)

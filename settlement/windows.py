@@ -76,9 +76,7 @@ class End:
         """Return the batch of the last attestation before `until` (accepted batches only)."""
         found = None
         for fact in self.facts:
-            if fact.accepted and any(
-                a.channel == self.channel and a.unix_s < until_s for a in fact.batch.attestations
-            ):
+            if fact.accepted and any(a.channel == self.channel and a.unix_s < until_s for a in fact.batch.attestations):
                 found = fact
         return found
 
@@ -118,7 +116,7 @@ def line_windows(inputs: Inputs, line: LineTerms, facts: Mapping[bytes, Sequence
     windows = []
     for window_s in seconds:
         reasons = held.get(window_s, set()) - (_RELEASABLE if window_s in released else set())
-        window = _measured(inputs, line, miner, node, window_s, sent.get(window_s, []), received.get(window_s, []))
+        window = _measured(line, miner, node, window_s, sent.get(window_s, []), received.get(window_s, []))
         if window_s in partial or window_s not in sent or window_s not in received:
             reasons = reasons | {Reason.PARTIAL}
         elif window_s not in released:
@@ -170,10 +168,7 @@ def exceeds(line: LineTerms, sent_mws: int, received_mws: int, expected_mws: int
     return reasons
 
 
-def _measured(
-    inputs: Inputs, line: LineTerms, miner: End, node: End, window_s: int, sent: list[Fact], received: list[Fact]
-) -> Window:
-    del inputs
+def _measured(line: LineTerms, miner: End, node: End, window_s: int, sent: list[Fact], received: list[Fact]) -> Window:
     sent_mws = sum(fact.energy_mws(miner.channel) for fact in sent)
     received_mws = sum(fact.energy_mws(node.channel) for fact in received)
     square = sum(fact.growth(miner.channel).square_current for fact in sent)
@@ -219,9 +214,7 @@ def _dispute_period(inputs: Inputs, line: LineTerms, result: LineWindows, releas
     if not reasons:
         return result
     disputed = {w.window_s for w in period} - released
-    windows = [
-        _stated(w, {*w.reasons, *reasons}) if w.window_s in disputed else w for w in result.windows
-    ]
+    windows = [_stated(w, {*w.reasons, *reasons}) if w.window_s in disputed else w for w in result.windows]
     return replace(result, windows=tuple(windows))
 
 
@@ -253,9 +246,7 @@ def _plausibility(miner: End, line: LineTerms, limits: Limits) -> dict[Reason, s
     """Run the named checks of windows (settlement.md, 3)."""
     facts = miner.facts
     days = not_generated_days(miner.party, facts)
-    unmade = {
-        f.window_s for f in facts if f.window_s // DAY_S * DAY_S in days and f.energy_mws(miner.channel) > 0
-    }
+    unmade = {f.window_s for f in facts if f.window_s // DAY_S * DAY_S in days and f.energy_mws(miner.channel) > 0}
     channels = [line.miner_channel, *miner.party.numbers(Role.GENERATION)]
     return {
         Reason.NOT_GENERATED: unmade,

@@ -40,7 +40,7 @@ def simulate(
         signer = load_key_file(key_file) if key_file.exists() else make_key(folder / name)
         spkis[name] = signer.spki.hex()
     if keys_only:
-        print(json.dumps(spkis))  # noqa: T201
+        print(json.dumps(spkis))
         return
     if not backend_key.exists():
         raise UsageError(f"--backend-key {backend_key}: not there; start the ingest service first")

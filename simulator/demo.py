@@ -53,7 +53,6 @@ _WAIT_S: Final = 60
 _AHEAD: Final = 4  # batches that may wait for a receipt
 
 
-
 Progress = Callable[[str, float], None]
 
 
@@ -244,7 +243,8 @@ class _Demo:
         for number, ticks in enumerate(zip(*(agent.ticks() for agent in pair), strict=True)):
             for agent, tick in zip(pair, ticks, strict=True):
                 agent.take(tick)
-            if any(agent.waiting > _AHEAD for agent in pair) or not opened:
+            quiet = not ticks[0].samples  # the clock is about to leap
+            if quiet or not opened or any(agent.waiting > _AHEAD for agent in pair):
                 _until(lambda: all(agent.waiting == 0 for agent in pair), pair, "no receipt came from ingest")
             if not opened and all(agent.sealer.tip.opened for agent in pair):
                 loss = LossTerms(RESISTANCE_UOHM, 0, MAX_LOSS_PPM)
@@ -286,9 +286,7 @@ class _Demo:
         for number, one in enumerate(settled):
             progress("audit", number / len(settled))
             try:
-                audit(
-                    read_pack(one.pack), previous=read_pack(previous) if previous else None, chain=deployment.chain
-                )
+                audit(read_pack(one.pack), previous=read_pack(previous) if previous else None, chain=deployment.chain)
                 found.append("ok")
             except PackError as error:
                 found.append(str(error))
@@ -307,7 +305,7 @@ class _Demo:
         page: str | None,
         miner: MemorySigner,
     ) -> DemoResult:
-        owners = {"miner": self._accounts[5].address, "node": self._accounts[6].address}
+        owners: dict[str, str] = {"miner": self._accounts[5].address, "node": self._accounts[6].address}
         functions: Any = deployment.energy_token(tokens["node"]).functions
         with ingest.engine.connect() as connection:
             book = Book(connection)
@@ -357,5 +355,3 @@ def _until(done: Callable[[], bool], agents: list[Agent], missing: str) -> None:
             agent.exchange(0.005)
         if time.monotonic() > deadline:
             raise MaxgreenError(f"{missing} within {_WAIT_S} s")
-
-

@@ -35,15 +35,17 @@ def demo(
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     source = read_trace(trace or Path(str(files("simulator").joinpath("traces", DEFAULT_TRACE))))
     source.channel(channel)
-    options = DemoOptions(
-        source, channel or next(iter(source.channels)), folder, peak_w, _place(place), serve
-    )
+    options = DemoOptions(source, channel or next(iter(source.channels)), folder, peak_w, _place(place), serve)
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         with Progress(
-            TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(), console=console, transient=True,
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
         ) as bar:
             task = bar.add_task("starting", total=1.0)
             shown = threading.Event()
@@ -74,7 +76,10 @@ def _show(result: DemoResult, *, as_json: bool, folder: Path) -> None:
         ("lost", f"{value['loss_mws'] / _KWH:.6f} kWh (expected of the line: {value['expected_loss_mws'] / _KWH:.6f})"),
         ("payable", f"{value['payable_mws'] / _KWH:.6f} kWh"),
         ("tokens minted", f"{value['mint_wei'] / 1e18:.9f}"),
-        *((f"  to {name}", f"{balance / 1e18:.9f}  {result.owners[name]}") for name, balance in result.balances.items()),
+        *(
+            (f"  to {name}", f"{balance / 1e18:.9f}  {result.owners[name]}")
+            for name, balance in result.balances.items()
+        ),
         ("votes", f"{value['votes_for']} of 3 for"),
         ("online", f"{result.online_windows} of {result.windows} windows"),
         ("work", f"{result.shares} shares, {result.hashes} hashes credited"),

@@ -64,9 +64,7 @@ class Lab:
         self.boot, self.boot_ms, self.wall_offset_ms, self.born = boot, 1_000, wall_ms - 1_000, False
         self.meters = {n: replace(m, last=None, last_power_pw=0) for n, m in self.meters.items()}
 
-    def batch(
-        self, readings: Iterable[tuple[int, int]] = ((18_000_000, 1_000_000),) * 10, **changes: Any
-    ) -> Batch:
+    def batch(self, readings: Iterable[tuple[int, int]] = ((18_000_000, 1_000_000),) * 10, **changes: Any) -> Batch:
         """Return the next honest batch, with changes: (µV, µA) per interval, the same on every channel."""
         values = list(readings)
         samples = [Sample(v, i, self.boot_ms + k * self.interval_ms) for k, (v, i) in enumerate(values)]

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.config import AgentSettings, BrokerSettings, ChannelSettings, ReplaySettings, RoleName, SensorName, WorkSettings
+from edge_agent.config import (
+    AgentSettings,
+    BrokerSettings,
+    ChannelSettings,
+    ReplaySettings,
+    RoleName,
+    SensorName,
+    WorkSettings,
+)
 from edge_agent.sensors.trace import TracePoint
 from maxgreen.chain.registry import ChannelSpec, Kind, SystemSpec
 from maxgreen.keyfile import create_key_file

@@ -13,7 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maxgreen"
-TRACES = [ROOT / "simulator/traces/sandia6kw_20151111_1min_ina219.csv", *sorted((ROOT / "tests/data").glob("*_ina219.csv"))]
+TRACES = [
+    ROOT / "simulator/traces/sandia6kw_20151111_1min_ina219.csv",
+    *sorted((ROOT / "tests/data").glob("*_ina219.csv")),
+]
 
 
 def need(program: Path | str | None, reason: str) -> str:

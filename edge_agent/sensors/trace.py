@@ -58,7 +58,9 @@ def read_trace(path: Path) -> Trace:
                 points = channels.setdefault(row["channel"] or "", [])
                 point = TracePoint(_time(row["ts_utc"], where), _electrical(row, where))
                 if points and point.t_ms <= points[-1].t_ms:
-                    raise UsageError(f"{where}: time {row['ts_utc']} is not after the one before; sort the trace by time")
+                    raise UsageError(
+                        f"{where}: time {row['ts_utc']} is not after the one before; sort the trace by time"
+                    )
                 points.append(point)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; name a CSV file with --trace") from error
@@ -76,10 +78,11 @@ def interval_of(points: tuple[TracePoint, ...]) -> int:
 
 
 def _time(text: str | None, where: str) -> int:
+    time: datetime | None
     try:
         time = datetime.fromisoformat(text or "")
     except ValueError:
-        time = None  # type: ignore[assignment]
+        time = None
     if time is None or time.tzinfo is None:
         raise UsageError(f"{where}: time {text!r}: expected UTC like 2015-11-11T07:00:00Z")
     if time.astimezone(UTC) < datetime(1970, 1, 2, tzinfo=UTC):

@@ -121,7 +121,7 @@ def connect(where: str, clock: Clock) -> Chain:
     if where.startswith(("http://", "https://")):
         return Chain(Web3(HTTPProvider(where, request_kwargs={"timeout": 30})))
     web3 = open_embedded(Path(where), clock)
-    return Chain(web3, gas_limit=EMBEDDED_GAS, mine=lambda: web3.provider.ethereum_tester.mine_block())  # type: ignore[attr-defined]
+    return Chain(web3, gas_limit=EMBEDDED_GAS, mine=web3.provider.ethereum_tester.mine_block)  # type: ignore[attr-defined]
 
 
 def account_from_file(path: Path) -> LocalAccount:

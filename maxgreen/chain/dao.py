@@ -93,16 +93,18 @@ class Dao:
     def due_ms(self, proposal: Proposal) -> int:
         """Return when the present state can end: votes open, votes close, or the timelock is over."""
         proposal_id, state = self.id_of(proposal), self.state(proposal)
-        read = {
-            ProposalState.PENDING: self._functions.proposalSnapshot,
-            ProposalState.ACTIVE: self._functions.proposalDeadline,
-            ProposalState.QUEUED: self._functions.proposalEta,
-        }.get(state) if state is not None else None
+        read = (
+            {
+                ProposalState.PENDING: self._functions.proposalSnapshot,
+                ProposalState.ACTIVE: self._functions.proposalDeadline,
+                ProposalState.QUEUED: self._functions.proposalEta,
+            }.get(state)
+            if state is not None
+            else None
+        )
         return int(self._chain.call(read(proposal_id))) * 1000 + 1000 if read else 0
 
-    def carry_out(
-        self, proposal: Proposal, members: Sequence[LocalAccount], *, wait: bool
-    ) -> ProposalState:
+    def carry_out(self, proposal: Proposal, members: Sequence[LocalAccount], *, wait: bool) -> ProposalState:
         """Take every step that can be taken now, in the members' names; `wait` sleeps from one to the next.
 
         Returns the state reached: EXECUTED, or a state that only time or votes can end.

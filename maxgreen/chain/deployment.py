@@ -1,6 +1,7 @@
 """One deployment: its contracts' addresses, in a file that every service reads."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,7 +96,7 @@ class Deployment:
 
 
 def deploy(
-    chain: Chain, deployer: LocalAccount, operator: str, members: list[str], governance: Governance
+    chain: Chain, deployer: LocalAccount, operator: str, members: Sequence[str], governance: Governance
 ) -> Deployment:
     """Deploy everything, give the DAO its badges, and hand the administration to its timelock."""
 

@@ -144,9 +144,7 @@ class _Backend(PyEVMBackend):  # type: ignore[misc]
         if len(self._db):
             self.chain = Chain(base)
             return
-        parameters = get_default_genesis_params(
-            {"timestamp": clock.now_ms() // 1000, "gas_limit": _GENESIS_GAS_LIMIT}
-        )
+        parameters = get_default_genesis_params({"timestamp": clock.now_ms() // 1000, "gas_limit": _GENESIS_GAS_LIMIT})
         self.chain = Chain.from_genesis(base, parameters, generate_genesis_state_for_keys(self.account_keys))
         self._db.commit()
 

@@ -4,7 +4,7 @@ import ast
 import re
 from typing import Any, Final
 
-from eth_abi import decode as abi_decode
+from eth_abi.abi import decode as abi_decode
 from eth_abi.exceptions import DecodingError
 
 from maxgreen.chain.artifacts import errors_by_selector

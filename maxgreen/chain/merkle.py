@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from eth_abi import encode as abi_encode
+from eth_abi.abi import encode as abi_encode
 from eth_utils import keccak
 
 BATCH_LEAF: Final = ("bytes32",)
@@ -14,7 +14,7 @@ EMPTY_ROOT: Final = bytes(32)
 
 def leaf_hash(types: Sequence[str], values: Sequence[Any]) -> bytes:
     """Return keccak256(keccak256(abi.encode(values)))."""
-    return keccak(keccak(abi_encode(list(types), list(values))))
+    return bytes(keccak(keccak(abi_encode(list(types), list(values)))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +63,4 @@ def root_of(leaf: bytes, proof: Sequence[bytes]) -> bytes:
 
 
 def _pair(a: bytes, b: bytes) -> bytes:
-    return keccak(min(a, b) + max(a, b))
+    return bytes(keccak(min(a, b) + max(a, b)))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from eth_abi import encode as abi_encode
+from eth_abi.abi import encode as abi_encode
 from eth_account.signers.local import LocalAccount
 from eth_utils import keccak
 
@@ -26,7 +26,7 @@ class Ends:
     @property
     def line_id(self) -> bytes:
         """keccak256(abi.encode(ends))."""
-        return keccak(abi_encode(["uint256", "uint64", "uint256", "uint64"], list(self.values)))
+        return bytes(keccak(abi_encode(["uint256", "uint64", "uint256", "uint64"], list(self.values))))
 
     @property
     def values(self) -> tuple[int, int, int, int]:

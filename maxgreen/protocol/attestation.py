@@ -22,9 +22,7 @@ class Attestation:
 
     def verified_by(self, verifier: Verifier, network: str) -> bool:
         """Tell whether the device signed this reading for this deployment."""
-        message = attestation_message(
-            network, verifier.key_id, self.channel, self.unix_s, self.register_mws, self.seq
-        )
+        message = attestation_message(network, verifier.key_id, self.channel, self.unix_s, self.register_mws, self.seq)
         return verifier.verifies(message, self.signature)
 
 

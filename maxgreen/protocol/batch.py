@@ -8,7 +8,7 @@ from typing import Any, Final
 from maxgreen.protocol import cbor, cose
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.cbor import U32_MAX, Fields
-from maxgreen.protocol.keys import SIGNATURE_SIZE, Signer, is_spki
+from maxgreen.protocol.keys import SIGNATURE_SIZE, Signer, is_spki, key_id
 from maxgreen.protocol.reasons import Malformed
 from maxgreen.protocol.work import target_of
 
@@ -171,7 +171,7 @@ def parse_batch(message: bytes) -> SignedBatch:
     """Return the batch of a signed message; Malformed when any byte breaks the format."""
     envelope = cose.parse(message)
     batch = decode_batch(envelope.payload)
-    if batch.birth is not None and cose.key_id(batch.birth.spki) != envelope.key_id:
+    if batch.birth is not None and key_id(batch.birth.spki) != envelope.key_id:
         raise Malformed("birth.0: not the signing key")
     return SignedBatch(message, envelope, batch)
 
@@ -373,9 +373,7 @@ def _decode_event(value: Any) -> Event:
 
 def _decode_attestation(value: Any) -> Attestation:
     fields = Fields(value, "attestation", required=range(5))
-    return Attestation(
-        fields.uint(0), fields.uint(1), fields.uint(2), fields.uint(3), fields.bstr(4, SIGNATURE_SIZE)
-    )
+    return Attestation(fields.uint(0), fields.uint(1), fields.uint(2), fields.uint(3), fields.bstr(4, SIGNATURE_SIZE))
 
 
 def _decode_birth(value: Any) -> Birth:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from maxgreen.protocol import cbor
 from maxgreen.protocol.keys import SIGNATURE_SIZE, Signer, Verifier, key_id
@@ -60,8 +60,8 @@ def sign(payload: bytes, signer: Signer, network: str, kind: MessageType, *, det
 
 def parse(message: bytes, *, detached_payload: bytes | None = None) -> Envelope:
     """Return the envelope of `message`; Malformed when its form is not exactly P-SIG-1's."""
-    body = cbor.tagged(cbor.decode(message), COSE_SIGN1, "message")
-    if type(body) is not tuple or len(body) != 4:  # cbor2 makes what stands behind a tag immutable
+    body: Any = cbor.tagged(cbor.decode(message), COSE_SIGN1, "message")
+    if not isinstance(body, tuple) or len(body) != 4:  # cbor2 makes what stands behind a tag immutable
         raise Malformed("message: not an array of four")
     protected = cbor.check_bytes(body[0], "protected header")
     header = cbor.decode(protected)

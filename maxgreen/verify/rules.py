@@ -4,11 +4,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from maxgreen.protocol.backend import Beacon
 from maxgreen.protocol.keys import Verifier, key_id
 from maxgreen.protocol.work import target_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class Rules:
         return min(targets, default=None)
 
 
-def valid_at(history: Sequence[tuple[int, Any]], t_ms: int) -> Any:
+def valid_at(history: Sequence[tuple[int, T]], t_ms: int) -> T:
     """Return the entry of a (from_ms, value) history valid at `t_ms`; the first one also before it."""
     index = bisect_right(history, t_ms, key=lambda entry: entry[0])
     return history[max(0, index - 1)][1]

@@ -131,9 +131,7 @@ def open_message(
     return signed
 
 
-def place(
-    state: ChainState, signed: SignedBatch, kept: bytes | None, predecessor: ChainState | None = None
-) -> Place:
+def place(state: ChainState, signed: SignedBatch, kept: bytes | None, predecessor: ChainState | None = None) -> Place:
     """Return where a message stands (stage b).
 
     `kept` is the SHA-256 of the message that holds this seq already, in the chain or ahead of it;
@@ -211,8 +209,9 @@ def judge(
         t0_ms: int | None = batch.t0_ms
     else:
         t0_ms = None if boot_date_ms is None else boot_date_ms + batch.t0_boot_ms
+    readings: tuple[Reading, ...] = ()
     if birth is None or not _born(batch, birth):
-        reason, remark, readings = Reason.BIRTH_MISSING, Reason.NONE, ()
+        reason, remark = Reason.BIRTH_MISSING, Reason.NONE
     else:
         readings = () if skipped_to else tuple(_readings(state, batch, birth))
         reason, remark = _content(waiting, t0_ms, readings, record, rules)

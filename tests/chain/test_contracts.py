@@ -38,7 +38,9 @@ class World:
         self.chain, self.clock, self.accounts = chain, clock, accounts
         self.members = accounts[2:5]
         self.operator = accounts[1]
-        self.deployment = deploy(chain, accounts[0], self.operator.address, [m.address for m in self.members], GOVERNANCE)
+        self.deployment = deploy(
+            chain, accounts[0], self.operator.address, [m.address for m in self.members], GOVERNANCE
+        )
         # a proposer's votes must be older than its proposal
         clock.sleep_until((chain.newest_block().time_s + 5) * 1000)
         self.dao = Dao(self.deployment, clock)

@@ -273,7 +273,10 @@ def test_the_last_receipt_of_each_day_is_kept(spool):
         line.receipt(next_seq)
     path = spool._db.execute("PRAGMA database_list").fetchone()[2]
     with sqlite3.connect(path) as db:
-        kept = [BackendKeys((BACKEND.spki,), NETWORK).open_receipt(m) for (m,) in db.execute("SELECT message FROM receipts ORDER BY day")]
+        kept = [
+            BackendKeys((BACKEND.spki,), NETWORK).open_receipt(m)
+            for (m,) in db.execute("SELECT message FROM receipts ORDER BY day")
+        ]
     assert [r.next_seq for r in kept] == [2, 3]
 
 

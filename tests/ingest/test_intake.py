@@ -79,7 +79,10 @@ def test_forged_and_foreign_messages_are_kept_with_their_reason(engine):
     broken = good[:-1] + bytes([good[-1] ^ 1])
     assert send(engine, broken).reason is Reason.BAD_SIGNATURE
     assert send(engine, b"noise").reason is Reason.MALFORMED
-    assert send(engine, Lab(secret=3).next(), topic=device_topic(Lab(secret=3).device, "batch")).reason is Reason.UNKNOWN_DEVICE
+    assert (
+        send(engine, Lab(secret=3).next(), topic=device_topic(Lab(secret=3).device, "batch")).reason
+        is Reason.UNKNOWN_DEVICE
+    )
     assert send(engine, good).reason is Reason.NONE
     with engine.connect() as connection:
         kept = Book(connection).all_evidence()

@@ -86,7 +86,9 @@ def test_the_real_influxdb_holds_what_the_ledger_holds(engine, influx, tmp_path)
     projector.rebuild()
     [series] = query(influx, f"SELECT count(v) FROM sample WHERE channel='1' AND device='{lab.device.hex()}'")
     assert series["values"][0][1] == 40
-    [series] = query(influx, f"SELECT last(forward_kwh) FROM register WHERE channel='1' AND device='{lab.device.hex()}'")
+    [series] = query(
+        influx, f"SELECT last(forward_kwh) FROM register WHERE channel='1' AND device='{lab.device.hex()}'"
+    )
     assert series["values"][0][1] == pytest.approx(lab.meters[1].register_mws / 3.6e9)
 
 
@@ -102,10 +104,10 @@ def test_a_wrong_token_or_bucket_holds_the_view(engine, influx, tmp_path):  # no
 
 
 def test_every_panel_of_the_dashboard_gets_rows(engine, influx, tmp_path):  # noqa: F811
-    from simulator.lab import EASY, beacon
     from maxgreen.ledger.book import Book
     from maxgreen.protocol.backend import sign_beacon
     from maxgreen.protocol.keys import MemorySigner
+    from simulator.lab import EASY, beacon
 
     now_ms = time.time_ns() // 1_000_000 - 60_000
     lab = Lab(wall_offset_ms=now_ms - 60_000)
@@ -142,6 +144,8 @@ def test_pages_and_api_show_the_device(engine):  # noqa: F811
     assert device in client.get("/").text
     assert client.get("/devices/00").status_code == 404
     assert client.get("/health/live").json() == {"status": "ok"}
-    assert b"maxgreen_ingest_batches_total" in client.get("/metrics").content or client.get("/metrics").status_code == 200
+    assert (
+        b"maxgreen_ingest_batches_total" in client.get("/metrics").content or client.get("/metrics").status_code == 200
+    )
     waiting = TestClient(make_app(engine, Metrics(), lambda: "no connection to the broker"))
     assert waiting.get("/health/ready").status_code == 503

@@ -10,8 +10,7 @@ import pytest
 from native import scrypt
 
 GENESIS = bytes.fromhex(
-    "01000000" + "00" * 32 + "d9ced4ed1130f7b7faad9be25323ffafa33232a17c3edf6cfd97bee6bafbdd97"
-    "b9aa8e4ef0ff0f1ecd513f7c"
+    "01000000" + "00" * 32 + "d9ced4ed1130f7b7faad9be25323ffafa33232a17c3edf6cfd97bee6bafbdd97b9aa8e4ef0ff0f1ecd513f7c"
 )
 GENESIS_HASH = "0000050c34a64b415b6b15b37f2216634b5b1669cb9a2e38d76f7213b0671e00"
 

@@ -44,7 +44,9 @@ def channels(draw, interval_ms):
             )
         )
         found.append(
-            Channel(number, draw(st.integers(0, 4)), draw(values), draw(values), offsets, draw(U64), draw(U64), draw(U64))
+            Channel(
+                number, draw(st.integers(0, 4)), draw(values), draw(values), offsets, draw(U64), draw(U64), draw(U64)
+            )
         )
     return tuple(found)
 
@@ -84,18 +86,17 @@ def batches(draw):
         work=draw(
             optional(
                 st.builds(
-                    Work, U64, st.just(0x1F100000), st.sets(U32, min_size=1, max_size=64).map(lambda n: tuple(sorted(n)))
+                    Work,
+                    U64,
+                    st.just(0x1F100000),
+                    st.sets(U32, min_size=1, max_size=64).map(lambda n: tuple(sorted(n))),
                 )
             )
         ),
         health=draw(optional(st.builds(Health, optional(st.integers(-(2**63), 2**63 - 1)), optional(U64)))),
         events=tuple(draw(st.lists(st.builds(Event, U64, st.integers(-5, 5), optional(U64)), max_size=2))),
         attestations=tuple(
-            draw(
-                st.lists(
-                    st.builds(Attestation, U64, U64, U64, U64, st.binary(min_size=64, max_size=64)), max_size=2
-                )
-            )
+            draw(st.lists(st.builds(Attestation, U64, U64, U64, U64, st.binary(min_size=64, max_size=64)), max_size=2))
         ),
         birth=draw(optional(births)),
         succeeds=(bytes(16), bytes(32)) if seq == 0 and draw(st.booleans()) else None,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from maxgreen.chain.orders import Ends
+from maxgreen.errors import UsageError
 from maxgreen.protocol import cose
 from maxgreen.protocol.backend import sign_beacon
 from maxgreen.protocol.batch import Role
@@ -19,7 +20,6 @@ from settlement.periods import month_before, months_of, period_bounds
 from settlement.statement import derive, fold, mint_wei, payable_total
 from settlement.sun import elevation_mdeg
 from settlement.windows import State
-from maxgreen.errors import UsageError
 from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
 
 BACKEND = MemorySigner.from_secret(2)
