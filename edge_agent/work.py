@@ -111,6 +111,9 @@ class Worker:
     def _has_enough(self) -> bool:
         return self._stopping or (self._job is not None and len(self._job.nonces) >= self._wait_shares)
 
+    def _is_over(self, job: _Job) -> bool:
+        return self._stopping or self._job is not job
+
     def _abandon(self) -> None:
         if self._job is not None:
             self._job.miner.stop()
@@ -129,7 +132,7 @@ class Worker:
                 job = self._job
                 if len(job.nonces) >= max(1, self._wait_shares or MAX_NONCES):
                     # enough for a batch: rest until it is sealed
-                    self._changed.wait_for(lambda job=job: self._stopping or self._job is not job)  # type: ignore[misc]
+                    self._changed.wait_for(lambda job=job: self._is_over(job))  # type: ignore[misc]
                     continue
             nonce = job.miner.find()
             with self._changed:

@@ -54,7 +54,7 @@ def sign(payload: bytes, signer: Signer, network: str, kind: MessageType, *, det
     """Return the signed message; `detached` leaves the payload out (statement.cose)."""
     signer_id = key_id(signer.spki)
     signature = signer.sign(to_be_signed(signer_id, payload, network, kind))
-    body = [protected_header(signer_id), {}, None if detached else payload, signature]
+    body: list[Any] = [protected_header(signer_id), {}, None if detached else payload, signature]
     return cbor.encode(cbor.tag(COSE_SIGN1, body))
 
 
