@@ -1,6 +1,6 @@
 """Time behind one interface, so that a month can run in seconds."""
 
-import os
+import fcntl
 import time
 from pathlib import Path
 from typing import Protocol
@@ -51,10 +51,12 @@ class FileClock:
 
     def sleep_until(self, t_ms: int) -> None:
         """Move the clock to `t_ms`, never back."""
-        if not self._path.exists() or t_ms > self.now_ms():
-            fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            fresh.write_text(str(t_ms))
-            fresh.replace(self._path)
+        with self._path.with_name(f".{self._path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._path.exists() or t_ms > self.now_ms():
+                fresh = self._path.with_name(f".{self._path.name}.new")
+                fresh.write_text(str(t_ms))
+                fresh.replace(self._path)
 
 
 def make_clock(file: Path | None) -> Clock:

@@ -88,7 +88,7 @@ def influx(tmp_path_factory):
 @pytest.fixture(scope="session")
 def anvil():
     """A real anvil: its URL."""
-    program = need(ROOT / "contracts/node_modules/.bin/anvil", "anvil is not installed (npm ci in contracts)")
+    program = need(ROOT / "contracts/node_modules/.bin/anvil", "anvil is not installed (make services)")
     port = free_port()
     process = subprocess.Popen([program, "--port", str(port), "--silent"])
     url = f"http://127.0.0.1:{port}"

@@ -11,6 +11,7 @@ from eth_account.signers.local import LocalAccount
 from web3 import HTTPProvider, Web3
 from web3.contract.contract import Contract, ContractFunction
 from web3.exceptions import Web3Exception
+from web3.types import RPCEndpoint
 
 from maxgreen.chain.artifacts import artifact
 from maxgreen.chain.embedded import open_embedded
@@ -35,10 +36,9 @@ class Block:
 class Chain:
     """A connection to a chain."""
 
-    def __init__(self, web3: Web3, *, gas_limit: int | None = None, mine: Callable[[], None] | None = None) -> None:
+    def __init__(self, web3: Web3, *, mine: Callable[[], None] | None = None) -> None:
         """Take a web3; `mine` makes a block on a chain that has none of its own accord."""
         self.web3 = web3
-        self._gas_limit = gas_limit
         self._mine = mine
         self._lock = threading.RLock()  # py-evm is not made for threads, and a nonce is used once
 
@@ -87,10 +87,12 @@ class Chain:
                 "nonce": self.web3.eth.get_transaction_count(account.address),
                 "chainId": self.web3.eth.chain_id,
             }
-            if self._gas_limit is not None:
-                fields["gas"] = self._gas_limit
+            # the embedded chain's estimates are made at the machine's time, not at its clock's
+            embedded = _is_embedded(self.web3)
+            if embedded:
+                fields["gas"] = EMBEDDED_GAS
             transaction = function.build_transaction(fields)
-            if self._gas_limit is None:  # an estimate is exact for the block before; leave room for the next
+            if not embedded:  # an estimate is exact for the block before; leave room for the next
                 transaction["gas"] = transaction["gas"] * 6 // 5
             signed = account.sign_transaction(transaction)
             digest = self.web3.eth.send_raw_transaction(signed.raw_transaction)
@@ -119,9 +121,20 @@ class Chain:
 def connect(where: str, clock: Clock) -> Chain:
     """Connect to a JSON-RPC URL, or open the embedded chain that a file keeps."""
     if where.startswith(("http://", "https://")):
-        return Chain(Web3(HTTPProvider(where, request_kwargs={"timeout": 30})))
+        served = Web3(HTTPProvider(where, request_kwargs={"timeout": 30}))
+        return Chain(served, mine=lambda: _mine_if_embedded(served))
     web3 = open_embedded(Path(where), clock)
-    return Chain(web3, gas_limit=EMBEDDED_GAS, mine=web3.provider.ethereum_tester.mine_block)  # type: ignore[attr-defined]
+    return Chain(web3, mine=web3.provider.ethereum_tester.mine_block)  # type: ignore[attr-defined]
+
+
+def _mine_if_embedded(web3: Web3) -> None:
+    """Ask for a block where the embedded chain is served (`maxgreen chain run`); other chains make their own."""
+    if _is_embedded(web3):
+        web3.provider.make_request(RPCEndpoint("evm_mine"), [])
+
+
+def _is_embedded(web3: Web3) -> bool:
+    return web3.client_version.startswith("EthereumTester")
 
 
 def account_from_file(path: Path) -> LocalAccount:
