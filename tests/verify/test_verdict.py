@@ -239,3 +239,13 @@ def test_honest_chains_are_accepted_whole_and_survive_json(readings, count):
         assert ChainState.from_json(ledger.state.to_json()) == ledger.state
     for number, meter in lab.meters.items():
         assert ledger.state.channels[number].register_mws == meter.register_mws
+
+
+@pytest.mark.rule("P-ING-5")
+def test_device_and_seq_tell_messages_apart_whatever_order_they_come_in():
+    lab = Lab()
+    messages = [lab.next() for _ in range(3)]
+    ledger = Ledger(Lab())
+    assert ledger.send(messages[1]) is Reason.GAP_BEFORE
+    assert [ledger.send(m) for m in messages] == [Reason.NONE] * 3
+    assert set(ledger.judged) == {0, 1, 2}
