@@ -1,6 +1,7 @@
 """The demo as a user runs it, and the audit of what it leaves."""
 
 import json
+import re
 import os
 import shutil
 import signal
@@ -76,6 +77,11 @@ def test_one_more_command_checks_the_mint_and_says_the_same_twice(demo):
     assert "payment not verified" in " ".join(alone["checks"])
 
 
+def _one_byte_apart(told: str, name: str) -> bool:
+    """Tell whether a name is told as it is, or as the changed byte makes it."""
+    return len(told) == len(name) and sum(a != b for a, b in zip(told, name, strict=True)) <= 1
+
+
 def test_a_changed_byte_anywhere_fails_with_the_entrys_name(demo, tmp_path):
     result, _ = demo
     data = Path(result["pack"]).read_bytes()
@@ -87,7 +93,9 @@ def test_a_changed_byte_anywhere_fails_with_the_entrys_name(demo, tmp_path):
         path.write_bytes(broken)
         with pytest.raises(PackError) as caught:
             audit(read_pack(path))
-        assert any(name in str(caught.value) for name in (*entries, "the central directory")), caught.value
+        told = re.search("at entry '([^']+)'", str(caught.value))
+        assert told, caught.value
+        assert any(_one_byte_apart(told[1], name) for name in entries), caught.value
     path.write_bytes(bytes(broken))
     done = run("audit", path)
     assert done.returncode == 1

@@ -20,15 +20,34 @@ def test_a_pack_is_a_function_of_its_entries(entries):
 
 
 @pytest.mark.rule("P-PCK-2")
-def test_every_changed_byte_is_found_and_names_an_entry():
+@pytest.mark.parametrize("bit", [0x01, 0x10, 0x80])
+def test_every_changed_byte_is_found_and_names_the_entry_it_belongs_to(bit):
     data = write_pack({"a.json": b"{}", "b/c.csv": b"seq,received_ms\n"})
-    for position in range(len(data)):
+    owners = _owners(data, ["a.json", "b/c.csv"])
+    for position, owner in enumerate(owners):
         broken = bytearray(data)
-        broken[position] ^= 0x01
+        broken[position] ^= bit
         with pytest.raises(PackError) as caught:
-            entries = parse_pack(bytes(broken), "pack")
-            raise PackError(f"pack: {sorted(set(entries) - {'a.json', 'b/c.csv'}) or entries}")
-        assert "pack" in str(caught.value)
+            parse_pack(bytes(broken), "pack")
+        record = data.index(owner.encode()) - 30
+        name_changed = position in range(record + 26, record + 28) or position in range(
+            record + 30, record + 30 + len(owner)
+        )
+        told = "at entry '" if name_changed else f"at entry '{owner}"
+        assert told in str(caught.value), position
+
+
+@pytest.mark.rule("P-PCK-2")
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"x", lambda _: b"", lambda _: b"PK"])
+def test_a_shortened_or_lengthened_pack_is_refused(damage):
+    with pytest.raises(PackError, match="is not as the format has it"):
+        parse_pack(damage(write_pack({"a.json": b"{}"})), "pack")
+
+
+def _owners(data: bytes, names: list[str]) -> list[str]:
+    starts = [(data.index(mark), names[0]) for mark in (b"PK\3\4", b"PK\1\2")]
+    starts += [(data.index(mark, data.index(mark) + 4), names[1]) for mark in (b"PK\3\4", b"PK\1\2")]
+    return [max((start, name) for start, name in starts if start <= position)[1] for position in range(len(data))]
 
 
 @given(st.binary(max_size=300))
