@@ -60,6 +60,7 @@ class Sealer:
     """Collects ticks of one boot and seals batches into the spool.
 
     The first tick that has every channel is sealed alone, by a transfer start with an attestation: it opens lines.
+    Ticks without a date wait in the spool, unsealed, for at most an hour (P-BAT-7).
     """
 
     def __init__(
@@ -87,8 +88,10 @@ class Sealer:
         self._open: _Open | None = None
         self._channels = {sensor.channel for sensor in birth.sensors}
         self._wall_offset_ms: int | None = None
-        self._pending_events: list[EventKind] = [] if spool.tip.boot == boot_id else [EventKind.BOOT]
-        self._tip = spool.tip.entered(boot_id)
+        self._undated_since_ms: int | None = None
+        self._waiting: list[Tick] = []
+        self._held = 0  # of the waiting ticks, so many are in the spool
+        self._enter_boots(boot_id)
 
     @property
     def tip(self) -> ChainTip:
@@ -98,8 +101,69 @@ class Sealer:
     def take(self, tick: Tick) -> None:
         """Add a round of readings; seals what was open when the tick lies beyond its cut."""
         self._follow_clock(tick)
-        if self._open is not None and self._open.first.wall_ms is None and tick.wall_ms is not None:
-            self._date_waiting(tick.wall_ms - tick.boot_ms)
+        if tick.wall_ms is not None:
+            self._undated_since_ms = None
+            self._release(tick.wall_ms - tick.boot_ms)
+        elif self._undated_since_ms is None:
+            self._undated_since_ms = tick.boot_ms
+        if self._undated_since_ms is not None:
+            if tick.boot_ms - self._undated_since_ms < UNSYNCHRONISED_WAIT_MS:
+                self._wait(tick)
+                return
+            self._release(None)
+        self._add(tick)
+
+    def event(self, kind: EventKind, boot_ms: int) -> None:
+        """Note an event; it closes the batch (P-BAT-5)."""
+        if self._open is None:
+            self._pending_events.append(kind)
+            return
+        self._open.events.append((kind, boot_ms))
+        self._seal(attesting=kind in _ATTESTING)
+
+    def stop(self) -> None:
+        """Seal what is open, with the attestations of a clean stop (P-ATT-1); what waits for a date waits on disk."""
+        self._hold()
+        if self._open is not None:
+            self._seal(attesting=True)
+
+    def _enter_boots(self, boot_id: bytes) -> None:
+        """Take what waits in the spool: an earlier boot's ticks will never have a date, this boot's may."""
+        waiting_boot, waiting = self._spool.held_ticks()
+        if waiting_boot not in {b"", boot_id}:
+            self._enter(waiting_boot)
+            for tick in waiting:
+                self._add(tick)
+            self._seal()
+            waiting = []
+        self._enter(boot_id)
+        for tick in waiting:
+            self.take(tick)
+
+    def _enter(self, boot: bytes) -> None:
+        self._pending_events: list[EventKind] = [] if self._spool.tip.boot == boot else [EventKind.BOOT]
+        self._tip = self._spool.tip.entered(boot)
+
+    def _wait(self, tick: Tick) -> None:
+        """Keep a tick without a date; once in a sealing interval, what waits is written down."""
+        if not tick.samples:
+            return
+        self._seal()
+        if self._waiting and self._waiting[-1].boot_ms // self._seal_ms != tick.boot_ms // self._seal_ms:
+            self._hold()
+        self._waiting.append(tick)
+
+    def _hold(self) -> None:
+        self._spool.hold(self._tip.boot, self._waiting[self._held :])
+        self._held = len(self._waiting)
+
+    def _release(self, offset_ms: int | None) -> None:
+        """Cut what waited like other ticks, with its date when there is one (P-BAT-7)."""
+        waiting, self._waiting, self._held = self._waiting, [], 0
+        for tick in waiting:
+            self._add(tick if offset_ms is None else replace(tick, wall_ms=tick.boot_ms + offset_ms))
+
+    def _add(self, tick: Tick) -> None:
         if self._open is not None and self._is_cut_before(self._open, tick):
             self._seal(next_wall_ms=tick.wall_ms, attesting=not tick.samples)
         if not tick.samples:
@@ -111,28 +175,6 @@ class Sealer:
             self._open.ticks.append(tick)
         if not self._tip.opened and tick.wall_ms is not None and self._channels <= self._open.samples().keys():
             self.event(EventKind.TRANSFER_START, tick.boot_ms)
-
-    def event(self, kind: EventKind, boot_ms: int) -> None:
-        """Note an event; it closes the batch (P-BAT-5)."""
-        if self._open is None:
-            self._pending_events.append(kind)
-            return
-        self._open.events.append((kind, boot_ms))
-        self._seal(attesting=kind in _ATTESTING)
-
-    def stop(self) -> None:
-        """Seal what is open, with the attestations of a clean stop (P-ATT-1)."""
-        if self._open is not None:
-            self._seal(attesting=True)
-
-    def _date_waiting(self, offset_ms: int) -> None:
-        """Give samples that waited for the clock their date, and cut them like others (P-BAT-7)."""
-        waiting, self._open = self._open, None
-        if waiting is None:
-            return
-        self._pending_events += [kind for kind, _ in waiting.events]
-        for tick in waiting.ticks:
-            self.take(replace(tick, wall_ms=tick.boot_ms + offset_ms))
 
     def _follow_clock(self, tick: Tick) -> None:
         """Close the batch on a clock step (P-BAT-6)."""
@@ -147,10 +189,11 @@ class Sealer:
         """Tell whether the batch closes before this tick (P-BAT-5, P-BAT-7)."""
         if len(batch.ticks) >= min(MAX_SAMPLES, _MAX_TOTAL_SAMPLES // len(self._channels)):
             return True
-        if tick.wall_ms is None:
-            waited_ms = tick.boot_ms - batch.first.boot_ms
-            return waited_ms >= (self._seal_ms if self._wall_offset_ms is not None else UNSYNCHRONISED_WAIT_MS)
-        return batch.first.wall_ms is not None and batch.first.wall_ms // self._seal_ms != tick.wall_ms // self._seal_ms
+        first = batch.first
+        if first.wall_ms is None or tick.wall_ms is None:
+            undated = first.wall_ms is None and tick.wall_ms is None
+            return not undated or first.boot_ms // self._seal_ms != tick.boot_ms // self._seal_ms
+        return first.wall_ms // self._seal_ms != tick.wall_ms // self._seal_ms
 
     def _seal(self, *, next_wall_ms: int | None = None, attesting: bool = False) -> None:
         """Sign what is open and commit it with the registers that follow from it."""
@@ -211,7 +254,6 @@ class Sealer:
             tip,
             next_seq=tip.next_seq + 1,
             head=hashlib.sha256(message).digest(),
-            last_wall_ms=batch.t0_ms + batch.last_offset_ms,
             birth=birth_digest,
             opened=tip.opened or starts,
             meters=meters,

@@ -6,12 +6,13 @@ A batch leaves only when a signed receipt says that the ledger has it (P-RCT-2).
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from edge_agent.source import Tick
 from maxgreen.errors import Fatal
 from maxgreen.protocol.backend import Receipt
 from maxgreen.verify.meter import MeterState, Sample
@@ -23,6 +24,9 @@ CREATE TABLE IF NOT EXISTS batches (
     seq INTEGER PRIMARY KEY, message BLOB NOT NULL, digest BLOB NOT NULL, receipted_ms INTEGER
 );
 CREATE TABLE IF NOT EXISTS receipts (day INTEGER PRIMARY KEY, message BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS undated (
+    boot BLOB NOT NULL, boot_ms INTEGER NOT NULL, samples TEXT NOT NULL, PRIMARY KEY (boot, boot_ms)
+);
 """
 
 
@@ -33,7 +37,6 @@ class ChainTip:
     next_seq: int
     head: bytes
     boot: bytes = b""
-    last_wall_ms: int = 0
     birth: bytes = b""
     opened: bool = False  # the opening attestation of every channel was sealed
     meters: Mapping[int, MeterState] = field(default_factory=dict)
@@ -80,7 +83,25 @@ class Spool:
         with self._transaction():
             self._db.execute("INSERT INTO batches VALUES (?, ?, ?, NULL)", (self.tip.next_seq, message, digest))
             self._db.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (json.dumps(_tip_json(tip)),))
+            self._db.execute("DELETE FROM undated WHERE boot = ? AND boot_ms <= ?", (tip.boot, tip.last_boot_ms))
         self.tip = tip
+
+    def hold(self, boot: bytes, ticks: Sequence[Tick]) -> None:
+        """Keep ticks that have no date yet; the batch that seals one takes it away in its transaction (P-BAT-7)."""
+        if not ticks:
+            return
+        rows = [(boot, t.boot_ms, json.dumps({n: astuple(s) for n, s in t.samples.items()})) for t in ticks]
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO undated VALUES (?, ?, ?)", rows)
+
+    def held_ticks(self) -> tuple[bytes, list[Tick]]:
+        """Return the ticks without a date and the boot that they are of; empty when there is none."""
+        rows = list(self._db.execute("SELECT boot, boot_ms, samples FROM undated ORDER BY boot_ms"))
+        ticks = [
+            Tick(None, boot_ms, {int(n): Sample(*values) for n, values in json.loads(samples).items()})
+            for _, boot_ms, samples in rows
+        ]
+        return (bytes(rows[0][0]) if rows else b""), ticks
 
     def messages(self, from_seq: int, limit: int) -> list[tuple[int, bytes]]:
         """Return up to `limit` spooled batches from `from_seq` on."""
@@ -154,7 +175,6 @@ def _tip_json(tip: ChainTip) -> dict[str, Any]:
         "next_seq": tip.next_seq,
         "head": tip.head.hex(),
         "boot": tip.boot.hex(),
-        "last_wall_ms": tip.last_wall_ms,
         "birth": tip.birth.hex(),
         "opened": tip.opened,
         "meters": {str(number): asdict(meter) for number, meter in tip.meters.items()},
@@ -166,7 +186,6 @@ def _tip_from_json(value: Mapping[str, Any]) -> ChainTip:
         next_seq=value["next_seq"],
         head=bytes.fromhex(value["head"]),
         boot=bytes.fromhex(value["boot"]),
-        last_wall_ms=value["last_wall_ms"],
         birth=bytes.fromhex(value["birth"]),
         opened=value["opened"],
         meters={

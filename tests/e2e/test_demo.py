@@ -1,8 +1,8 @@
 """The demo as a user runs it, and the audit of what it leaves."""
 
 import json
-import re
 import os
+import re
 import shutil
 import signal
 import subprocess

@@ -113,11 +113,58 @@ def test_samples_that_waited_for_the_clock_are_dated_and_cut_like_others(spool):
 @pytest.mark.rule("P-BAT-7")
 def test_after_an_hour_without_a_clock_samples_are_sealed_undated(spool):
     sealer = make_sealer(spool)
-    for tick in ticks(0, 3_602, wall=False):
+    for tick in ticks(0, 3_600, wall=False):
         sealer.take(tick)
-    [batch] = sealed(spool)
-    assert not batch.synchronised
-    assert batch.attestations == ()
+    assert sealed(spool) == []
+    for tick in ticks(3_600, 2, wall=False):
+        sealer.take(tick)
+    batches = sealed(spool)
+    assert [b.t0_boot_ms for b in batches] == [60_000 * k for k in range(1, 61)]
+    assert not any(b.synchronised or b.attestations for b in batches)
+    assert batches[-1].channels[0].register_mws == 3_599 * 18_000
+
+
+@pytest.mark.rule("P-BAT-7")
+def test_samples_without_a_date_wait_on_disk_and_survive_a_power_cut(tmp_path):
+    path = tmp_path / "spool.db"
+    for start in (0, 150):  # the second run is dated at its end, in the same boot
+        spool = Spool(path, network_digest(NETWORK))
+        sealer = make_sealer(spool)
+        for tick in ticks(start, 150, wall=False):
+            sealer.take(tick)
+        assert sealed(spool) == []
+        if not start:
+            spool.close()
+    for tick in ticks(300, 1):
+        sealer.take(tick)
+    batches = sealed(spool)
+    assert all(b.synchronised for b in batches)
+    dated = [b.t0_ms - T0_MS + offset for b in batches for offset in b.channels[0].offsets_ms]
+    # the last sealing interval was only in memory; nothing else is lost, nothing is there twice
+    assert dated == [1000 * k for k in (*range(120), *range(150, 300))]
+    ledger = Ledger(Lab())
+    assert {ledger.send(m) for _, m in spool.messages(0, 100)} == {Reason.NONE}
+    assert spool.held_ticks() == (b"", [])
+
+
+@pytest.mark.rule("P-BAT-7")
+def test_a_clean_stop_loses_no_sample_that_waits_and_the_next_boot_seals_it_undated(tmp_path):
+    path = tmp_path / "spool.db"
+    spool = Spool(path, network_digest(NETWORK))
+    sealer = make_sealer(spool)
+    for tick in ticks(0, 90, wall=False):
+        sealer.take(tick)
+    sealer.stop()
+    spool.close()
+    spool = Spool(path, network_digest(NETWORK))
+    sealer = make_sealer(spool, boot=bytes(16))
+    for tick in ticks(200, 5):
+        sealer.take(tick)
+    sealer.stop()
+    batches = sealed(spool)
+    assert [(b.boot, b.synchronised) for b in batches] == [(BOOT, False)] * 2 + [(bytes(16), True)] * 2
+    assert [b.channels[0].register_mws for b in batches] == [59 * 18_000, 89 * 18_000, 89 * 18_000, 93 * 18_000]
+    assert spool.held_ticks() == (b"", [])
 
 
 @pytest.mark.rule("P-BAT-2", "P-BAT-3")
@@ -296,6 +343,6 @@ def test_mining_has_the_lowest_priority_and_gives_shares_for_one_history():
         assert len(work.nonces) >= 2
         assert Ledger(lab).send(lab.next(work=work)) is Reason.NONE
         assert os.getpriority(os.PRIO_PROCESS, worker._thread.native_id) == 19
+        assert worker.harvest(hashlib.sha256(b"another history").digest()) != work
     finally:
         worker.stop()
-    assert hashlib.sha256(b"").digest() != lab.head
