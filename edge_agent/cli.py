@@ -20,15 +20,14 @@ from maxgreen.protocol.attestation import prove_possession
 from maxgreen.protocol.backend import BackendKeys
 from maxgreen.protocol.keys import key_id
 from maxgreen.service import log_to_stderr, notify
-from maxgreen.settings import load, sample
+from maxgreen.settings import config_commands, load
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure, sign and send on a Raspberry Pi.")
-config_app = typer.Typer(no_args_is_help=True, help="The settings file.")
-app.add_typer(config_app, name="config")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="settings file")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 DEFAULT_CONFIG = Path("/etc/maxgreen/agent.toml")
+app.add_typer(config_commands(AgentSettings, DEFAULT_CONFIG), name="config")
 
 
 @app.command()
@@ -104,16 +103,3 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     for number, register in value["registers_mws"].items():
         print(f"channel {number:<5} {register / 3.6e9:.6f} kWh")
     print(f"last receipt  {'none yet' if receipt is None else f'up to batch {receipt.next_seq}'}")
-
-
-@config_app.command("sample")
-def config_sample() -> None:
-    """Print the commented default settings."""
-    print(sample(AgentSettings), end="")
-
-
-@config_app.command("check")
-def config_check(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Validate the settings without touching the network."""
-    load(AgentSettings, config)
-    print(f"{config}: ok")

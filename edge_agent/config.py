@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
+from maxgreen.mqtt import BrokerTable
 from maxgreen.protocol.batch import MAX_INTERVAL_MS
 from maxgreen.protocol.identity import check_network
 from maxgreen.settings import ServiceSettings, Table
@@ -52,14 +53,9 @@ class ChannelSettings(Table):
     )
 
 
-class BrokerSettings(Table):
+class BrokerSettings(BrokerTable):
     """The MQTT broker."""
 
-    host: str = Field(default="127.0.0.1", description="host name")
-    port: int = Field(default=8883, description="port; 8883 is MQTT over TLS")
-    ca: Path | None = Field(default=None, description="certificate authority; empty = no TLS (trials only)")
-    certificate: Path | None = Field(default=None, description="this device's TLS certificate (CN = device id)")
-    key: Path | None = Field(default=None, description="this device's TLS key, never its signing key (P-ID-1)")
     window: int = Field(default=20, gt=0, le=1000, description="batches in flight")
     resend_s: float = Field(default=30, gt=0, description="send again when a receipt has not moved for so long")
 

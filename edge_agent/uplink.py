@@ -3,25 +3,25 @@
 import json
 import logging
 import queue
-import ssl
 import time
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import MQTTErrorCode
 
 from edge_agent.config import BrokerSettings
 from edge_agent.spool import Spool
 from maxgreen.clock import Clock
-from maxgreen.protocol.backend import BackendKeys, Beacon, Command, Receipt
+from maxgreen.mqtt import make_client, start
+from maxgreen.protocol.backend import BackendKeys, Beacon, Receipt
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 from maxgreen.protocol.reasons import Rejected
 
 _LOG: Final = logging.getLogger(__name__)
 FUTURE_S: Final = 300
-_KEEPALIVE_S: Final = 60
+_MAX_RETRY_S: Final = 300
 _CLOSE_S: Final = 2.0
 
 
@@ -79,22 +79,11 @@ class MqttLink:
         self._settings = settings
         self._subscriptions = [
             (device_topic(device, "receipt"), 1),
-            (device_topic(device, "command"), 1),
             (BEACON_TOPIC, 1),
         ]
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=device.hex(), clean_session=False)
+        client = make_client(settings, device.hex(), max_retry_s=_MAX_RETRY_S)
         client.max_inflight_messages_set(2 * settings.window)
-        client.reconnect_delay_set(1, 300)
         client.will_set(device_topic(device, "status"), will, qos=1, retain=True)
-        if settings.ca is not None:
-            client.tls_set(
-                ca_certs=str(settings.ca),
-                certfile=str(settings.certificate) if settings.certificate else None,
-                keyfile=str(settings.key) if settings.key else None,
-                tls_version=ssl.PROTOCOL_TLS_CLIENT,
-            )
-        else:
-            client.username_pw_set(device.hex())
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
@@ -103,8 +92,7 @@ class MqttLink:
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""
-        self._client.connect_async(self._settings.host, self._settings.port, _KEEPALIVE_S)
-        self._client.loop_start()
+        start(self._client, self._settings)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
         """Hand a QoS 1 message over; return its packet id, or None when not connected."""
@@ -166,7 +154,6 @@ class Uplink:
         self._receipt: Receipt | None = None
         self.alarm: str | None = None
         self.beacons: list[Beacon] = []
-        self.commands: list[Command] = []
         last = spool.last_receipt()
         if last is not None:
             self._receipt = keys.open_receipt(last)
@@ -232,8 +219,6 @@ class Uplink:
     def _receive(self, topic: str, payload: bytes) -> None:
         if topic == BEACON_TOPIC:
             self.beacons.append(self._keys.open_beacon(payload))
-        elif topic == device_topic(self._device, "command"):
-            self.commands.append(self._keys.open_command(payload))
         elif topic == device_topic(self._device, "receipt"):
             self._take_receipt(self._keys.open_receipt(payload), payload)
 

@@ -14,14 +14,13 @@ from maxgreen.errors import Fatal, UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
 from maxgreen.service import log_to_stderr
-from maxgreen.settings import load, sample
+from maxgreen.settings import config_commands, load
 from maxgreen.verify.rules import Action, Decision
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Verify batches, keep the ledger, answer receipts.")
-config_app = typer.Typer(no_args_is_help=True, help="The settings file.")
-app.add_typer(config_app, name="config")
 
 DEFAULT_CONFIG = Path("/etc/maxgreen/ingest.toml")
+app.add_typer(config_commands(IngestSettings, DEFAULT_CONFIG), name="config")
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="settings file")]
 
 
@@ -74,16 +73,3 @@ def rebuild_view(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
     count = Projector(open_engine(settings.ledger), InfluxSink(settings.influx)).rebuild()
     print(f"{count} batches written")
-
-
-@config_app.command("sample")
-def config_sample() -> None:
-    """Print the commented default settings."""
-    print(sample(IngestSettings), end="")
-
-
-@config_app.command("check")
-def config_check(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Validate the settings without touching the network."""
-    load(IngestSettings, config)
-    print(f"{config}: ok")

@@ -5,17 +5,13 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from maxgreen.mqtt import BrokerTable
 from maxgreen.settings import ServiceSettings, Table
 
 
-class BrokerSettings(Table):
+class BrokerSettings(BrokerTable):
     """The MQTT broker."""
 
-    host: str = Field(default="127.0.0.1", description="host name")
-    port: int = Field(default=8883, description="port; 8883 is MQTT over TLS")
-    ca: Path | None = Field(default=None, description="certificate authority; empty = no TLS (trials only)")
-    certificate: Path | None = Field(default=None, description="TLS certificate (CN = ingest)")
-    key: Path | None = Field(default=None, description="TLS key")
     client_id: str = Field(default="ingest", description="client id of the persistent session")
 
 

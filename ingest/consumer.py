@@ -2,7 +2,6 @@
 
 import logging
 import queue
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from sqlalchemy import Engine
 
@@ -22,6 +20,7 @@ from maxgreen.chain.deployment import Deployment
 from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
+from maxgreen.mqtt import make_client, start
 from maxgreen.protocol.backend import sign_receipt
 from maxgreen.protocol.identity import BEACON_TOPIC, ROOT, device_topic
 from maxgreen.protocol.keys import Signer
@@ -32,7 +31,7 @@ GROUP: Final = 480  # a multiple of the scrypt lanes
 LINGER_S: Final = 0.02
 QUEUE: Final = 4_096  # then the connection is not read on
 _POLL_S: Final = 0.05
-_KEEPALIVE_S: Final = 60
+_MAX_RETRY_S: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +75,7 @@ class MqttBroker:
         self._settings = settings
         self._greet = on_connect
         self._stopping = False
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=settings.client_id, clean_session=False, manual_ack=True
-        )
-        if settings.ca is not None:
-            client.tls_set(
-                ca_certs=str(settings.ca),
-                certfile=str(settings.certificate) if settings.certificate else None,
-                keyfile=str(settings.key) if settings.key else None,
-                tls_version=ssl.PROTOCOL_TLS_CLIENT,
-            )
-        else:
-            client.username_pw_set(settings.client_id)
-        client.reconnect_delay_set(1, 30)
+        client = make_client(settings, settings.client_id, max_retry_s=_MAX_RETRY_S, manual_ack=True)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -96,8 +83,7 @@ class MqttBroker:
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""
-        self._client.connect_async(self._settings.host, self._settings.port, _KEEPALIVE_S)
-        self._client.loop_start()
+        start(self._client, self._settings)
 
     def acknowledge(self, delivery: Delivery) -> None:
         """Tell the broker that the ledger has a message."""

@@ -4,8 +4,9 @@ import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
+import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -53,6 +54,24 @@ def load(kind: type[S], path: Path) -> S:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "file"
         raise Fatal(f"settings {path}: {key}: {first['msg']}; see 'config sample'") from error
+
+
+def config_commands(kind: type[ServiceSettings], default: Path) -> typer.Typer:
+    """Return the commands `config sample` and `config check` of a service."""
+    app = typer.Typer(no_args_is_help=True, help="The settings file.")
+
+    @app.command("sample")
+    def print_sample() -> None:
+        """Print the commented default settings."""
+        typer.echo(sample(kind), nl=False)
+
+    @app.command("check")
+    def check(config: Annotated[Path, typer.Option("--config", "-c", help="settings file")] = default) -> None:
+        """Validate the settings without touching the network."""
+        load(kind, config)
+        typer.echo(f"{config}: ok")
+
+    return app
 
 
 def sample(kind: type[BaseModel]) -> str:

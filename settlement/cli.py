@@ -9,7 +9,7 @@ import typer
 from maxgreen.chain.orders import Ends, LossTerms
 from maxgreen.clock import make_clock
 from maxgreen.service import log_to_stderr
-from maxgreen.settings import load, sample
+from maxgreen.settings import config_commands, load
 from settlement.close import NotReadyError
 from settlement.config import SettlementSettings
 from settlement.orders import open_line
@@ -17,10 +17,9 @@ from settlement.periods import month_before, period_bounds
 from settlement.service import SettlementService
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Close a period, order, vote and mint.")
-config_app = typer.Typer(no_args_is_help=True, help="The settings file.")
-app.add_typer(config_app, name="config")
 
 DEFAULT_CONFIG = Path("/etc/maxgreen/settlement.toml")
+app.add_typer(config_commands(SettlementSettings, DEFAULT_CONFIG), name="config")
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="settings file")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 NOT_READY = 75  # EX_TEMPFAIL of sysexits.h: the next run goes on
@@ -72,16 +71,3 @@ def open_line_command(
     ends = Ends(miner, miner_channel, node, node_channel)
     terms = LossTerms(resistance_uohm, loss_ppm, max_loss_ppm)
     print(open_line(service.engine, service.deployment, service.operator, ends, terms).hex())
-
-
-@config_app.command("sample")
-def config_sample() -> None:
-    """Print the commented default settings."""
-    print(sample(SettlementSettings), end="")
-
-
-@config_app.command("check")
-def config_check(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Validate the settings without touching the network."""
-    load(SettlementSettings, config)
-    print(f"{config}: ok")
