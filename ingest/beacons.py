@@ -20,13 +20,19 @@ class BeaconIssuer:
         self._chain = chain
         self._signer = signer
         self._network = network
+        self._due_s = 0
         self.alarm: str | None = None
+
+    def is_due(self, now_s: int) -> bool:
+        """Tell whether `issue` may have something to do, without asking the ledger."""
+        return now_s >= self._due_s
 
     def issue(self, book: Book, now_s: int) -> tuple[Beacon, bytes] | None:
         """Return a new signed beacon when one is due, kept in the ledger already."""
         limits = book.limits()[-1][1]
         newest = book.newest_beacon()
         if newest is not None and now_s < newest[0].issued_s + limits.beacon_every_s:
+            self._due_s = newest[0].issued_s + limits.beacon_every_s
             return None
         try:
             block = self._chain.newest_block(fresh=True)
@@ -44,6 +50,7 @@ class BeaconIssuer:
         beacon = Beacon(number, now_s, limits.beacon_valid_s, block.number, block.hash)
         message = sign_beacon(beacon, self._signer, self._network)
         book.add_beacon(beacon, message)
+        self._due_s = now_s + limits.beacon_every_s
         return beacon, message
 
     def _raise_alarm(self, text: str) -> None:

@@ -21,10 +21,9 @@ from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
 from maxgreen.mqtt import make_client, start
-from maxgreen.protocol.backend import sign_receipt
+from maxgreen.protocol.backend import Beacon, sign_receipt
 from maxgreen.protocol.identity import BEACON_TOPIC, ROOT, device_topic
 from maxgreen.protocol.keys import Signer
-from maxgreen.verify.rules import Rules
 
 _LOG: Final = logging.getLogger(__name__)
 GROUP: Final = 480  # a multiple of the scrypt lanes
@@ -166,7 +165,7 @@ class Consumer:
         self._refresh_s = refresh_s
         self._refresh_due = 0.0
         self._issuer = BeaconIssuer(deployment.chain, signer, self._network)
-        self._rules: Rules | None = None
+        self._beacons: dict[int, Beacon] = {}
         self._greet = threading.Event()
 
     @property
@@ -178,10 +177,6 @@ class Consumer:
         """Publish the newest beacon again: a broker may have lost what it retained."""
         self._greet.set()
 
-    def rules_changed(self) -> None:
-        """Read limits, beacons and decisions again before the next message."""
-        self._rules = None
-
     def step(self) -> int:
         """Do what is due; return how many messages were judged."""
         self._refresh()
@@ -190,10 +185,6 @@ class Consumer:
         if group:
             self._judge(group)
         return len(group)
-
-    def refresh_now(self) -> None:
-        """Read the registry again at the next step."""
-        self._refresh_due = 0.0
 
     def _refresh(self) -> None:
         if time.monotonic() < self._refresh_due:
@@ -206,14 +197,16 @@ class Consumer:
             _LOG.warning("registry not read: %s", error)
 
     def _issue(self) -> None:
+        now_s = self._clock.now_ms() // 1000
+        if not self._greet.is_set() and not self._issuer.is_due(now_s):
+            return
         with self._engine.begin() as connection:
             book = Book(connection)
-            issued = self._issuer.issue(book, self._clock.now_ms() // 1000)
+            issued = self._issuer.issue(book, now_s)
             if issued is None and self._greet.is_set():
                 issued = book.newest_beacon()
         if issued is not None:
             self._greet.clear()
-            self._rules = None
             self._broker.publish(BEACON_TOPIC, issued[1], retain=True)
 
     def _collect(self) -> list[Delivery]:
@@ -234,9 +227,7 @@ class Consumer:
         outcomes = []
         with self._engine.begin() as connection:
             book = Book(connection)
-            if self._rules is None:
-                self._rules = book.rules(self._network)
-            intake = Intake(book, self._network, self._rules)
+            intake = Intake(book, self._network, book.rules(self._network, self._beacons))
             for delivery in group:
                 outcome = intake.handle(delivery.topic, delivery.payload, now_ms)
                 outcomes.append(outcome)

@@ -185,9 +185,10 @@ class Book:
         row = self._db.execute(select(beacons.c.message).order_by(beacons.c.number.desc()).limit(1)).first()
         return (_beacon(row[0]), bytes(row[0])) if row else None
 
-    def all_beacons(self) -> dict[int, bytes]:
-        """Return every signed beacon by number."""
-        rows = self._db.execute(select(beacons.c.number, beacons.c.message).order_by(beacons.c.number))
+    def all_beacons(self, *, after: int = -1) -> dict[int, bytes]:
+        """Return the signed beacons later than a number."""
+        query = select(beacons.c.number, beacons.c.message).where(beacons.c.number > after)
+        rows = self._db.execute(query.order_by(beacons.c.number))
         return {int(number): bytes(message) for number, message in rows}
 
     def put_receipt(self, device: bytes, server_ms: int, message: bytes) -> None:
@@ -224,14 +225,12 @@ class Book:
         """Record a decision of the operator or the DAO."""
         self._db.execute(insert(decisions).values(**{**asdict(decision), "action": decision.action.value}))
 
-    def rules(self, network: str) -> Rules:
-        """Return limits, beacons and decisions as the verifier takes them."""
-        return Rules(
-            network,
-            limits=self.limits(),
-            beacons={number: _beacon(message) for number, message in self.all_beacons().items()},
-            decisions=self.decisions(),
-        )
+    def rules(self, network: str, known: dict[int, Beacon] | None = None) -> Rules:
+        """Return limits, beacons and decisions as the verifier takes them; `known` beacons are not read again."""
+        found = {} if known is None else known
+        newer = self.all_beacons(after=max(found, default=-1))
+        found.update((number, _beacon(message)) for number, message in newer.items())
+        return Rules(network, limits=self.limits(), beacons=found, decisions=self.decisions())
 
     def decisions(self) -> list[Decision]:
         """Return every recorded decision, oldest first."""
