@@ -1,6 +1,5 @@
 """The agent: ticks in, signed batches out. One thread owns meter, spool and uplink; mining has its own."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from edge_agent.work import Worker
 from maxgreen.protocol.batch import Birth, Health
 from maxgreen.protocol.keys import Signer, key_id
 
-_LOG: Final = logging.getLogger(__name__)
 _IDLE_S: Final = 0.05
 _STATE_EVERY_S: Final = 10.0
 
@@ -41,7 +39,6 @@ class Agent:
     def __init__(self, parts: AgentParts) -> None:
         self._parts = parts
         self._stopping = threading.Event()
-        self._ready = False
         self._state_due = 0.0
         self._power_mw: dict[int, int] = {}
         worker = parts.worker
@@ -125,10 +122,9 @@ class Agent:
         try:
             while worker is not None and worker.lacks_beacon and not self._stopping.is_set():
                 self.exchange(_IDLE_S)
-            for tick in self.ticks():
+            for number, tick in enumerate(self.ticks()):
                 self.take(tick)
-                if not self._ready:
-                    self._ready = True
+                if number == 0:
                     ready()
                 if self._stopping.is_set():
                     break

@@ -1,6 +1,5 @@
 """Mining: beacons in, shares out; a share belongs to one key, one history and one beacon (P-POW-1)."""
 
-import logging
 import os
 import threading
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from maxgreen.protocol.batch import MAX_NONCES, Work
 from maxgreen.protocol.work import header_prefix, target_of
 from native.scrypt import Miner
 
-_LOG: Final = logging.getLogger(__name__)
 _NICE: Final = 19
 
 

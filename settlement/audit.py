@@ -18,7 +18,7 @@ from maxgreen.protocol.backend import BackendKeys
 from maxgreen.protocol.pack import MANIFEST, ORDER, PackError
 from maxgreen.protocol.reasons import Rejected
 from settlement.inputs import Inputs, LineBase, entry
-from settlement.statement import Derived, derive, fold, read_states
+from settlement.statement import Derived, derive, fold
 
 TRUSTED = "trusted from the backend: arrival times and recorded decisions"
 
@@ -49,23 +49,11 @@ def audit(
     return Report(json.loads(entries[MANIFEST])["period"], checks, entries["statement.json"])
 
 
-def windows_of(entries: Mapping[str, bytes]) -> dict[bytes, dict[int, tuple[str, str]]]:
-    """Return the states at the last close that a pack's windows name, by line."""
-    found = {}
-    for name, data in entries.items():
-        if name.startswith("windows/"):
-            try:
-                found[bytes.fromhex(name[len("windows/") : -len(".csv")])] = read_states(data, (6, 7))
-            except (ValueError, IndexError) as error:
-                raise PackError(f"{name}: not the windows of a line: {error}") from error
-    return found
-
-
 def _checks(entries: Mapping[str, bytes], previous: Mapping[str, bytes] | None, chain: Chain | None) -> Iterator[str]:
     _check_manifest(entries)
     yield f"manifest: {len(entries)} entries have their SHA-256"
     try:
-        inputs = Inputs.from_entries(entries, windows_of(entries))
+        inputs = Inputs.from_entries(entries)
         derived = derive(inputs)
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise PackError(f"the pack's inputs do not fit together: {type(error).__name__}: {error}") from error
@@ -124,7 +112,7 @@ def _check_base(inputs: Inputs, previous: Mapping[str, bytes] | None) -> str:
         return "growth verified, base not verified (name the previous pack with --previous)"
     if inputs.previous != hashlib.sha256(entry(previous, MANIFEST)).digest():
         raise Difference(f"{MANIFEST}: 'previous' is not the SHA-256 of the previous pack's manifest")
-    before = derive(Inputs.from_entries(previous, windows_of(previous)))
+    before = derive(Inputs.from_entries(previous))
     bases = {r.terms.line: fold(r.terms.base, r.windows.windows, inputs.start_s) for r in before.lines}
     for line in inputs.lines:
         if line.base != bases.get(line.line, LineBase(inputs.start_s)):

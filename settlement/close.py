@@ -16,10 +16,9 @@ from maxgreen.protocol.pack import MANIFEST, manifest_bytes, parse_pack, write_p
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Rules
 from maxgreen.verify.verdict import Waiting, take
-from settlement.audit import windows_of
-from settlement.inputs import ChannelTerms, Inputs, LineBase, LineTerms, Party, read_lines
+from settlement.inputs import STATES_AFTER, ChannelTerms, Inputs, LineBase, LineTerms, Party, read_states
 from settlement.periods import period_bounds
-from settlement.statement import Derived, derive, fold, read_states
+from settlement.statement import Derived, derive, fold
 from settlement.windows import DAY_S, WINDOW_S, State
 
 
@@ -73,7 +72,7 @@ def reopened(pack: bytes) -> Closed:
     """Return a closed period from the pack that the ledger keeps."""
     entries = parse_pack(pack, "ledger")
     manifest = json.loads(entries[MANIFEST])
-    inputs = Inputs.from_entries(entries, windows_of(entries))
+    inputs = Inputs.from_entries(entries)
     return Closed(manifest["period"], manifest["until"], entries, derive(inputs))
 
 
@@ -195,10 +194,7 @@ def _bases(
         if window.state in {State.HELD, State.DISPUTED}
     ]
     start_s = min([begin_s, *changed, *unpaid]) // DAY_S * DAY_S
-    states = {
-        line.line: read_states(closed.entries[f"windows/{line.line.hex()}.csv"], (8, 9))
-        for line in read_lines(closed.entries)
-    }
+    states = read_states(closed.entries, STATES_AFTER)
     if start_s < inputs_start_s:  # something changed below the settled sums: add up everything again
         return min(start_s, opened_s), {}, states
     bases = {

@@ -16,6 +16,9 @@ from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, DeviceRecord, Limits, Rules
 
 ARRIVALS_HEADER: Final = "seq,received_ms"
+STATES_BEFORE: Final = (6, 7)  # columns of windows/<line>.csv: state and reasons at the last close
+STATES_AFTER: Final = (8, 9)  # and at this one
+_WINDOWS: Final = "windows/"
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,7 @@ class Inputs:
         return found
 
     @classmethod
-    def from_entries(
-        cls, entries: Mapping[str, bytes], windows_before: Mapping[bytes, Mapping[int, tuple[str, str]]]
-    ) -> "Inputs":
+    def from_entries(cls, entries: Mapping[str, bytes]) -> "Inputs":
         """Read the inputs of a pack; PackError names the entry that is not as the format has it."""
         manifest = _json(entries, MANIFEST)
         network = manifest["network"]
@@ -186,13 +187,23 @@ class Inputs:
             batches=batches,
             arrivals={d: tuple(_arrivals(entries, f"arrivals/{d.hex()}.csv")) for d in devices},
             starts={d: ChainState.from_json(_json(entries, f"start/{d.hex()}.json")[0]) for d in devices},
-            windows_before=windows_before,
+            windows_before=read_states(entries, STATES_BEFORE),
         )
 
 
-def read_lines(entries: Mapping[str, bytes]) -> list[LineTerms]:
-    """Return the lines of a pack."""
-    return [_line(value) for value in _json(entries, "lines.json")]
+def read_states(entries: Mapping[str, bytes], columns: tuple[int, int]) -> dict[bytes, dict[int, tuple[str, str]]]:
+    """Return (state, reasons) by line and window from a pack's windows; PackError when they are none."""
+    found = {}
+    for name, data in entries.items():
+        if not name.startswith(_WINDOWS):
+            continue
+        try:
+            rows = [row.split(",") for row in data.decode().splitlines()[1:]]
+            line = bytes.fromhex(name[len(_WINDOWS) : -len(".csv")])
+            found[line] = {int(row[0]): (row[columns[0]], row[columns[1]]) for row in rows}
+        except (ValueError, IndexError) as error:
+            raise PackError(f"{name}: not the windows of a line: {error}") from error
+    return found
 
 
 def entry(entries: Mapping[str, bytes], name: str) -> bytes:

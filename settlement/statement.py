@@ -214,9 +214,3 @@ def _windows_csv(inputs: Inputs, line: LineTerms, windows: Sequence[Window]) -> 
             f"{state_before},{reasons_before},{w.state.value},{reasons}"
         )
     return ("\n".join(rows) + "\n").encode()
-
-
-def read_states(data: bytes, columns: tuple[int, int]) -> dict[int, tuple[str, str]]:
-    """Return (state, reasons) by window from a windows entry: columns 6, 7 before, 8, 9 after."""
-    rows = (row.split(",") for row in data.decode().splitlines()[1:])
-    return {int(row[0]): (row[columns[0]], row[columns[1]]) for row in rows}

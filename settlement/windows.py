@@ -12,6 +12,7 @@ from maxgreen.protocol.work import WINDOW_MS
 from maxgreen.verify.rules import Action, Limits
 from settlement.checks import Held, night_windows, not_generated_days, over_capacity_windows, stuck_windows
 from settlement.inputs import ChannelTerms, Inputs, LineTerms, Party
+from settlement.periods import period_bounds
 from settlement.replay import Fact
 
 WINDOW_S: Final = WINDOW_MS // 1000
@@ -220,8 +221,6 @@ def _dispute_period(inputs: Inputs, line: LineTerms, result: LineWindows, releas
 
 def period_start(inputs: Inputs) -> int:
     """Return where the period begins, unix s: its month's or day's first midnight."""
-    from settlement.periods import period_bounds  # noqa: PLC0415 - a leaf module without arithmetic of windows
-
     return period_bounds(inputs.period)[0]
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 import signal
 import sys
-import threading
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final
@@ -48,12 +47,10 @@ def demo(
             transient=True,
         ) as bar:
             task = bar.add_task("starting", total=1.0)
-            shown = threading.Event()
 
             def serving(result: DemoResult) -> None:
                 bar.stop()
                 _show(result, as_json=as_json, folder=folder)
-                shown.set()
                 if serve:
                     console.print(f"pages: {result.page}   Ctrl-C ends the demo")
                     signal.pause()

@@ -274,7 +274,7 @@ def test_the_precompile_verifies_like_the_library(tmp_path):
 
 
 def test_any_revert_data_becomes_a_sentence():
-    assert "nothing new" in str(explain(bytes.fromhex("00000000"))) or explain(b"").name == ""
+    assert "0x00000000" in str(explain(bytes(4)))
     panic = bytes.fromhex("4e487b71") + (0x11).to_bytes(32, "big")
     assert "0x11" in str(explain(panic))
     assert "without a reason" in str(explain(b""))
