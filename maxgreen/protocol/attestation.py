@@ -48,3 +48,10 @@ def possession_message(network: str, device: bytes, applicant: bytes) -> bytes:
 def prove_possession(signer: Signer, network: str, applicant: bytes) -> bytes:
     """Return r ‖ s over the possession message."""
     return signer.sign(possession_message(network, key_id(signer.spki), applicant))
+
+
+def prove_fraud(first: Attestation, second: Attestation, verifier: Verifier, network: str) -> bool:
+    """Tell whether two attestations of a device prove that it signed two histories (P-ATT-2)."""
+    same_place = (first.channel, first.seq) == (second.channel, second.seq)
+    differ = (first.unix_s, first.register_mws) != (second.unix_s, second.register_mws)
+    return same_place and differ and all(a.verified_by(verifier, network) for a in (first, second))
