@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from maxgreen.chain.client import Chain, connect
+from maxgreen.chain.client import Chain, connect_to_read
 from maxgreen.clock import SystemClock
 from maxgreen.errors import UsageError
 from maxgreen.protocol.pack import PackError, read_pack
@@ -38,4 +38,4 @@ def open_chain(rpc: str | None) -> Chain | None:
         return None
     if not rpc.startswith(("http://", "https://")) and not Path(rpc).is_file():
         raise UsageError(f"--rpc {rpc}: neither a URL nor the file of an embedded chain")
-    return connect(rpc, SystemClock())
+    return connect_to_read(rpc, SystemClock())

@@ -14,7 +14,7 @@ from web3.exceptions import Web3Exception
 from web3.types import RPCEndpoint
 
 from maxgreen.chain.artifacts import artifact
-from maxgreen.chain.embedded import open_embedded
+from maxgreen.chain.embedded import copy_embedded, open_embedded
 from maxgreen.chain.explain import ChainRefusedError, refusal
 from maxgreen.clock import Clock
 from maxgreen.errors import Fatal, Retryable
@@ -125,6 +125,13 @@ def connect(where: str, clock: Clock) -> Chain:
         return Chain(served, mine=lambda: _mine_if_embedded(served))
     web3 = open_embedded(Path(where), clock)
     return Chain(web3, mine=web3.provider.ethereum_tester.mine_block)  # type: ignore[attr-defined]
+
+
+def connect_to_read(where: str, clock: Clock) -> Chain:
+    """Connect to a JSON-RPC URL, or to a copy of an embedded chain as its file has it now."""
+    if where.startswith(("http://", "https://")):
+        return connect(where, clock)
+    return Chain(copy_embedded(Path(where), clock), mine=lambda: None)
 
 
 def _mine_if_embedded(web3: Web3) -> None:

@@ -6,6 +6,7 @@ A block is committed whole or not at all, so the process may be killed at any in
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from eth_tester.backends.pyevm.main import (
 from web3 import EthereumTesterProvider, Web3
 
 from maxgreen.clock import Clock
+from maxgreen.errors import Fatal
 
 CHAIN_ID: Final = 131277322940537  # eth-tester's
 P256_GAS: Final = 6_900
@@ -36,8 +38,19 @@ _GENESIS_GAS_LIMIT: Final = 60_000_000
 
 
 def open_embedded(path: Path | None, clock: Clock) -> Web3:
-    """Open (or begin, at the clock's time) the chain in a file; None keeps it in memory."""
-    return Web3(EthereumTesterProvider(EthereumTester(_Backend(path, clock))))
+    """Open (or begin, at the clock's time) the chain in a file; None keeps it in memory. Fatal when it is in use."""
+    return _open(_SqliteDB(path), clock)
+
+
+def copy_embedded(path: Path, clock: Clock) -> Web3:
+    """Read the chain in a file up to its last whole block, also while another process writes it."""
+    database = _SqliteDB(None)
+    database.fill_from(path)
+    return _open(database, clock)
+
+
+def _open(database: "_SqliteDB", clock: Clock) -> Web3:
+    return Web3(EthereumTesterProvider(EthereumTester(_Backend(database, clock))))
 
 
 def dev_secret(index: int) -> bytes:
@@ -81,9 +94,26 @@ class _SqliteDB(BaseDB):  # type: ignore[misc]
 
     def __init__(self, path: Path | None) -> None:
         self._connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=FULL")
-        self._connection.execute("CREATE TABLE IF NOT EXISTS kv (k BLOB PRIMARY KEY, v BLOB NOT NULL) WITHOUT ROWID")
+        try:
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS kv (k BLOB PRIMARY KEY, v BLOB NOT NULL) WITHOUT ROWID"
+            )
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.DatabaseError as error:
+            raise Fatal(
+                f"chain file {path}: {error}; one process opens it: 'maxgreen chain run' serves it to several"
+            ) from error
+
+    def fill_from(self, path: Path) -> None:
+        """Take over what a file has committed."""
+        self._connection.execute("COMMIT")
+        try:
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as source:
+                source.backup(self._connection)
+        except sqlite3.Error as error:
+            raise Fatal(f"chain file {path}: {error}; it is not the file of an embedded chain") from error
         self._connection.execute("BEGIN IMMEDIATE")
 
     def close(self) -> None:
@@ -119,8 +149,8 @@ class _SqliteDB(BaseDB):  # type: ignore[misc]
 class _Backend(PyEVMBackend):  # type: ignore[misc]
     """eth-tester's backend over the SQLite store and the given clock."""
 
-    def __init__(self, path: Path | None, clock: Clock) -> None:
-        self._db = _SqliteDB(path)
+    def __init__(self, database: _SqliteDB, clock: Clock) -> None:
+        self._db = database
         self._clock = clock
         super().__init__()
 

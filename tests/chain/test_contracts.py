@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from eth_account import Account
 
-from maxgreen.chain.client import Chain, connect
+from maxgreen.chain.client import Chain, connect, connect_to_read
 from maxgreen.chain.dao import Dao, ProposalState, Vote
 from maxgreen.chain.deployment import Deployment, Governance, deploy
 from maxgreen.chain.embedded import dev_secret
@@ -14,6 +14,7 @@ from maxgreen.chain.merkle import BATCH_LEAF, MerkleTree, leaf_hash, root_of
 from maxgreen.chain.orders import Ends, LossTerms, OrderRequest, OrderStatus, SettlementContract
 from maxgreen.chain.registry import ChannelSpec, Kind, SystemSpec, admission, apply_for, read_systems
 from maxgreen.clock import FileClock
+from maxgreen.errors import Fatal
 from maxgreen.protocol.attestation import attest
 from maxgreen.protocol.keys import MemorySigner
 
@@ -256,6 +257,18 @@ def test_the_embedded_chain_survives_its_process_and_keeps_the_clock(tmp_path):
     again = Deployment(connect(str(tmp_path / "chain.db"), world.clock), world.deployment.addresses)
     assert again.chain.newest_block() == block
     assert len(read_systems(again)) == 2
+
+
+def test_a_chain_file_in_use_can_be_read_but_not_opened_twice(tmp_path):
+    world = embedded(tmp_path)
+    file = str(tmp_path / "chain.db")
+    with pytest.raises(Fatal, match="maxgreen chain run"):
+        connect(file, world.clock)
+    copy = Deployment(connect_to_read(file, world.clock), world.deployment.addresses)
+    assert copy.chain.newest_block() == world.chain.newest_block()
+    (tmp_path / "other").write_bytes(b"no chain" * 99)
+    with pytest.raises(Fatal, match="not the file of an embedded chain"):
+        connect_to_read(str(tmp_path / "other"), world.clock)
 
 
 def test_the_precompile_verifies_like_the_library(tmp_path):
