@@ -24,7 +24,7 @@ from maxgreen.protocol.batch import Birth
 from maxgreen.protocol.batch import Sensor as BirthSensor
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.keys import key_id
-from native import scrypt
+from maxgreen.service import scrypt_kernel
 
 _MODEL: Final = Path("/proc/device-tree/model")
 REPLAY_FULL_SCALE: Final = Electrical(26_000_000, 3_200_000)
@@ -99,7 +99,7 @@ def make_birth(spki: bytes, channels: tuple[ChannelSettings, ...], sensors: Mapp
         software_sha256=_software_digest(),
         hardware=model,
         key_store=0,
-        kernel=scrypt.kernels()[0].name,
+        kernel=scrypt_kernel(),
         hash_rate=0,
     )
 

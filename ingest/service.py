@@ -18,7 +18,7 @@ from maxgreen.errors import Fatal, Retryable
 from maxgreen.keyfile import create_key_file, load_key_file
 from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.keys import Signer
-from maxgreen.service import notify
+from maxgreen.service import notify, scrypt_kernel
 
 _LOG: Final = logging.getLogger(__name__)
 _PROJECT_EVERY_S: Final = 1.0
@@ -55,6 +55,7 @@ class IngestService:
     @classmethod
     def from_settings(cls, settings: IngestSettings) -> "IngestService":
         """Compose the service that settings describe."""
+        scrypt_kernel()  # a wrong choice is said now, not at the first share
         clock = make_clock(settings.clock_file)
         key_file = settings.key_file
         signer = load_key_file(key_file) if key_file.exists() else create_key_file(key_file)

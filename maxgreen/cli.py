@@ -17,6 +17,7 @@ SUMMARIES: Final = {
     "settle": "close a period, order, vote and mint",
     "audit": "check an evidence pack and its mint alone",
     "chain": "contracts, and a local chain for trials",
+    "selftest": "test and time what this machine computes",
     "demo": "a day of measured sunlight becomes tokens",
     "simulate": "virtual panels and storage nodes over real MQTT",
 }

@@ -4,6 +4,9 @@ import logging
 import os
 import socket
 
+from maxgreen.errors import Fatal
+from native import kernels
+
 
 def notify(state: str) -> None:
     """Tell systemd (sd_notify(3)); without NOTIFY_SOCKET it does nothing."""
@@ -13,6 +16,14 @@ def notify(state: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.connect("\0" + address[1:] if address.startswith("@") else address)
         channel.sendall(state.encode())
+
+
+def scrypt_kernel() -> str:
+    """Return the scrypt kernel that this process uses; Fatal when the forced one can't be used."""
+    try:
+        return kernels.chosen()
+    except ValueError as error:
+        raise Fatal(f"{kernels.KERNEL_VARIABLE}: {error}; 'maxgreen selftest scrypt' lists them") from error
 
 
 def log_to_stderr() -> None:

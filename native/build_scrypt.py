@@ -7,8 +7,9 @@ from cffi import FFI
 HERE = Path(__file__).parent
 
 CDEF = """
-typedef struct { const char *name; size_t scratch_bytes; size_t lanes; ...; } mg_kernel;
+typedef struct mg_kernel { const char *name; size_t scratch_bytes; size_t lanes; ...; } mg_kernel;
 size_t mg_kernels(const mg_kernel **kernels);
+int mg_self_test(const char *kernel_name);
 typedef struct mg_context mg_context;
 mg_context *mg_context_new(const char *kernel_name);
 void mg_context_free(mg_context *context);
@@ -26,8 +27,12 @@ ffibuilder.cdef(CDEF)
 ffibuilder.set_source(
     "native._scrypt",
     '#include "scrypt.h"',
-    sources=["native/scrypt.c", "native/portable.c"],
-    depends=["native/scrypt.h", "native/portable.h"],
+    sources=[f"native/{path.name}" for path in sorted(HERE.glob("*.c")) if path.name != "_scrypt.c"],
+    depends=[f"native/{path.name}" for path in sorted(HERE.glob("*.h"))],
     include_dirs=[str(HERE)],
-    extra_compile_args=["-O3", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra"],
+    # the kernels are vectors already: what a compiler makes of their pointers is slower
+    extra_compile_args=[
+        *("-O3", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wno-psabi"),
+        *("-fno-tree-vectorize", "-fno-tree-slp-vectorize"),
+    ],
 )

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "sha256.h"
+
 #define N 1024
 #define WORDS 32 /* a block of r = 1: two salsa matrices of 16 words */
 
@@ -24,19 +26,6 @@ static void store_le(uint8_t *p, uint32_t x) {
 
 static uint32_t rotl(uint32_t x, int n) { return x << n | x >> (32 - n); }
 static uint32_t rotr(uint32_t x, int n) { return x >> n | x << (32 - n); }
-
-static const uint32_t sha256_start[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-                                         0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-
-static const uint32_t sha256_k[64] = {
-    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
-    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
-    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
-    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
-    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
-    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
-    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
 static void sha256_block(uint32_t state[8], const uint8_t block[64]) {
     uint32_t w[64];
@@ -74,11 +63,7 @@ static void sha256_finish(uint32_t state[8], const uint8_t *data, size_t size, s
     for (int i = 0; i < 8; i++) store_be(digest + 4 * i, state[i]);
 }
 
-typedef struct {
-    uint32_t inner[8], outer[8];
-} hmac_key;
-
-static void hmac_start(hmac_key *key, const uint8_t password[MG_HEADER_BYTES]) {
+static void hmac_start(mg_hmac_key *key, const uint8_t password[MG_HEADER_BYTES]) {
     uint8_t digest[32], pad[64];
     uint32_t state[8];
     memcpy(state, sha256_start, sizeof state);
@@ -94,7 +79,7 @@ static void hmac_start(hmac_key *key, const uint8_t password[MG_HEADER_BYTES]) {
 }
 
 /* One block of PBKDF2-HMAC-SHA256 with one iteration. */
-static void pbkdf2_block(const hmac_key *key, const uint8_t *salt, size_t size, uint32_t index, uint8_t out[32]) {
+static void pbkdf2_block(const mg_hmac_key *key, const uint8_t *salt, size_t size, uint32_t index, uint8_t out[32]) {
     uint8_t message[128 + 4], digest[32];
     uint32_t state[8];
     memcpy(message, salt, size);
@@ -140,22 +125,27 @@ static void ro_mix(uint32_t x[WORDS], uint32_t (*v)[WORDS]) {
     }
 }
 
-static void hash_one(uint32_t (*v)[WORDS], const uint8_t header[MG_HEADER_BYTES], uint8_t digest[MG_HASH_BYTES]) {
-    hmac_key key;
-    uint8_t block[128];
-    uint32_t x[WORDS];
-    hmac_start(&key, header);
-    for (uint32_t i = 0; i < 4; i++) pbkdf2_block(&key, header, MG_HEADER_BYTES, i + 1, block + 32 * i);
+void mg_pbkdf2_start(mg_hmac_key *key, uint32_t x[WORDS], const uint8_t header[MG_HEADER_BYTES]) {
+    uint8_t block[4 * WORDS];
+    hmac_start(key, header);
+    for (uint32_t i = 0; i < 4; i++) pbkdf2_block(key, header, MG_HEADER_BYTES, i + 1, block + 32 * i);
     for (int k = 0; k < WORDS; k++) x[k] = load_le(block + 4 * k);
-    ro_mix(x, v);
+}
+
+void mg_pbkdf2_finish(const mg_hmac_key *key, const uint32_t x[WORDS], uint8_t digest[MG_HASH_BYTES]) {
+    uint8_t block[4 * WORDS];
     for (int k = 0; k < WORDS; k++) store_le(block + 4 * k, x[k]);
-    pbkdf2_block(&key, block, sizeof block, 1, digest);
+    pbkdf2_block(key, block, sizeof block, 1, digest);
 }
 
 static void hash(void *scratch, const uint8_t *headers, size_t count, uint8_t *digests) {
     for (size_t k = 0; k < count; k++) {
-        hash_one(scratch, headers + MG_HEADER_BYTES * k, digests + MG_HASH_BYTES * k);
+        mg_hmac_key key;
+        uint32_t x[WORDS];
+        mg_pbkdf2_start(&key, x, headers + MG_HEADER_BYTES * k);
+        ro_mix(x, scratch);
+        mg_pbkdf2_finish(&key, x, digests + MG_HASH_BYTES * k);
     }
 }
 
-const mg_kernel mg_portable = {"portable", sizeof(uint32_t[N][WORDS]), 1, hash};
+const mg_kernel mg_portable = {"portable", sizeof(uint32_t[N][WORDS]), 1, hash, NULL, 0, 1};

@@ -11,15 +11,21 @@
 /* A kernel hashes `count` headers of 80 bytes into `count` digests of 32 bytes. */
 typedef void (*mg_hash_fn)(void *scratch, const uint8_t *headers, size_t count, uint8_t *digests);
 
-typedef struct {
+typedef struct mg_kernel {
     const char *name;
     size_t scratch_bytes;
-    size_t lanes; /* headers that one call works on at a time */
+    size_t lanes; /* headers that one round works on */
     mg_hash_fn hash;
+    const struct mg_kernel *narrow; /* quicker for the last `narrow_lanes` headers or fewer; may be NULL */
+    size_t narrow_lanes;
+    size_t step; /* a round costs the same for 1..step headers, and again for each step more */
 } mg_kernel;
 
-/* The kernels that this processor can run, best first; returns their number. */
+/* The kernels that this processor can run, portable last; returns their number. */
 size_t mg_kernels(const mg_kernel **kernels);
+
+/* 1 when the kernel computes the digests of known headers in each of its lanes, 0 when it does not, -1: no memory. */
+int mg_self_test(const char *kernel_name);
 
 typedef struct mg_context mg_context;
 

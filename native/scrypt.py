@@ -3,37 +3,16 @@
 Headers are n x 80 bytes, digests and targets n x 32 bytes; as integers both are little endian.
 """
 
-import os
 import threading
-from dataclasses import dataclass
 from typing import Any, Final
 
 from native._scrypt import ffi, lib
+from native.kernels import HASH_BYTES, HEADER_BYTES, checked, chosen, new_context
 
-HEADER_BYTES: Final = 80
-HASH_BYTES: Final = 32
 PREFIX_BYTES: Final = 76
 LAST_NONCE: Final = 2**32 - 1
-KERNEL_VARIABLE: Final = "MAXGREEN_SCRYPT_KERNEL"
 
 _FOUND: Final = 1
-_RANGE_DONE: Final = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """One way to compute the hash that this processor can run."""
-
-    name: str
-    scratch_bytes: int
-    lanes: int
-
-
-def kernels() -> tuple[Kernel, ...]:
-    """Return the kernels of this processor, best first."""
-    found = ffi.new("const mg_kernel *[]", lib.mg_kernels(ffi.NULL))
-    lib.mg_kernels(found)
-    return tuple(Kernel(ffi.string(k.name).decode(), k.scratch_bytes, k.lanes) for k in found)
 
 
 def hash_many(headers: bytes, *, kernel: str | None = None) -> bytes:
@@ -65,7 +44,7 @@ class Miner:
             raise ValueError(f"a header prefix has {PREFIX_BYTES} bytes, not {len(prefix)}")
         self._prefix = prefix
         self._target = target.to_bytes(HASH_BYTES, "little")
-        self._context = _new_context(kernel)
+        self._context = new_context(kernel or chosen())
         self._next = 0
         self._mining = threading.Lock()
         self.set_duty(duty)
@@ -121,18 +100,8 @@ _contexts = threading.local()
 
 def _context(kernel: str | None) -> Any:
     """Return this thread's context for a kernel; a context is never shared between threads."""
-    name = kernel or os.environ.get(KERNEL_VARIABLE)
+    name = checked(kernel) if kernel else chosen()
     contexts: dict[str, Any] = _contexts.__dict__
-    key = name or ""
-    if key not in contexts:
-        contexts[key] = _new_context(name)
-    return contexts[key]
-
-
-def _new_context(kernel: str | None) -> Any:
-    name = kernel or os.environ.get(KERNEL_VARIABLE)
-    context = lib.mg_context_new(name.encode() if name else ffi.NULL)
-    if context == ffi.NULL:
-        known = ", ".join(k.name for k in kernels())
-        raise ValueError(f"no scrypt kernel {name!r} on this processor; it has: {known}")
-    return ffi.gc(context, lib.mg_context_free)
+    if name not in contexts:
+        contexts[name] = new_context(name)
+    return contexts[name]

@@ -1,0 +1,45 @@
+/* Template: vectors of LANES 32-bit words, for the instruction set that TARGET names.
+ *
+ * A kernel's source defines NAME, TARGET and LANES (4, 8 or 16) and includes a template that includes this one.
+ * GCC's vector extensions make one source serve SSE2, AVX2, AVX-512 and NEON.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#include "scrypt.h"
+
+#define FUNCTION static __attribute__((noinline, TARGET))
+#define INLINE static inline __attribute__((always_inline, TARGET))
+#define UNROLL _Pragma("GCC unroll 32")
+#define KEEP_LOOP _Pragma("GCC unroll 1")
+
+/* may alias: the same words are read one by one elsewhere */
+typedef uint32_t vec __attribute__((vector_size(4 * LANES), may_alias));
+
+INLINE vec load(const void *from) {
+    vec v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+INLINE void store(void *to, vec v) { memcpy(to, &v, sizeof v); }
+
+#define ROTL(x, n) ((x) << (n) | (x) >> (32 - (n)))
+#define SWAP_BYTES(x) ((ROTL(x, 8) & 0x00ff00ff) | (ROTL(x, 24) & 0xff00ff00))
+
+/* Shuffle two vectors alike in each 128-bit piece: 0..3 are words of a, 4..7 words of b. */
+#define WORD_AT(piece, i) ((i) < 4 ? (i) + 4 * (piece) : (i) - 4 + LANES + 4 * (piece))
+#define PIECE(piece, i, j, k, l) WORD_AT(piece, i), WORD_AT(piece, j), WORD_AT(piece, k), WORD_AT(piece, l)
+#if LANES == 4
+#define PIECES(...) PIECE(0, __VA_ARGS__)
+#elif LANES == 8
+#define PIECES(...) PIECE(0, __VA_ARGS__), PIECE(1, __VA_ARGS__)
+#else
+#define PIECES(...) PIECE(0, __VA_ARGS__), PIECE(1, __VA_ARGS__), PIECE(2, __VA_ARGS__), PIECE(3, __VA_ARGS__)
+#endif
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, PIECES(__VA_ARGS__))
+
+#define GLUE_(a, b) a##b
+#define GLUE(a, b) GLUE_(a, b)
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)

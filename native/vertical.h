@@ -1,0 +1,172 @@
+/* Template: LANES hashes side by side, lane l of every vector belonging to hash l; SETS of them take turns.
+ *
+ * While one set computes, the rows that another one needs next are on their way. A row of the scratchpad holds the
+ * 128 bytes of each lane one after another, so a lane's read touches two cache lines; storing and loading transpose.
+ * With SCALAR, one more hash runs in the integer unit, interleaved with the vectors (out-of-order ARM cores).
+ */
+#include "pbkdf2.h"
+#ifdef SCALAR
+#include "portable.h"
+#else
+#define SCALAR 0
+#endif
+
+#define N 1024
+#ifndef NARROW
+#define NARROW NULL, 0
+#endif
+#define ROW_WORDS (32 * LANES)
+#define SET_WORDS ((size_t)N * ROW_WORDS)
+#define TOTAL (SETS * LANES + SCALAR)
+
+/* Transpose a square of LANES x LANES words. */
+INLINE void transpose(vec t[LANES]) {
+    UNROLL for (int b = 0; b < LANES; b += 4) {
+        vec s0 = SHUFFLE(t[b], t[b + 1], 0, 4, 1, 5), s1 = SHUFFLE(t[b], t[b + 1], 2, 6, 3, 7);
+        vec s2 = SHUFFLE(t[b + 2], t[b + 3], 0, 4, 1, 5), s3 = SHUFFLE(t[b + 2], t[b + 3], 2, 6, 3, 7);
+        t[b] = SHUFFLE(s0, s2, 0, 1, 4, 5), t[b + 1] = SHUFFLE(s0, s2, 2, 3, 6, 7);
+        t[b + 2] = SHUFFLE(s1, s3, 0, 1, 4, 5), t[b + 3] = SHUFFLE(s1, s3, 2, 3, 6, 7);
+    }
+#if LANES == 8
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
+    UNROLL for (int r = 0; r < 4; r++) {
+        vec a = t[r], b = t[r + 4];
+        t[r] = LOW(a, b), t[r + 4] = HIGH(a, b);
+    }
+#elif LANES == 16
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define ODD(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+    UNROLL for (int r = 0; r < 4; r++) {
+        vec a = EVEN(t[r], t[r + 4]), b = ODD(t[r], t[r + 4]);
+        vec c = EVEN(t[r + 8], t[r + 12]), d = ODD(t[r + 8], t[r + 12]);
+        t[r] = EVEN(a, c), t[r + 4] = EVEN(b, d), t[r + 8] = ODD(a, c), t[r + 12] = ODD(b, d);
+    }
+#endif
+}
+
+/* One step of four quarter rounds that do not depend on each other. */
+#define STEP(x, p0, q0, r0, p1, q1, r1, p2, q2, r2, p3, q3, r3, n)                                                     \
+    x[p0] ^= ROTL(x[q0] + x[r0], n), x[p1] ^= ROTL(x[q1] + x[r1], n);                                                  \
+    x[p2] ^= ROTL(x[q2] + x[r2], n), x[p3] ^= ROTL(x[q3] + x[r3], n)
+#define COLUMNS_7(x) STEP(x, 4, 0, 12, 9, 5, 1, 14, 10, 6, 3, 15, 11, 7)
+#define COLUMNS_9(x) STEP(x, 8, 4, 0, 13, 9, 5, 2, 14, 10, 7, 3, 15, 9)
+#define COLUMNS_13(x) STEP(x, 12, 8, 4, 1, 13, 9, 6, 2, 14, 11, 7, 3, 13)
+#define COLUMNS_18(x) STEP(x, 0, 12, 8, 5, 1, 13, 10, 6, 2, 15, 11, 7, 18)
+#define ROWS_7(x) STEP(x, 1, 0, 3, 6, 5, 4, 11, 10, 9, 12, 15, 14, 7)
+#define ROWS_9(x) STEP(x, 2, 1, 0, 7, 6, 5, 8, 11, 10, 13, 12, 15, 9)
+#define ROWS_13(x) STEP(x, 3, 2, 1, 4, 7, 6, 9, 8, 11, 14, 13, 12, 13)
+#define ROWS_18(x) STEP(x, 0, 3, 2, 5, 4, 7, 10, 9, 8, 15, 14, 13, 18)
+#if SCALAR
+#define BOTH(step) step(x), step(z)
+#else
+#define BOTH(step) step(x)
+#endif
+
+/* b ^= bx; b = salsa20/8(b); with SCALAR the same for c and cx. */
+INLINE void xor_salsa8(vec b[16], const vec bx[16], uint32_t *c, const uint32_t *cx) {
+    vec x[16];
+    uint32_t z[16];
+    UNROLL for (int k = 0; k < 16; k++) b[k] = x[k] = b[k] ^ bx[k];
+    UNROLL for (int k = 0; SCALAR && k < 16; k++) c[k] = z[k] = c[k] ^ cx[k];
+    (void)z;
+    KEEP_LOOP for (int round = 0; round < 8; round += 2) {
+        BOTH(COLUMNS_7), BOTH(COLUMNS_9), BOTH(COLUMNS_13), BOTH(COLUMNS_18);
+        BOTH(ROWS_7), BOTH(ROWS_9), BOTH(ROWS_13), BOTH(ROWS_18);
+    }
+    UNROLL for (int k = 0; k < 16; k++) b[k] += x[k];
+    UNROLL for (int k = 0; SCALAR && k < 16; k++) c[k] += z[k];
+}
+
+FUNCTION void block_mix(vec x[32], uint32_t *z) {
+    xor_salsa8(x, x + 16, z, SCALAR ? z + 16 : z);
+    xor_salsa8(x + 16, x, SCALAR ? z + 16 : z, z);
+}
+
+INLINE void put_rows(uint32_t *row, const vec x[32]) {
+    UNROLL for (int k = 0; k < 32; k += LANES) {
+        vec t[LANES];
+        UNROLL for (int i = 0; i < LANES; i++) t[i] = x[k + i];
+        transpose(t);
+        UNROLL for (int i = 0; i < LANES; i++) store(row + 32 * i + k, t[i]);
+    }
+}
+
+/* Look up which row each lane needs, and ask for it. */
+INLINE void find_rows(const uint32_t *rows[LANES], const uint32_t *v, const vec x[32]) {
+    uint32_t at[LANES];
+    store(at, (x[16] & (N - 1)) * ROW_WORDS);
+    UNROLL for (int i = 0; i < LANES; i++) {
+        rows[i] = v + at[i] + 32 * i;
+        __builtin_prefetch(rows[i]);
+        __builtin_prefetch(rows[i] + 16);
+    }
+}
+
+INLINE void xor_rows(vec x[32], const uint32_t *const rows[LANES]) {
+    UNROLL for (int k = 0; k < 32; k += LANES) {
+        vec t[LANES];
+        UNROLL for (int i = 0; i < LANES; i++) t[i] = load(rows[i] + k);
+        transpose(t);
+        UNROLL for (int i = 0; i < LANES; i++) x[k + i] ^= t[i];
+    }
+}
+
+/* `sets` of the SETS are there; z and w are the scalar hash's block and scratchpad. */
+FUNCTION void ro_mix(vec x[SETS][32], uint32_t *v, int sets, uint32_t *z, uint32_t *w) {
+    const uint32_t *rows[SETS][LANES];
+    for (size_t i = 0; i < N; i++) {
+        if (SCALAR) memcpy(w + 32 * i, z, 128);
+        for (int s = 0; s < sets; s++) {
+            put_rows(v + s * SET_WORDS + i * ROW_WORDS, x[s]);
+            block_mix(x[s], z);
+        }
+    }
+    for (int s = 0; s < sets; s++) find_rows(rows[s], v + s * SET_WORDS, x[s]);
+    for (int i = 0; i < N; i++) {
+        const uint32_t *row = SCALAR ? w + 32 * (z[16] & (N - 1)) : NULL;
+        UNROLL for (int k = 0; SCALAR && k < 32; k++) z[k] ^= row[k];
+        for (int s = 0; s < sets; s++) {
+            xor_rows(x[s], rows[s]);
+            block_mix(x[s], z);
+            find_rows(rows[s], v + s * SET_WORDS, x[s]);
+        }
+    }
+}
+
+/* Up to TOTAL hashes. */
+FUNCTION void hash_some(uint32_t *v, const uint8_t *headers, size_t count, uint8_t *digests) {
+    vec x[SETS][32];
+    hmac_key keys[SETS];
+    uint32_t *z = NULL, *w = NULL;
+    int sets = 0;
+#if SCALAR
+    uint32_t block[32];
+    mg_hmac_key key;
+    const uint8_t *scalar = headers + MG_HEADER_BYTES * (count - 1); /* the last one, also when lanes stay empty */
+    z = block, w = v + SETS * SET_WORDS;
+    mg_pbkdf2_start(&key, z, scalar);
+#endif
+    size_t vectors = count > SCALAR ? count - SCALAR : count;
+    for (size_t done = 0; done < vectors; done += LANES, sets++) {
+        pbkdf2_start(&keys[sets], x[sets], headers + MG_HEADER_BYTES * done, vectors - done);
+    }
+    ro_mix(x, v, sets, z, w);
+    for (int s = 0; s < sets; s++) {
+        size_t done = (size_t)s * LANES;
+        pbkdf2_finish(&keys[s], x[s], digests + MG_HASH_BYTES * done, vectors - done);
+    }
+#if SCALAR
+    mg_pbkdf2_finish(&key, z, digests + MG_HASH_BYTES * (count - 1));
+#endif
+}
+
+FUNCTION void hash(void *scratch, const uint8_t *headers, size_t count, uint8_t *digests) {
+    while (count) {
+        size_t some = count < TOTAL ? count : TOTAL;
+        hash_some(scratch, headers, some, digests);
+        headers += MG_HEADER_BYTES * some, digests += MG_HASH_BYTES * some, count -= some;
+    }
+}
+
+const mg_kernel GLUE(mg_, NAME) = {TEXT(NAME), 4 * (SETS * SET_WORDS + SCALAR * 32 * N), TOTAL, hash, NARROW, LANES};
