@@ -45,23 +45,22 @@ INLINE void transpose(vec t[LANES]) {
 #endif
 }
 
-/* One step of four quarter rounds that do not depend on each other. */
-#define STEP(x, p0, q0, r0, p1, q1, r1, p2, q2, r2, p3, q3, r3, n)                                                     \
-    x[p0] ^= ROTL(x[q0] + x[r0], n), x[p1] ^= ROTL(x[q1] + x[r1], n);                                                  \
-    x[p2] ^= ROTL(x[q2] + x[r2], n), x[p3] ^= ROTL(x[q3] + x[r3], n)
-#define COLUMNS_7(x) STEP(x, 4, 0, 12, 9, 5, 1, 14, 10, 6, 3, 15, 11, 7)
-#define COLUMNS_9(x) STEP(x, 8, 4, 0, 13, 9, 5, 2, 14, 10, 7, 3, 15, 9)
-#define COLUMNS_13(x) STEP(x, 12, 8, 4, 1, 13, 9, 6, 2, 14, 11, 7, 3, 13)
-#define COLUMNS_18(x) STEP(x, 0, 12, 8, 5, 1, 13, 10, 6, 2, 15, 11, 7, 18)
-#define ROWS_7(x) STEP(x, 1, 0, 3, 6, 5, 4, 11, 10, 9, 12, 15, 14, 7)
-#define ROWS_9(x) STEP(x, 2, 1, 0, 7, 6, 5, 8, 11, 10, 13, 12, 15, 9)
-#define ROWS_13(x) STEP(x, 3, 2, 1, 4, 7, 6, 9, 8, 11, 14, 13, 12, 13)
-#define ROWS_18(x) STEP(x, 0, 3, 2, 5, 4, 7, 10, 9, 8, 15, 14, 13, 18)
+/* One step of four quarter rounds that do not depend on each other; the scalar hash's follows each vector's. */
 #if SCALAR
-#define BOTH(step) step(x), step(z)
+#define ONE(p, q, r, n) x[p] ^= ROTL(x[q] + x[r], n), z[p] ^= ROTL_WORD(z[q] + z[r], n)
 #else
-#define BOTH(step) step(x)
+#define ONE(p, q, r, n) x[p] ^= ROTL(x[q] + x[r], n)
 #endif
+#define COLUMNS                                                                                                        \
+    ONE(4, 0, 12, 7), ONE(9, 5, 1, 7), ONE(14, 10, 6, 7), ONE(3, 15, 11, 7);                                           \
+    ONE(8, 4, 0, 9), ONE(13, 9, 5, 9), ONE(2, 14, 10, 9), ONE(7, 3, 15, 9);                                            \
+    ONE(12, 8, 4, 13), ONE(1, 13, 9, 13), ONE(6, 2, 14, 13), ONE(11, 7, 3, 13);                                        \
+    ONE(0, 12, 8, 18), ONE(5, 1, 13, 18), ONE(10, 6, 2, 18), ONE(15, 11, 7, 18)
+#define ROWS                                                                                                           \
+    ONE(1, 0, 3, 7), ONE(6, 5, 4, 7), ONE(11, 10, 9, 7), ONE(12, 15, 14, 7);                                           \
+    ONE(2, 1, 0, 9), ONE(7, 6, 5, 9), ONE(8, 11, 10, 9), ONE(13, 12, 15, 9);                                           \
+    ONE(3, 2, 1, 13), ONE(4, 7, 6, 13), ONE(9, 8, 11, 13), ONE(14, 13, 12, 13);                                        \
+    ONE(0, 3, 2, 18), ONE(5, 4, 7, 18), ONE(10, 9, 8, 18), ONE(15, 14, 13, 18)
 
 /* b ^= bx; b = salsa20/8(b); with SCALAR the same for c and cx. */
 INLINE void xor_salsa8(vec b[16], const vec bx[16], uint32_t *c, const uint32_t *cx) {
@@ -71,8 +70,8 @@ INLINE void xor_salsa8(vec b[16], const vec bx[16], uint32_t *c, const uint32_t 
     UNROLL for (int k = 0; SCALAR && k < 16; k++) c[k] = z[k] = c[k] ^ cx[k];
     (void)z;
     KEEP_LOOP for (int round = 0; round < 8; round += 2) {
-        BOTH(COLUMNS_7), BOTH(COLUMNS_9), BOTH(COLUMNS_13), BOTH(COLUMNS_18);
-        BOTH(ROWS_7), BOTH(ROWS_9), BOTH(ROWS_13), BOTH(ROWS_18);
+        COLUMNS;
+        ROWS;
     }
     UNROLL for (int k = 0; k < 16; k++) b[k] += x[k];
     UNROLL for (int k = 0; SCALAR && k < 16; k++) c[k] += z[k];
