@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 DEMO_DIR ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check fmt bench contracts vectors lock services clean
+.PHONY: help venv demo test check fmt bench wheels contracts vectors lock services clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ fmt: venv ## format the sources
 bench: venv ## measure, side by side with peers
 	@$(BIN)/python benchmarks/scrypt.py
 
+wheels: ## build wheels for this machine and for 64-bit Raspberry Pi OS into dist/
+	@PYTHON=$(PYTHON) scripts/wheels
+
 contracts: ## compile the contracts into maxgreen/chain/artifacts
 	@scripts/contracts build
 
@@ -56,7 +59,7 @@ vectors: venv ## write docs/vectors again
 lock: venv ## write constraints.txt again, with the newest versions
 	@$(BIN)/pip install --quiet uv
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --no-annotate --upgrade \
-		--extra dev --extra pi pyproject.toml -o constraints.txt
+		--extra dev --extra pi --extra bench pyproject.toml -o constraints.txt
 
 clean: ## remove what was built, but no cache outside this folder
 	@rm -rf $(VENV) build dist *.egg-info native/_scrypt* .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage contracts/node_modules

@@ -1,5 +1,5 @@
-"""The C extension; everything else is declared in pyproject.toml."""
+"""The C extension and its stable ABI; everything else is declared in pyproject.toml."""
 
 from setuptools import setup
 
-setup(cffi_modules=["native/build_scrypt.py:ffibuilder"])
+setup(cffi_modules=["native/build_scrypt.py:ffibuilder"], options={"bdist_wheel": {"py_limited_api": "cp311"}})

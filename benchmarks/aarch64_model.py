@@ -75,7 +75,9 @@ def _assembly(compiler: str, name: str, wrapper: str, build_for: str) -> str:
         source = Path(folder) / "model.c"
         kernel = (NATIVE / f"{name}.c").read_text()
         unrolled = re.sub(r"for \(int (i|round) = 0; \1 < (16|8);", r'_Pragma("GCC unroll 16") \g<0>', kernel)
-        inlined = re.sub(r"static (void (?:xor_salsa8|block_mix))", r"static inline __attribute__((always_inline)) \1", unrolled)
+        inlined = re.sub(
+            r"static (void (?:xor_salsa8|block_mix))", r"static inline __attribute__((always_inline)) \1", unrolled
+        )
         source.write_text(f"{inlined}\n{wrapper}\n")
         for header in NATIVE.glob("*.h"):
             text = header.read_text().replace("#define KEEP_LOOP", "#define KEEP_LOOP UNROLL //")
