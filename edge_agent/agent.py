@@ -1,5 +1,10 @@
-"""The agent: ticks in, signed batches out. One thread owns meter, spool and uplink; mining has its own."""
+"""The agent: ticks in, signed batches out.
 
+One thread owns meter, spool and uplink. Sampling has its own, so that neither the medium nor the network delays a
+reading, and mining has its own.
+"""
+
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -112,27 +117,50 @@ class Agent:
         if self._parts.worker is not None:
             self._parts.worker.start()
 
-    def run(self, *, linger: bool = False, ready: Callable[[], None] = lambda: None) -> None:
+    def run(self, *, linger: bool = False, progress: Callable[[], None] = lambda: None) -> None:
         """Run until the source ends or `stop` is called, then seal and say goodbye.
 
-        `ready` is called after the first round of readings; `linger` stays connected after the source's end.
+        `progress` is called after each round of readings; `linger` stays connected after the source's end.
         """
         worker = self._parts.worker
         self.start()
         try:
             while worker is not None and worker.lacks_beacon and not self._stopping.is_set():
                 self.exchange(_IDLE_S)
-            for number, tick in enumerate(self.ticks()):
+            for tick in self._sampled() if self._parts.source.is_live else self.ticks():
                 self.take(tick)
-                if number == 0:
-                    ready()
-                if self._stopping.is_set():
+                progress()
+                if self._stopping.is_set() and not self._parts.source.is_live:
                     break
             self.sealer.stop()
             while not self._stopping.is_set() and (linger or not self._parts.uplink.delivered):
                 self.exchange(_IDLE_S)
         finally:
             self.close()
+
+    def _sampled(self) -> Iterator[Tick]:
+        """Yield the ticks that a thread of their own reads; sends and receives while there is none."""
+        arrived: queue.SimpleQueue[Tick | Exception] = queue.SimpleQueue()
+
+        def sample() -> None:
+            try:
+                for tick in self.ticks():
+                    arrived.put(tick)
+                    if self._stopping.is_set():
+                        return
+            except Exception as error:  # noqa: BLE001 - raised again where it can end the agent
+                arrived.put(error)
+
+        threading.Thread(target=sample, name="sampling", daemon=True).start()
+        while not (self._stopping.is_set() and arrived.empty()):
+            try:
+                found = arrived.get_nowait()
+            except queue.Empty:
+                self.exchange(_IDLE_S)
+                continue
+            if isinstance(found, Exception):
+                raise found
+            yield found
 
     def stop(self) -> None:
         """Ask `run` to end; any thread or signal handler may call it."""

@@ -19,7 +19,7 @@ from maxgreen.keyfile import create_key_file, load_key_file, write_secret
 from maxgreen.protocol.attestation import prove_possession
 from maxgreen.protocol.backend import BackendKeys
 from maxgreen.protocol.keys import key_id
-from maxgreen.service import log_to_stderr, notify
+from maxgreen.service import Heartbeat, log_to_stderr
 from maxgreen.settings import config_commands, load
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure, sign and send on a Raspberry Pi.")
@@ -75,7 +75,7 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     agent = build_agent(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
-    agent.run(linger=settings.replay.linger, ready=lambda: notify("READY=1"))
+    agent.run(linger=settings.replay.linger, progress=Heartbeat())
 
 
 @app.command()

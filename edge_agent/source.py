@@ -41,6 +41,11 @@ class Source(Protocol):
         """The boot that the ticks belong to, 16 bytes."""
         ...
 
+    @property
+    def is_live(self) -> bool:
+        """Whether ticks come by themselves, in real time: then nothing may keep their reader waiting."""
+        ...
+
     def ticks(self, after_boot_ms: int) -> Iterator[Tick]:
         """Yield the ticks later than `after_boot_ms` of this boot, as they come."""
         ...
@@ -48,6 +53,8 @@ class Source(Protocol):
 
 class LiveSource:
     """Sensors polled at every multiple of the interval since the start, on CLOCK_BOOTTIME."""
+
+    is_live: Final = True
 
     def __init__(self, sensors: Mapping[int, Sensor], *, interval_ms: int) -> None:
         self._sensors = sensors
@@ -84,6 +91,8 @@ class LiveSource:
 
 class ReplaySource:
     """A trace as if it were measured now; the clock is moved along, so `speed` 0 takes no time."""
+
+    is_live: Final = False
 
     def __init__(
         self, trace: Trace, channels: Mapping[int, tuple[str, int]], *, clock: Clock, speed: float = 0

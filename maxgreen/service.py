@@ -3,9 +3,13 @@
 import logging
 import os
 import socket
+import time
+from typing import Final
 
 from maxgreen.errors import Fatal
 from native import kernels
+
+_HEARTBEAT_S: Final = 10.0
 
 
 def notify(state: str) -> None:
@@ -16,6 +20,23 @@ def notify(state: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.connect("\0" + address[1:] if address.startswith("@") else address)
         channel.sendall(state.encode())
+
+
+class Heartbeat:
+    """Tells systemd of progress: ready at the first call, then alive, at most once in ten seconds (sd_notify(3))."""
+
+    def __init__(self) -> None:
+        self._due_s: float | None = None
+
+    def __call__(self) -> None:
+        """Tell it, when it is time."""
+        now_s = time.monotonic()
+        if self._due_s is None:
+            notify("READY=1")
+        elif now_s < self._due_s:
+            return
+        notify("WATCHDOG=1")
+        self._due_s = now_s + _HEARTBEAT_S
 
 
 def scrypt_kernel() -> str:
