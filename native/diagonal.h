@@ -2,8 +2,8 @@
  *
  * Vector k of a half holds, for each of its hashes, diagonal k of the 4 x 4 matrix; a step is then one addition, one
  * rotation and one xor for a whole matrix, and between columns and rows three vectors turn. More groups hide latency.
- * A row of the scratchpad holds the 128 bytes of each hash one after another. With GAP 2 only even rows are kept
- * (half the scratchpad), and an odd one is computed again from the even one before it (LANES 4 only).
+ * A row of the scratchpad holds the 128 bytes of each hash one after another. With a GAP only every GAP-th row is kept,
+ * and the others are computed again from the one before them, for each hash alone (LANES 4 only).
  */
 #include "pbkdf2.h"
 
@@ -111,11 +111,11 @@ INLINE void xor_rows(block *x, const uint32_t *v, const int groups) {
         UNROLL for (int i = 0; i < HASHES; i++) {
             rows[i] = v + (size_t)(at[4 * i] / GAP) * 32 * HASHES * groups + 32 * (HASHES * g + i);
         }
-#if GAP == 2
-        if (at[0] & 1) {
+#if GAP > 1
+        if (at[0] % GAP) {
             block again;
             UNROLL for (int k = 0; k < 8; k++) again.half[k / 4][k % 4][0] = load(rows[0] + 4 * k);
-            block_mix(&again, 1);
+            KEEP_LOOP for (uint32_t missing = at[0] % GAP; missing; missing--) block_mix(&again, 1);
             UNROLL for (int k = 0; k < 8; k++) x->half[k / 4][k % 4][g] ^= again.half[k / 4][k % 4][0];
             continue;
         }

@@ -24,7 +24,7 @@ static int has_avx512(void) {
 
 static int has_avx2(void) { return __builtin_cpu_supports("avx2"); }
 #elif defined __aarch64__
-extern const mg_kernel mg_neon_mixed, mg_neon_vertical, mg_neon_diagonal, mg_neon_gap2;
+extern const mg_kernel mg_neon_mixed, mg_neon_vertical, mg_neon_diagonal, mg_neon_gap2, mg_neon_gap4;
 
 static int has_neon(void) { return (getauxval(AT_HWCAP) & HWCAP_ASIMD) != 0; }
 #endif
@@ -42,7 +42,7 @@ static const struct {
     {&mg_avx2_diagonal, has_avx2},     {&mg_sse2_diagonal, always},
 #elif defined __aarch64__
     {&mg_neon_mixed, has_neon},        {&mg_neon_vertical, has_neon},     {&mg_neon_diagonal, has_neon},
-    {&mg_neon_gap2, has_neon},
+    {&mg_neon_gap2, has_neon},         {&mg_neon_gap4, has_neon},
 #endif
 #ifdef MG_EXTRA_KERNEL /* a test's */
     {&MG_EXTRA_KERNEL, always},
