@@ -13,7 +13,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from edge_agent.config import BrokerSettings
 from edge_agent.spool import Spool
 from maxgreen.clock import Clock
-from maxgreen.mqtt import make_client, start
+from maxgreen.mqtt import Connection, make_client
 from maxgreen.protocol.backend import BackendKeys, Beacon, Receipt
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
@@ -76,12 +76,11 @@ class MqttLink:
 
     def __init__(self, settings: BrokerSettings, device: bytes, will: bytes) -> None:
         self.notices: queue.SimpleQueue[Notice] = queue.SimpleQueue()
-        self._settings = settings
         self._subscriptions = [
             (device_topic(device, "receipt"), 1),
             (BEACON_TOPIC, 1),
         ]
-        client = make_client(settings, device.hex(), max_retry_s=_MAX_RETRY_S)
+        client = make_client(settings, device.hex())
         client.max_inflight_messages_set(2 * settings.window)
         client.will_set(device_topic(device, "status"), will, qos=1, retain=True)
         client.on_connect = self._on_connect
@@ -89,10 +88,11 @@ class MqttLink:
         client.on_publish = self._on_publish
         client.on_message = self._on_message
         self._client = client
+        self._connection = Connection(client, settings, max_retry_s=_MAX_RETRY_S)
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""
-        start(self._client, self._settings)
+        self._connection.start()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
         """Hand a QoS 1 message over; return its packet id, or None when not connected."""
@@ -103,8 +103,7 @@ class MqttLink:
 
     def stop(self) -> None:
         """Close the connection."""
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._connection.stop()
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
         if code.is_failure:

@@ -20,7 +20,7 @@ from maxgreen.chain.deployment import Deployment
 from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
-from maxgreen.mqtt import make_client, start
+from maxgreen.mqtt import Connection, make_client
 from maxgreen.protocol.backend import Beacon, sign_receipt
 from maxgreen.protocol.identity import BEACON_TOPIC, ROOT, device_topic
 from maxgreen.protocol.keys import Signer
@@ -71,18 +71,18 @@ class MqttBroker:
     def __init__(self, settings: BrokerSettings, on_connect: Callable[[], None]) -> None:
         self.deliveries: queue.Queue[Delivery] = queue.Queue(QUEUE)
         self.connected = threading.Event()
-        self._settings = settings
         self._greet = on_connect
         self._stopping = False
-        client = make_client(settings, settings.client_id, max_retry_s=_MAX_RETRY_S, manual_ack=True)
+        client = make_client(settings, settings.client_id, manual_ack=True)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         self._client = client
+        self._connection = Connection(client, settings, max_retry_s=_MAX_RETRY_S)
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""
-        start(self._client, self._settings)
+        self._connection.start()
 
     def acknowledge(self, delivery: Delivery) -> None:
         """Tell the broker that the ledger has a message."""
@@ -95,8 +95,7 @@ class MqttBroker:
     def stop(self) -> None:
         """Close the connection."""
         self._stopping = True
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._connection.stop()
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
         if code.is_failure:

@@ -1,6 +1,10 @@
 """MQTT clients of agent and ingest: one way to reach the broker."""
 
+import logging
+import random
 import ssl
+import threading
+import time
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +15,10 @@ from pydantic import Field
 from maxgreen.settings import Table
 
 KEEPALIVE_S: Final = 60
-_FIRST_RETRY_S: Final = 1
+_FIRST_RETRY_S: Final = 1.0
+_STABLE_S: Final = 300.0
+_CLOSE_S: Final = 5.0
+_LOG: Final = logging.getLogger(__name__)
 
 
 class BrokerTable(Table):
@@ -24,10 +31,15 @@ class BrokerTable(Table):
     key: Path | None = Field(default=None, description="this client's TLS key, never a signing key (P-ID-1)")
 
 
-def make_client(settings: BrokerTable, client_id: str, *, max_retry_s: int, manual_ack: bool = False) -> mqtt.Client:
+def make_client(settings: BrokerTable, client_id: str, *, manual_ack: bool = False) -> mqtt.Client:
     """Return an MQTT 3.1.1 client with a persistent session that is not connected yet."""
-    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=False, manual_ack=manual_ack)
-    client.reconnect_delay_set(_FIRST_RETRY_S, max_retry_s)
+    client = mqtt.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        clean_session=False,
+        manual_ack=manual_ack,
+        reconnect_on_failure=False,
+    )
     if settings.ca is None:
         client.username_pw_set(client_id)
         return client
@@ -40,7 +52,47 @@ def make_client(settings: BrokerTable, client_id: str, *, max_retry_s: int, manu
     return client
 
 
-def start(client: mqtt.Client, settings: BrokerTable) -> None:
-    """Begin to connect, and reconnect for ever, in the client's own thread."""
-    client.connect_async(settings.host, settings.port, KEEPALIVE_S)
-    client.loop_start()
+class Connection:
+    """Keeps a client connected in a thread of its own.
+
+    Between attempts it waits a random part of a time that doubles from 1 s to `max_retry_s` ("full jitter"), so that a
+    fleet does not come back all at once; a connection that held for five minutes begins again at 1 s.
+    """
+
+    def __init__(self, client: mqtt.Client, settings: BrokerTable, *, max_retry_s: float) -> None:
+        self._client = client
+        self._settings = settings
+        self._max_retry_s = max_retry_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+
+    def start(self) -> None:
+        """Begin to connect, and reconnect for ever."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the connection and end."""
+        self._stopping.set()
+        self._client.disconnect()
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_S)
+
+    def _run(self) -> None:
+        longest_s = _FIRST_RETRY_S
+        failure = ""
+        while not self._stopping.is_set():
+            begun_s = time.monotonic()
+            try:
+                self._client.connect(self._settings.host, self._settings.port, KEEPALIVE_S)
+                failure = ""
+                if self._stopping.is_set():  # stopped while it connected
+                    self._client.disconnect()
+                self._client.loop_forever()
+            except (OSError, ValueError) as error:  # ValueError: a host name that can be none
+                if str(error) != failure:
+                    _LOG.warning("broker %s:%d: %s", self._settings.host, self._settings.port, error)
+                failure = str(error)
+            if time.monotonic() - begun_s >= _STABLE_S:
+                longest_s = _FIRST_RETRY_S
+            self._stopping.wait(random.uniform(0, longest_s))
+            longest_s = min(2 * longest_s, self._max_retry_s)
