@@ -77,7 +77,7 @@ class Intake:
         if where is Place.DUPLICATE:
             return Outcome(Verdict.DUPLICATE, Reason.NONE, device)
         if where is Place.NEXT:
-            judgement = self._take(known, state, signed, received_ms, skipped_to=False)
+            judgement = self._take(known, state, signed, received_ms)
             return Outcome(judgement.verdict, judgement.reason, device)
         if where is Place.TOO_FAR:
             return Outcome(Verdict.HELD, where.reason, device)
@@ -92,16 +92,21 @@ class Intake:
         self._book.put_chain(device, replace(state, halted=True))
         return Outcome(Verdict.REJECTED, where.reason, device)
 
-    def _take(
-        self, known: KnownDevice, state: ChainState, signed: SignedBatch, received_ms: int, *, skipped_to: bool
-    ) -> Judgement:
-        """Give a batch its place, then those that waited behind it."""
-        state, judgement = self._take_one(known, state, signed, received_ms, skipped_to=skipped_to)
+    def _take(self, known: KnownDevice, state: ChainState, signed: SignedBatch, received_ms: int) -> Judgement:
+        """Give a new batch its place, then those that waited behind it."""
+        state, judgement = self._take_one(known, state, signed, received_ms)
         self._follow(known, state)
         return judgement
 
     def _take_one(
-        self, known: KnownDevice, state: ChainState, signed: SignedBatch, received_ms: int, *, skipped_to: bool
+        self,
+        known: KnownDevice,
+        state: ChainState,
+        signed: SignedBatch,
+        received_ms: int,
+        *,
+        kept: bool = False,
+        skipped_to: bool = False,
     ) -> tuple[ChainState, Judgement]:
         device = known.record.device
         state_before = state
@@ -117,10 +122,10 @@ class Intake:
         )
         own, *dated = judgements
         before = state_before.enter(signed.batch.boot) if own.verdict is Verdict.HELD else None
-        if self._book.digest_at(device, own.seq) is None:
-            self._book.add_batch(device, signed.message, own.seq, received_ms, own, before)
-        else:
+        if kept:
             self._book.judge_batch(device, own, before)
+        else:
+            self._book.add_batch(device, signed.message, own.seq, received_ms, own, before)
         for judgement in dated:
             self._book.judge_batch(device, judgement)
         self._book.put_chain(device, state)
@@ -145,7 +150,7 @@ class Intake:
                     self._book.put_chain(device, replace(state, halted=True))
                 if where is not Place.NEXT:
                     return
-            state, _ = self._take_one(known, state, signed, row.received_ms, skipped_to=skipped_to)
+            state, _ = self._take_one(known, state, signed, row.received_ms, kept=True, skipped_to=skipped_to)
 
     def _predecessor(self, signed: SignedBatch) -> ChainState | None:
         if signed.batch.succeeds is None:

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from maxgreen.ledger.schema import batches, beacons, decisions, devices, evidence, limits, periods, positions, receipts
 from maxgreen.protocol.backend import Beacon, decode_beacon
@@ -15,6 +15,13 @@ from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, DeviceRecord, Limits, Rules
 from maxgreen.verify.verdict import Judgement
+
+# what is asked of the ledger for every batch, made once
+_AT_SEQ: Final = (batches.c.device == bindparam("at_device"), batches.c.seq == bindparam("at_seq"))
+_BATCH_AT: Final = select(batches).where(*_AT_SEQ)
+_DIGEST_AT: Final = select(batches.c.digest).where(*_AT_SEQ)
+_ADD_BATCH: Final = insert(batches)
+_PUT_CHAIN: Final = update(devices).where(devices.c.device == bindparam("at_device")).values(chain=bindparam("chain"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +37,23 @@ class KnownDevice:
 
 
 class Book:
-    """The ledger within one transaction."""
+    """The ledger within one transaction; what it read of a device, it knows until the end of it."""
 
     def __init__(self, connection: Connection) -> None:
         self._db = connection
+        self._known: dict[bytes, KnownDevice] = {}
+        self._revision: int | None = None
 
     # devices
 
     def device(self, device: bytes) -> KnownDevice | None:
         """Return a device, or None when the registry does not have it."""
-        row = self._db.execute(select(devices).where(devices.c.device == device)).first()
-        return _known(row) if row else None
+        if device not in self._known:
+            row = self._db.execute(select(devices).where(devices.c.device == device)).first()
+            if row is None:
+                return None
+            self._known[device] = _known(row)
+        return self._known[device]
 
     def all_devices(self) -> list[KnownDevice]:
         """Return every device, by token."""
@@ -48,6 +61,7 @@ class Book:
 
     def put_device(self, record: DeviceRecord, token: int, owner: str, system: Mapping[str, Any]) -> None:
         """Mirror a registry entry."""
+        self._known.pop(record.device, None)
         text = json.dumps({**system, "spki": record.spki.hex(), "statuses": [list(s) for s in record.statuses]})
         values = {"token": token, "owner": owner, "system": text}
         changed = self._db.execute(update(devices).where(devices.c.device == record.device).values(values))
@@ -56,15 +70,15 @@ class Book:
 
     def put_chain(self, device: bytes, state: ChainState) -> None:
         """Keep a device's chain state."""
-        text = json.dumps(state.to_json())
-        self._db.execute(update(devices).where(devices.c.device == device).values(chain=text))
+        self._db.execute(_PUT_CHAIN, {"at_device": device, "chain": json.dumps(state.to_json())})
+        if device in self._known:
+            self._known[device] = replace(self._known[device], chain=state)
 
     # batches
 
     def digest_at(self, device: bytes, seq: int) -> bytes | None:
         """Return the SHA-256 of the message that holds a seq, in the chain or ahead of it."""
-        found = select(batches.c.digest).where(batches.c.device == device, batches.c.seq == seq)
-        digest = self._db.execute(found).scalar()
+        digest = self._db.execute(_DIGEST_AT, {"at_device": device, "at_seq": seq}).scalar()
         return None if digest is None else bytes(digest)
 
     def add_batch(
@@ -77,18 +91,17 @@ class Book:
         state_before: ChainState | None = None,
     ) -> None:
         """Keep a batch: with its judgement in the chain, or without one ahead of it."""
-        self._db.execute(
-            insert(batches).values(
-                device=device,
-                seq=seq,
-                digest=hashlib.sha256(message).digest(),
-                message=message,
-                received_ms=received_ms,
-                **_judged(judgement),
-                state_before=json.dumps(state_before.to_json()) if state_before else None,
-                revision=self._next_revision(),
-            )
-        )
+        values = {
+            "device": device,
+            "seq": seq,
+            "digest": hashlib.sha256(message).digest(),
+            "message": message,
+            "received_ms": received_ms,
+            **_judged(judgement),
+            "state_before": json.dumps(state_before.to_json()) if state_before else None,
+            "revision": self._next_revision(),
+        }
+        self._db.execute(_ADD_BATCH, values)
 
     def judge_batch(self, device: bytes, judgement: Judgement, state_before: ChainState | None = None) -> None:
         """Change the verdict on a batch that was kept before."""
@@ -104,7 +117,7 @@ class Book:
 
     def batch(self, device: bytes, seq: int) -> Any:
         """Return the row of a batch, or None."""
-        return self._db.execute(select(batches).where(batches.c.device == device, batches.c.seq == seq)).first()
+        return self._db.execute(_BATCH_AT, {"at_device": device, "at_seq": seq}).first()
 
     def chain_of(self, device: bytes, *, from_seq: int = 0) -> Iterator[Any]:
         """Yield the rows of a device's chain, ascending seq."""
@@ -201,6 +214,7 @@ class Book:
         if not changed.rowcount:
             self._db.execute(insert(receipts).values(device=device, day=day, **values))
         self._db.execute(update(devices).where(devices.c.device == device).values(receipt=message))
+        self._known.pop(device, None)
 
     def receipts_of(self, device: bytes) -> list[bytes]:
         """Return the last receipt of each UTC day."""
@@ -332,7 +346,8 @@ class Book:
         return list(self._db.execute(query.order_by(batches.c.seq)))
 
     def _next_revision(self) -> int:
-        return self.revision() + 1
+        self._revision = (self.revision() if self._revision is None else self._revision) + 1
+        return self._revision
 
 
 def _judged(judgement: Judgement | None) -> dict[str, Any]:

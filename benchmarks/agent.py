@@ -1,0 +1,161 @@
+"""An outage: batches of many days wait in the agent's spool, then go to the embedded backend.
+
+    python benchmarks/agent.py [--batches N] [--json]
+
+43,200 batches are 30 days at 60 s. The backend (amqtt, ingest, SQLite ledger) runs in a process of its own, the agent's
+spool and uplink in this one; both are the real ones, on the loopback interface. The device is registered in the ledger.
+"""
+
+import argparse
+import json
+import multiprocessing
+import signal
+import tempfile
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from eth_account import Account
+from rich.progress import track
+
+from edge_agent.config import BrokerSettings
+from edge_agent.sealer import Sealer
+from edge_agent.source import Tick
+from edge_agent.spool import Spool
+from edge_agent.uplink import MqttLink, Uplink
+from ingest.config import BrokerSettings as IngestBroker
+from ingest.config import ChainSettings, HttpSettings, IngestSettings
+from ingest.service import IngestService
+from maxgreen.chain.client import connect
+from maxgreen.chain.deployment import Governance, deploy
+from maxgreen.chain.embedded import dev_secret
+from maxgreen.clock import SystemClock
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import open_engine
+from maxgreen.protocol.backend import BackendKeys
+from maxgreen.protocol.batch import Birth, Sensor
+from maxgreen.protocol.cose import network_digest
+from maxgreen.protocol.keys import MemorySigner, key_id
+from maxgreen.protocol.reasons import Verdict
+from maxgreen.verify.meter import Sample
+from maxgreen.verify.rules import DeviceRecord
+from simulator.broker import EmbeddedBroker
+
+BACKEND, DEVICE = MemorySigner.from_secret(2), MemorySigner.from_secret(3)
+SEAL_S = 60
+
+
+def main() -> None:
+    """Fill a spool, deliver it, and say how long both took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=43_200, help="how many wait (30 days at 60 s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = outage(Path(folder), options.batches)
+    if options.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:<28} {value}")
+
+
+def outage(folder: Path, count: int) -> dict[str, Any]:
+    """Return what was measured."""
+    ours, theirs = multiprocessing.Pipe()
+    backend = multiprocessing.get_context("spawn").Process(target=serve, args=(folder, theirs))
+    backend.start()
+    network, port = ours.recv()
+    spool = Spool(folder / "spool.db", network_digest(network))
+    before_kib, begun = rss_kib(), time.perf_counter()
+    fill(spool, network, count)
+    filled_s, filled_kib = time.perf_counter() - begun, rss_kib()
+    device = key_id(DEVICE.spki)
+    link = MqttLink(BrokerSettings(port=port), device, b"{}")
+    keys = BackendKeys((BACKEND.spki,), network)
+    uplink = Uplink(link, spool, device, keys, network, SystemClock(), window=20, resend_s=30)
+    begun = time.perf_counter()
+    uplink.start()
+    highest_kib = filled_kib
+    while not uplink.delivered:
+        uplink.process(0.05)
+        highest_kib = max(highest_kib, rss_kib())
+    delivered_s = time.perf_counter() - begun
+    uplink.stop(bytes(16))
+    ours.send("stop")
+    verdicts, in_order = ours.recv()
+    backend.join()
+    return {
+        "batches": count,
+        "spooled_s": round(filled_s, 1),
+        "delivered_s": round(delivered_s, 1),
+        "batches_per_s": round(count / delivered_s),
+        "accepted": verdicts.get(Verdict.ACCEPTED.value, 0),
+        "in_order_and_once": in_order,
+        "memory_grew_spooling_kib": filled_kib - before_kib,
+        "memory_grew_sending_kib": highest_kib - filled_kib,
+        "spool_mib": round((folder / "spool.db").stat().st_size / 2**20, 1),
+    }
+
+
+def fill(spool: Spool, network: str, count: int) -> None:
+    """Seal `count` batches of one minute, two channels at 1 Hz, the last one ending now."""
+    sensors = tuple(Sensor(n, n, "fake", 100_000, 5_000, 26_000_000, 3_200_000, "none") for n in (0, 1))
+    birth = Birth(DEVICE.spki, sensors, "benchmark", bytes(32), "none", 0, "none", 0)
+    sealer = Sealer(
+        spool, DEVICE, network, birth, bytes(16), interval_ms=1_000, seal_ms=SEAL_S * 1000, harvest=lambda _prev: None
+    )
+    minutes = count - 1  # the first sample is a batch of its own
+    begin_ms = (time.time_ns() // 10**6 - minutes * SEAL_S * 1000) // (SEAL_S * 1000) * SEAL_S * 1000
+    for minute in track(range(minutes), "spooling", transient=True):
+        for second in range(SEAL_S):
+            boot_ms = (minute * SEAL_S + second) * 1000 + 60_000
+            samples = {n: Sample(18_000_000 + 4_000 * second, 1_000_000 + 100 * minute % 999, boot_ms) for n in (0, 1)}
+            sealer.take(Tick(begin_ms + boot_ms - 60_000, boot_ms, samples))
+    sealer.stop()
+
+
+def serve(folder: Path, pipe: Connection) -> None:
+    """Run the embedded backend until told to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    clock = SystemClock()
+    accounts = [Account.from_key(dev_secret(k)) for k in range(3)]
+    chain = connect(str(folder / "chain.db"), clock)
+    deployment = deploy(chain, accounts[0], accounts[1].address, [accounts[2].address], Governance())
+    ledger = f"sqlite:///{folder / 'ledger.db'}"
+    engine = open_engine(ledger)
+    with engine.begin() as connection:
+        record = DeviceRecord(DEVICE.spki, ((0, "active"),))
+        system = {"kind": "miner", "channels": [], "place_deci": None, "since_ms": 0}
+        Book(connection).put_device(record, 1, accounts[2].address, system)
+    broker = EmbeddedBroker()
+    broker.start()
+    settings = IngestSettings(
+        ledger=ledger,
+        broker=IngestBroker(port=broker.port),
+        http=HttpSettings(port=0),
+        chain=ChainSettings(refresh_s=3600),
+    )
+    service = IngestService(settings, engine, deployment, BACKEND, clock)
+    pipe.send((deployment.network, broker.port))
+    threading.Thread(target=lambda: (pipe.recv(), service.stop()), daemon=True).start()
+    service.run()
+    broker.stop()
+    with engine.connect() as connection:
+        rows = list(Book(connection).chain_of(key_id(DEVICE.spki)))
+    verdicts: dict[str, int] = {}
+    for row in rows:
+        verdicts[row.verdict] = verdicts.get(row.verdict, 0) + 1
+    pipe.send((verdicts, [row.seq for row in rows] == list(range(len(rows)))))
+
+
+def rss_kib() -> int:
+    """Return this process's resident memory, KiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
+
+
+if __name__ == "__main__":
+    main()
