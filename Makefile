@@ -46,6 +46,7 @@ fmt: venv ## format the sources
 
 bench: venv ## measure, side by side with peers
 	@$(BIN)/python benchmarks/scrypt.py
+	@$(BIN)/python benchmarks/agent.py
 
 wheels: ## build wheels for this machine and for 64-bit Raspberry Pi OS into dist/
 	@PYTHON=$(PYTHON) scripts/wheels

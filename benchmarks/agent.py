@@ -1,47 +1,48 @@
-"""An outage: batches of many days wait in the agent's spool, then go to the embedded backend.
+"""What the agent costs, how steadily it samples, and how it comes through an outage.
 
-    python benchmarks/agent.py [--batches N] [--json]
+    python benchmarks/agent.py [outage|live|all] [--batches N] [--seconds N] [--json]
 
-43,200 batches are 30 days at 60 s. The backend (amqtt, ingest, SQLite ledger) runs in a process of its own, the agent's
-spool and uplink in this one; both are the real ones, on the loopback interface. The device is registered in the ledger.
+outage: batches of many days wait in the spool, then go to the embedded backend (43,200 are 30 days at 60 s).
+The backend (amqtt, ingest, SQLite ledger) runs in a process of its own, the agent's spool and uplink in this one; both
+are the real ones, on the loopback interface. The device is registered in the ledger.
+live: two INA219 register emulators under the real driver; at 1 Hz without mining for the cost, then at 10 Hz with a
+miner on every core at full duty for the jitter: how long after its slot a reading was taken. The broker is away.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import signal
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from eth_account import Account
-from rich.progress import track
-
+from edge_agent.agent import Agent, AgentParts
 from edge_agent.config import BrokerSettings
 from edge_agent.sealer import Sealer
-from edge_agent.source import Tick
+from edge_agent.sensors.base import Sensor
+from edge_agent.sensors.ina219 import Ina219Sensor
+from edge_agent.source import LiveSource, Tick
 from edge_agent.spool import Spool
 from edge_agent.uplink import MqttLink, Uplink
-from ingest.config import BrokerSettings as IngestBroker
-from ingest.config import ChainSettings, HttpSettings, IngestSettings
-from ingest.service import IngestService
-from maxgreen.chain.client import connect
-from maxgreen.chain.deployment import Governance, deploy
-from maxgreen.chain.embedded import dev_secret
 from maxgreen.clock import SystemClock
-from maxgreen.ledger.book import Book
-from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.backend import BackendKeys
-from maxgreen.protocol.batch import Birth, Sensor
+from maxgreen.protocol.batch import Birth
+from maxgreen.protocol.batch import Sensor as BirthSensor
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.keys import MemorySigner, key_id
 from maxgreen.protocol.reasons import Verdict
 from maxgreen.verify.meter import Sample
-from maxgreen.verify.rules import DeviceRecord
-from simulator.broker import EmbeddedBroker
+from native.scrypt import Miner
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the register emulator belongs to the tests
+from tests.fakes.ina219_bus import Ina219Bus
 
 BACKEND, DEVICE = MemorySigner.from_secret(2), MemorySigner.from_secret(3)
 SEAL_S = 60
@@ -50,16 +51,101 @@ SEAL_S = 60
 def main() -> None:
     """Fill a spool, deliver it, and say how long both took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("outage", "live", "all"), default="all")
+    parser.add_argument("--seconds", type=int, default=60, help="of each live run")
     parser.add_argument("--batches", type=int, default=43_200, help="how many wait (30 days at 60 s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = outage(Path(folder), options.batches)
+    result: dict[str, Any] = {}
+    if options.what in {"live", "all"}:
+        result |= {f"at_1_hz_{name}": value for name, value in live(options.seconds, 1_000, 0).items()}
+        miners = os.cpu_count() or 1
+        result |= {f"at_10_hz_mining_{name}": value for name, value in live(options.seconds, 100, miners).items()}
+    if options.what in {"outage", "all"}:
+        with tempfile.TemporaryDirectory() as folder:
+            result |= outage(Path(folder), options.batches)
     if options.json:
         print(json.dumps(result))
         return
     for name, value in result.items():
-        print(f"{name:<28} {value}")
+        print(f"{name:<34} {value}")
+
+
+def live(seconds: int, interval_ms: int, miners: int) -> dict[str, Any]:
+    """Return what an agent in a process of its own took while it measured."""
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    begun = time.time()
+    process = context.Process(target=measure_live, args=(seconds, interval_ms, miners, theirs))
+    process.start()
+    result: dict[str, Any] = ours.recv()
+    process.join()
+    result["ready_s"] = round(result["ready_s"] - begun, 2)
+    return result
+
+
+def measure_live(seconds: int, interval_ms: int, miners: int, pipe: Connection) -> None:
+    """Run an agent for a while and send what it took."""
+    network = "eip155:1:0x" + "00" * 20
+    sensors: dict[int, Sensor] = {n: Ina219Sensor(Ina219Bus(), address=0x40, shunt_uohm=100_000) for n in (0, 1)}
+    source = LiveSource(sensors, interval_ms=interval_ms)
+    late: list[int] = []
+    spans: list[int] = []
+
+    class Watched:
+        boot_id, is_live = source.boot_id, True
+
+        def ticks(self, after_boot_ms: int) -> Iterator[Tick]:
+            for tick in source.ticks(after_boot_ms):
+                late.extend(sample.boot_ms - tick.boot_ms for sample in tick.samples.values())
+                spans.append(tick.boot_ms)
+                yield tick
+
+    with tempfile.TemporaryDirectory() as folder:
+        spool = Spool(Path(folder) / "spool.db", network_digest(network))
+        uplink = Uplink(
+            MqttLink(BrokerSettings(port=1), key_id(DEVICE.spki), b"{}"),
+            spool,
+            key_id(DEVICE.spki),
+            BackendKeys((BACKEND.spki,), network),
+            network,
+            SystemClock(),
+            window=20,
+            resend_s=30,
+        )
+        agent = Agent(AgentParts(Watched(), DEVICE, spool, uplink, None, _birth(), network, interval_ms, SEAL_S * 1000))
+        ready: list[float] = []
+        mining = [Miner(os.urandom(76), 0) for _ in range(miners)]
+        for miner in mining:
+            threading.Thread(target=_mine, args=(miner,), daemon=True).start()
+        threading.Timer(seconds, agent.stop).start()
+        begun_s = time.process_time()
+        agent.run(progress=lambda: ready.append(time.time()) if not ready else None)
+        used_s = time.process_time() - begun_s
+        for miner in mining:
+            miner.stop()
+    slots = (spans[-1] - spans[0]) // interval_ms + 1
+    late.sort()
+    result = {
+        "ready_s": ready[0],
+        "rss_mib": round(rss_kib() / 1024, 1),
+        "slots_missed": slots - len(spans),
+        "samples": len(late),
+        "late_ms_p50_p99_max": [late[len(late) // 2], late[len(late) * 99 // 100], late[-1]],
+    }
+    if not miners:
+        result["core_share"] = round(used_s / seconds, 4)
+    pipe.send(result)
+
+
+def _mine(miner: Miner) -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    miner.find()
+
+
+def _birth() -> Birth:
+    sensors = tuple(BirthSensor(n, n, "fake", 100_000, 5_000, 26_000_000, 3_200_000, "none") for n in (0, 1))
+    return Birth(DEVICE.spki, sensors, "benchmark", bytes(32), "none", 0, "none", 0)
 
 
 def outage(folder: Path, count: int) -> dict[str, Any]:
@@ -102,10 +188,17 @@ def outage(folder: Path, count: int) -> dict[str, Any]:
 
 def fill(spool: Spool, network: str, count: int) -> None:
     """Seal `count` batches of one minute, two channels at 1 Hz, the last one ending now."""
-    sensors = tuple(Sensor(n, n, "fake", 100_000, 5_000, 26_000_000, 3_200_000, "none") for n in (0, 1))
-    birth = Birth(DEVICE.spki, sensors, "benchmark", bytes(32), "none", 0, "none", 0)
+    from rich.progress import track
+
     sealer = Sealer(
-        spool, DEVICE, network, birth, bytes(16), interval_ms=1_000, seal_ms=SEAL_S * 1000, harvest=lambda _prev: None
+        spool,
+        DEVICE,
+        network,
+        _birth(),
+        bytes(16),
+        interval_ms=1_000,
+        seal_ms=SEAL_S * 1000,
+        harvest=lambda _prev: None,
     )
     minutes = count - 1  # the first sample is a batch of its own
     begin_ms = (time.time_ns() // 10**6 - minutes * SEAL_S * 1000) // (SEAL_S * 1000) * SEAL_S * 1000
@@ -118,7 +211,20 @@ def fill(spool: Spool, network: str, count: int) -> None:
 
 
 def serve(folder: Path, pipe: Connection) -> None:
-    """Run the embedded backend until told to stop."""
+    """Run the embedded backend until told to stop; only this process pays for what it imports."""
+    from eth_account import Account
+
+    from ingest.config import BrokerSettings as IngestBroker
+    from ingest.config import ChainSettings, HttpSettings, IngestSettings
+    from ingest.service import IngestService
+    from maxgreen.chain.client import connect
+    from maxgreen.chain.deployment import Governance, deploy
+    from maxgreen.chain.embedded import dev_secret
+    from maxgreen.ledger.book import Book
+    from maxgreen.ledger.engine import open_engine
+    from maxgreen.verify.rules import DeviceRecord
+    from simulator.broker import EmbeddedBroker
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     clock = SystemClock()
     accounts = [Account.from_key(dev_secret(k)) for k in range(3)]

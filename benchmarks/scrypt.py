@@ -108,11 +108,11 @@ def table(result: dict[str, Any]) -> str:
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draw the rates as bars."""
     try:
-        import matplotlib as mpl  # noqa: PLC0415 - only for pictures
+        import matplotlib as mpl
     except ModuleNotFoundError:
         raise SystemExit("--plot needs matplotlib: pip install 'maxgreen[bench]'") from None
     mpl.use("agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     rates = {**result["kernels"], **{name: result[name] for name in ("minerd", "hashlib") if result[name]}}
     names = sorted(rates, key=rates.__getitem__)
