@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from edge_agent import host
+from edge_agent.homeassistant import discovery, discovery_topic
 from edge_agent.sealer import Sealer
 from edge_agent.source import Source, Tick
 from edge_agent.spool import Spool
@@ -36,6 +38,7 @@ class AgentParts:
     network: str
     interval_ms: int
     seal_ms: int
+    home_assistant: bool = False
 
 
 class Agent:
@@ -45,6 +48,7 @@ class Agent:
         self._parts = parts
         self._stopping = threading.Event()
         self._state_due = 0.0
+        self._introduced = 0
         self._power_mw: dict[int, int] = {}
         worker = parts.worker
         self.sealer = Sealer(
@@ -56,7 +60,7 @@ class Agent:
             interval_ms=parts.interval_ms,
             seal_ms=parts.seal_ms,
             harvest=worker.harvest if worker else lambda _prev: None,
-            health=lambda: Health(spool_records=parts.spool.waiting()),
+            health=self._health,
         )
 
     @property
@@ -87,7 +91,8 @@ class Agent:
 
     def exchange(self, timeout_s: float = 0) -> None:
         """Send and receive what there is; waits up to `timeout_s` for a message."""
-        uplink, worker = self._parts.uplink, self._parts.worker
+        parts = self._parts
+        uplink, worker = parts.uplink, parts.worker
         uplink.process(timeout_s)
         if worker is not None:
             for beacon in uplink.beacons:
@@ -98,18 +103,31 @@ class Agent:
         uplink.beacons.clear()
         if uplink.connected and time.monotonic() >= self._state_due:
             self._state_due = time.monotonic() + _STATE_EVERY_S
+            if parts.home_assistant and self._introduced != uplink.sessions:
+                uplink.publish_retained(discovery_topic(self.device), discovery(self.device, parts.birth))
+                self._introduced = uplink.sessions  # a broker may have lost what it retained
             uplink.publish_json("status", {"status": "online", "boot": self._parts.source.boot_id.hex()})
             uplink.publish_json("state", self.state())
 
     def state(self) -> dict[str, object]:
-        """Return power W, energy kWh and spool depth, for people."""
+        """Return power W, energy kWh, temperature °C and spool depth, for people."""
         tip = self.sealer.tip
         return {
             "power_w": {str(n): power / 1000 for n, power in self._power_mw.items()},
             "energy_kwh": {str(n): meter.register_mws / 3.6e9 for n, meter in tip.meters.items()},
+            "cpu_c": None if (mdeg := host.cpu_mdeg()) is None else mdeg / 1000,
             "spool": self._parts.spool.waiting(),
             "seq": tip.next_seq,
         }
+
+    def _health(self) -> Health:
+        """Return the device's state for a batch."""
+        return Health(
+            cpu_mdeg=host.cpu_mdeg(),
+            throttled=host.throttled(),
+            spool_records=self._parts.spool.waiting(),
+            free_mib=host.free_mib(self._parts.spool.path.parent),
+        )
 
     def start(self) -> None:
         """Begin to connect and to mine."""

@@ -69,6 +69,7 @@ def build_agent(settings: AgentSettings) -> Agent:
         network=settings.network,
         interval_ms=settings.interval_ms,
         seal_ms=settings.seal_s * 1000,
+        home_assistant=settings.home_assistant,
     )
     return Agent(parts)
 

@@ -93,6 +93,7 @@ class AgentSettings(ServiceSettings):
     clock_file: Path | None = Field(default=None, description="trials only: a file that holds the time, ms")
     broker: BrokerSettings = Field(default=BrokerSettings(), description="the MQTT broker")
     work: WorkSettings = Field(default=WorkSettings(), description="proof of work")
+    home_assistant: bool = Field(default=True, description="describe this device to Home Assistant (MQTT discovery)")
     replay: ReplaySettings = Field(default=ReplaySettings(), description="a trace instead of sensors")
     channels: tuple[ChannelSettings, ...] = Field(
         default=(ChannelSettings(),), min_length=1, description="one table per channel"

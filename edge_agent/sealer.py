@@ -90,6 +90,7 @@ class Sealer:
         self._wall_offset_ms: int | None = None
         self._undated_since_ms: int | None = None
         self._waiting: list[Tick] = []
+        self._faulty: set[int] = set()
         self._held = 0  # of the waiting ticks, so many are in the spool
         self._enter_boots(boot_id)
 
@@ -100,6 +101,7 @@ class Sealer:
 
     def take(self, tick: Tick) -> None:
         """Add a round of readings; seals what was open when the tick lies beyond its cut."""
+        self._note_faults(tick)
         self._follow_clock(tick)
         if tick.wall_ms is not None:
             self._undated_since_ms = None
@@ -143,6 +145,12 @@ class Sealer:
     def _enter(self, boot: bytes) -> None:
         self._pending_events: list[EventKind] = [] if self._spool.tip.boot == boot else [EventKind.BOOT]
         self._tip = self._spool.tip.entered(boot)
+
+    def _note_faults(self, tick: Tick) -> None:
+        """Note that a sensor failed, once until it is back."""
+        if set(tick.faults) - self._faulty:
+            self.event(EventKind.SENSOR_FAULT, tick.boot_ms)
+        self._faulty = set(tick.faults)
 
     def _wait(self, tick: Tick) -> None:
         """Keep a tick without a date; once in a sealing interval, what waits is written down."""

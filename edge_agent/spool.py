@@ -59,6 +59,7 @@ class Spool:
 
     def __init__(self, path: Path, genesis_head: bytes) -> None:
         """Open or make the spool; Fatal when it is damaged."""
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)

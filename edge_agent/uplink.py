@@ -147,6 +147,7 @@ class Uplink:
         self._window = window
         self._resend_s = resend_s
         self._connected = False
+        self.sessions = 0  # how often the broker took us
         self._next_to_send = 0
         self._in_flight: set[int] = set()
         self._progress = time.monotonic()
@@ -189,7 +190,11 @@ class Uplink:
 
     def publish_json(self, channel: str, value: dict[str, Any]) -> None:
         """Publish a retained plain JSON message for people and Home Assistant."""
-        self._link.publish(device_topic(self._device, channel), json.dumps(value).encode(), retain=True)
+        self.publish_retained(device_topic(self._device, channel), value)
+
+    def publish_retained(self, topic: str, value: dict[str, Any]) -> None:
+        """Publish retained plain JSON on any topic of this device."""
+        self._link.publish(topic, json.dumps(value).encode(), retain=True)
 
     def stop(self, boot_id: bytes) -> None:
         """Say goodbye and close."""
@@ -203,6 +208,7 @@ class Uplink:
         match notice:
             case Connected():
                 self._connected = True
+                self.sessions += 1
                 self._in_flight.clear()
                 self._next_to_send = self._receipt.next_seq if self._receipt else 0
             case Disconnected():

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from paho.mqtt.enums import CallbackAPIVersion
 
+from edge_agent.homeassistant import discovery_topic
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 from simulator.lab import Lab
 from tests.conftest import ROOT, free_port, need, stop, wait_for
@@ -79,6 +80,10 @@ def test_a_device_writes_only_its_own_topics_and_nobody_is_anonymous(broker):
         info = device.publish(topic, b"forged", qos=1)
         code = wait_for(lambda info=info: device.state.get(info.mid), what="the refusal")
         assert code.is_failure, topic
+    info = device.publish(discovery_topic(OTHER), b"forged", qos=1)
+    assert wait_for(lambda info=info: device.state.get(info.mid), what="the refusal").is_failure
+    info = device.publish(discovery_topic(DEVICE), b"{}", qos=1)
+    assert not wait_for(lambda info=info: device.state.get(info.mid), what="the answer").is_failure
     info = device.publish(device_topic(DEVICE, "batch"), b"honest", qos=1)
     wait_for(lambda: ingest.messages, what="the honest batch")
     assert ingest.messages == [(device_topic(DEVICE, "batch"), b"honest")]
