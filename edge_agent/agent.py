@@ -106,7 +106,7 @@ class Agent:
             if parts.home_assistant and self._introduced != uplink.sessions:
                 uplink.publish_retained(discovery_topic(self.device), discovery(self.device, parts.birth))
                 self._introduced = uplink.sessions  # a broker may have lost what it retained
-            uplink.publish_json("status", {"status": "online", "boot": self._parts.source.boot_id.hex()})
+            uplink.publish_json("status", {"status": "online", "boot": parts.source.boot_id.hex()})
             uplink.publish_json("state", self.state())
 
     def state(self) -> dict[str, object]:

@@ -44,8 +44,9 @@ def scrypt(as_json: Annotated[bool, typer.Option("--json", help="one JSON object
 
 def _show(value: dict[str, Any]) -> None:
     table = Table(box=None)
-    for name, justify in (("kernel", "left"), ("hashes/s", "right"), ("lanes", "right"), ("scratch KiB", "right")):
-        table.add_column(name, justify="right" if justify == "right" else "left")
+    table.add_column("kernel")
+    for name in ("hashes/s", "lanes", "scratch KiB"):
+        table.add_column(name, justify="right")
     table.add_column("self-test")
     table.add_column("")
     for kernel in value["kernels"]:

@@ -7,10 +7,6 @@
  */
 #include "pbkdf2.h"
 
-#define N 1024
-#ifndef NARROW
-#define NARROW NULL, 0
-#endif
 #define HASHES (LANES / 4)
 #define TOTAL (GROUPS * HASHES)
 #define CHUNKS ((TOTAL + LANES - 1) / LANES)
@@ -62,13 +58,8 @@ INLINE void block_mix(block *x, const int groups) {
 INLINE void exchange(vec t[4]) {
 #if LANES == 8
     vec a = t[0], b = t[1], c = t[2], d = t[3];
-    t[0] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
-    t[1] = __builtin_shufflevector(c, d, 0, 1, 2, 3, 8, 9, 10, 11);
-    t[2] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
-    t[3] = __builtin_shufflevector(c, d, 4, 5, 6, 7, 12, 13, 14, 15);
+    t[0] = LOW(a, b), t[1] = LOW(c, d), t[2] = HIGH(a, b), t[3] = HIGH(c, d);
 #elif LANES == 16
-#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
-#define ODD(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
     vec a = EVEN(t[0], t[1]), b = ODD(t[0], t[1]), c = EVEN(t[2], t[3]), d = ODD(t[2], t[3]);
     t[0] = EVEN(a, c), t[1] = EVEN(b, d), t[2] = ODD(a, c), t[3] = ODD(b, d);
 #else
@@ -80,10 +71,7 @@ INLINE void exchange(vec t[4]) {
 INLINE void exchange_back(vec t[4]) {
 #if LANES == 8
     vec a = t[0], b = t[1], c = t[2], d = t[3];
-    t[0] = __builtin_shufflevector(a, c, 0, 1, 2, 3, 8, 9, 10, 11);
-    t[1] = __builtin_shufflevector(a, c, 4, 5, 6, 7, 12, 13, 14, 15);
-    t[2] = __builtin_shufflevector(b, d, 0, 1, 2, 3, 8, 9, 10, 11);
-    t[3] = __builtin_shufflevector(b, d, 4, 5, 6, 7, 12, 13, 14, 15);
+    t[0] = LOW(a, c), t[1] = HIGH(a, c), t[2] = LOW(b, d), t[3] = HIGH(b, d);
 #else
     exchange(t); /* the transposition of a square is its own inverse */
 #endif
@@ -152,7 +140,7 @@ FUNCTION void ro_mix_4(block *x, uint32_t *v) { ro_mix(x, v, GROUPS < 4 ? GROUPS
 FUNCTION void ro_mix_all(block *x, uint32_t *v) { ro_mix(x, v, GROUPS); }
 
 /* Up to TOTAL hashes, in no more groups than they need. */
-FUNCTION void hash_some(uint32_t *v, const uint8_t *headers, size_t count, uint8_t *digests) {
+FUNCTION void hash(void *v, const uint8_t *headers, size_t count, uint8_t *digests) {
     vec words[CHUNKS][32];
     hmac_key keys[CHUNKS];
     block x;
@@ -175,14 +163,6 @@ FUNCTION void hash_some(uint32_t *v, const uint8_t *headers, size_t count, uint8
     }
     for (size_t c = 0; c * LANES < count; c++) {
         pbkdf2_finish(&keys[c], words[c], digests + MG_HASH_BYTES * LANES * c, count - LANES * c);
-    }
-}
-
-FUNCTION void hash(void *scratch, const uint8_t *headers, size_t count, uint8_t *digests) {
-    while (count) {
-        size_t some = count < TOTAL ? count : TOTAL;
-        hash_some(scratch, headers, some, digests);
-        headers += MG_HEADER_BYTES * some, digests += MG_HASH_BYTES * some, count -= some;
     }
 }
 

@@ -11,6 +11,11 @@
 #include <arm_neon.h>
 #endif
 
+#define N 1024
+#ifndef NARROW
+#define NARROW NULL, 0
+#endif
+
 #define FUNCTION static __attribute__((noinline, TARGET))
 #define INLINE static inline __attribute__((always_inline, TARGET))
 #define UNROLL _Pragma("GCC unroll 32")
@@ -47,6 +52,12 @@ INLINE void store(void *to, vec v) { memcpy(to, &v, sizeof v); }
 #define PIECES(...) PIECE(0, __VA_ARGS__), PIECE(1, __VA_ARGS__), PIECE(2, __VA_ARGS__), PIECE(3, __VA_ARGS__)
 #endif
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, PIECES(__VA_ARGS__))
+
+/* Halves (LANES 8) or every other 128-bit piece (LANES 16) of two vectors. */
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define ODD(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
 
 #define GLUE_(a, b) a##b
 #define GLUE(a, b) GLUE_(a, b)

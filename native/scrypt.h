@@ -8,7 +8,7 @@
 #define MG_HEADER_BYTES 80
 #define MG_HASH_BYTES 32
 
-/* A kernel hashes `count` headers of 80 bytes into `count` digests of 32 bytes. */
+/* A kernel hashes `count` headers of 80 bytes, 1 to its lanes, into `count` digests of 32 bytes. */
 typedef void (*mg_hash_fn)(void *scratch, const uint8_t *headers, size_t count, uint8_t *digests);
 
 typedef struct mg_kernel {

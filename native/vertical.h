@@ -11,10 +11,6 @@
 #define SCALAR 0
 #endif
 
-#define N 1024
-#ifndef NARROW
-#define NARROW NULL, 0
-#endif
 #define ROW_WORDS (32 * LANES)
 #define SET_WORDS ((size_t)N * ROW_WORDS)
 #define TOTAL (SETS * LANES + SCALAR)
@@ -28,15 +24,11 @@ INLINE void transpose(vec t[LANES]) {
         t[b + 2] = SHUFFLE(s1, s3, 0, 1, 4, 5), t[b + 3] = SHUFFLE(s1, s3, 2, 3, 6, 7);
     }
 #if LANES == 8
-#define LOW(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
-#define HIGH(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
     UNROLL for (int r = 0; r < 4; r++) {
         vec a = t[r], b = t[r + 4];
         t[r] = LOW(a, b), t[r + 4] = HIGH(a, b);
     }
 #elif LANES == 16
-#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
-#define ODD(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
     UNROLL for (int r = 0; r < 4; r++) {
         vec a = EVEN(t[r], t[r + 4]), b = ODD(t[r], t[r + 4]);
         vec c = EVEN(t[r + 8], t[r + 12]), d = ODD(t[r + 8], t[r + 12]);
@@ -134,9 +126,10 @@ FUNCTION void ro_mix(vec x[SETS][32], uint32_t *v, int sets, uint32_t *z, uint32
 }
 
 /* Up to TOTAL hashes. */
-FUNCTION void hash_some(uint32_t *v, const uint8_t *headers, size_t count, uint8_t *digests) {
+FUNCTION void hash(void *scratch, const uint8_t *headers, size_t count, uint8_t *digests) {
     vec x[SETS][32];
     hmac_key keys[SETS];
+    uint32_t *v = scratch;
     uint32_t *z = NULL, *w = NULL;
     int sets = 0;
 #if SCALAR
@@ -158,14 +151,6 @@ FUNCTION void hash_some(uint32_t *v, const uint8_t *headers, size_t count, uint8
 #if SCALAR
     mg_pbkdf2_finish(&key, z, digests + MG_HASH_BYTES * (count - 1));
 #endif
-}
-
-FUNCTION void hash(void *scratch, const uint8_t *headers, size_t count, uint8_t *digests) {
-    while (count) {
-        size_t some = count < TOTAL ? count : TOTAL;
-        hash_some(scratch, headers, some, digests);
-        headers += MG_HEADER_BYTES * some, digests += MG_HASH_BYTES * some, count -= some;
-    }
 }
 
 const mg_kernel GLUE(mg_, NAME) = {TEXT(NAME), 4 * (SETS * SET_WORDS + SCALAR * 32 * N), TOTAL, hash, NARROW, LANES};
