@@ -37,9 +37,17 @@ INLINE void transpose(vec t[LANES]) {
 #endif
 }
 
+#if LANES == 8
+#include "avx2_rounds.h"
+#else
 /* One step of four quarter rounds that do not depend on each other; the scalar hash's follows each vector's. */
 #if SCALAR
-#define ONE(p, q, r, n) x[p] ^= ROTL(x[q] + x[r], n), z[p] ^= ROTL_WORD(z[q] + z[r], n)
+/* held in this order: the compiler's own mixes vector and integer instructions less well */
+INLINE vec hold(vec v) {
+    __asm__ volatile("" : "+w"(v));
+    return v;
+}
+#define ONE(p, q, r, n) x[p] ^= hold(ROTL(x[q] + x[r], n)), z[p] ^= ROTL_WORD(z[q] + z[r], n)
 #else
 #define ONE(p, q, r, n) x[p] ^= ROTL(x[q] + x[r], n)
 #endif
@@ -68,6 +76,7 @@ INLINE void xor_salsa8(vec b[16], const vec bx[16], uint32_t *c, const uint32_t 
     UNROLL for (int k = 0; k < 16; k++) b[k] += x[k];
     UNROLL for (int k = 0; SCALAR && k < 16; k++) c[k] += z[k];
 }
+#endif
 
 FUNCTION void block_mix(vec x[32], uint32_t *z) {
     xor_salsa8(x, x + 16, z, SCALAR ? z + 16 : z);
