@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.agent import Agent, AgentParts
-from edge_agent.config import BrokerSettings
+from edge_agent.config import BrokerSettings, ProtocolName
 from edge_agent.sealer import Sealer
 from edge_agent.sensors.base import Sensor
 from edge_agent.sensors.ina219 import Ina219Sensor
@@ -87,7 +87,7 @@ def live(seconds: int, interval_ms: int, miners: int) -> dict[str, Any]:
 def measure_live(seconds: int, interval_ms: int, miners: int, pipe: Connection) -> None:
     """Run an agent for a while and send what it took."""
     network = "eip155:1:0x" + "00" * 20
-    sensors: dict[int, Sensor] = {n: Ina219Sensor(Ina219Bus(), address=0x40, shunt_uohm=100_000) for n in (0, 1)}
+    sensors: dict[int, Sensor] = {n: Ina219Sensor(Ina219Bus, address=0x40, shunt_uohm=100_000) for n in (0, 1)}
     source = LiveSource(sensors, interval_ms=interval_ms)
     late: list[int] = []
     spans: list[int] = []
@@ -159,7 +159,7 @@ def outage(folder: Path, count: int) -> dict[str, Any]:
     fill(spool, network, count)
     filled_s, filled_kib = time.perf_counter() - begun, rss_kib()
     device = key_id(DEVICE.spki)
-    link = MqttLink(BrokerSettings(port=port), device, b"{}")
+    link = MqttLink(BrokerSettings(port=port, protocol=ProtocolName.MQTT311), device, b"{}")
     keys = BackendKeys((BACKEND.spki,), network)
     uplink = Uplink(link, spool, device, keys, network, SystemClock(), window=20, resend_s=30)
     begun = time.perf_counter()

@@ -1,28 +1,42 @@
 """The agent: ticks in, signed batches out.
 
-One thread owns meter, spool and uplink. Sampling has its own, so that neither the medium nor the network delays a
-reading, and mining has its own.
+One thread owns meter, spool, uplink and relay. Sampling has its own, so that neither the medium nor the network delays
+a reading, and mining has its own.
 """
 
+import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-from edge_agent import host
+from edge_agent import commands, host, status
+from edge_agent.board.base import Board, NoBoard
+from edge_agent.governor import BudgetSettings, Conditions, pause_reason
 from edge_agent.homeassistant import discovery, discovery_topic
+from edge_agent.light import pattern
+from edge_agent.line import Line
 from edge_agent.sealer import Sealer
-from edge_agent.source import Source, Tick
+from edge_agent.source import DelayHistogram, LiveSource, Source, Tick
 from edge_agent.spool import Spool
 from edge_agent.uplink import Uplink
+from edge_agent.windows import ProofWindows
 from edge_agent.work import Worker
-from maxgreen.protocol.batch import Birth, Health
+from maxgreen.clock import Clock, SystemClock
+from maxgreen.protocol.backend import Command, CommandKind
+from maxgreen.protocol.batch import MAX_INTERVAL_MS, Batch, Birth, EventKind, Health, Role
 from maxgreen.protocol.keys import Signer, key_id
 
+_LOG: Final = logging.getLogger(__name__)
 _IDLE_S: Final = 0.05
 _STATE_EVERY_S: Final = 10.0
+_TEND_EVERY_S: Final = 1.0
+_DEAD_AFTER_MS: Final = 30_000  # a sensor that failed so long does not keep the service from being ready
+_SLOW_MS: Final = 60_000  # sampling interval while the spool is at its limit
+_MIN_INTERVAL_MS: Final = 10
+_DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +53,21 @@ class AgentParts:
     interval_ms: int
     seal_ms: int
     home_assistant: bool = False
+    clock: Clock = field(default_factory=SystemClock)
+    board: Board = field(default_factory=NoBoard)
+    line_channel: int = 1
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
+    most_spool_bytes: int = 2**40
+    retired: Sequence["Retired"] = ()
+    finish_key: bool = False  # a rotation is confirmed: this key's last batch is due
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """An earlier key's spool, and the uplink that delivers what is left of it."""
+
+    spool: Spool
+    uplink: Uplink
 
 
 class Agent:
@@ -48,8 +77,20 @@ class Agent:
         self._parts = parts
         self._stopping = threading.Event()
         self._state_due = 0.0
+        self._tend_due = 0.0
         self._introduced = 0
+        self._latest: Tick | None = None
         self._power_mw: dict[int, int] = {}
+        self._seen: set[int] = set()
+        self._first_tick_ms: int | None = None
+        self._sealed_s = time.monotonic()
+        self._tamper_open: bool | None = None
+        self._day_begin: tuple[int, dict[int, int]] = (-1, {})
+        self._pause: str | None = None
+        self._wanted_interval_ms = parts.interval_ms
+        self._windows = ProofWindows()
+        self.key_finished = False
+        self._show: Callable[[], None] = lambda: None
         worker = parts.worker
         self.sealer = Sealer(
             parts.spool,
@@ -61,12 +102,21 @@ class Agent:
             seal_ms=parts.seal_ms,
             harvest=worker.harvest if worker else lambda _prev: None,
             health=self._health,
+            sealed=self._note_sealed,
         )
+        self.line = Line(parts.board, parts.line_channel, parts.birth, self.sealer.event)
+        self.status: status.Status = self._status()
 
     @property
     def device(self) -> bytes:
         """The device id."""
         return key_id(self._parts.signer.spki)
+
+    @property
+    def delays(self) -> DelayHistogram | None:
+        """How late readings began; None for a replay."""
+        source = self._parts.source
+        return source.delays if isinstance(source, LiveSource) else None
 
     @property
     def waiting(self) -> int:
@@ -84,9 +134,19 @@ class Agent:
 
     def take(self, tick: Tick) -> None:
         """Meter a round of readings."""
+        self._latest = tick
+        if self._first_tick_ms is None:
+            self._first_tick_ms = tick.boot_ms
+        self._seen |= tick.samples.keys()
         self.sealer.take(tick)
+        self.line.take(tick, self.sealer.interval_ms)
+        for channel in tick.faults:
+            self._power_mw.pop(channel, None)
         for channel, sample in tick.samples.items():
             self._power_mw[channel] = sample.power_pw(0) // 10**9
+        if self._parts.finish_key and not self.key_finished and self.sealer.finish_key(tick.boot_ms):
+            self.key_finished = True
+            self.stop()
         self.exchange()
 
     def exchange(self, timeout_s: float = 0) -> None:
@@ -94,6 +154,11 @@ class Agent:
         parts = self._parts
         uplink, worker = parts.uplink, parts.worker
         uplink.process(timeout_s)
+        for retired in parts.retired:
+            retired.uplink.process()
+        for command in uplink.commands:
+            self._obey(command)
+        uplink.commands.clear()
         if worker is not None:
             for beacon in uplink.beacons:
                 worker.take_beacon(beacon)
@@ -101,6 +166,11 @@ class Agent:
                 worker.take_nbits(uplink.receipt.nbits)
             worker.follow(self.sealer.tip.head)
         uplink.beacons.clear()
+        self.line.check(parts.source.boot_ms())
+        if time.monotonic() >= self._tend_due:
+            self._tend_due = time.monotonic() + _TEND_EVERY_S
+            self._tend()
+        self._show_light()
         if uplink.connected and time.monotonic() >= self._state_due:
             self._state_due = time.monotonic() + _STATE_EVERY_S
             if parts.home_assistant and self._introduced != uplink.sessions:
@@ -120,26 +190,39 @@ class Agent:
             "seq": tip.next_seq,
         }
 
-    def _health(self) -> Health:
-        """Return the device's state for a batch."""
-        return Health(
-            cpu_mdeg=host.cpu_mdeg(),
-            throttled=host.throttled(),
-            spool_records=self._parts.spool.waiting(),
-            free_mib=host.free_mib(self._parts.spool.path.parent),
-        )
+    @property
+    def is_well(self) -> bool:
+        """Whether every channel gave a sample (or failed for half a minute) and batches are sealed in their time."""
+        if self._latest is None or self._first_tick_ms is None:
+            return False
+        channels = {sensor.channel for sensor in self._parts.birth.sensors}
+        dead = self._latest.boot_ms - self._first_tick_ms >= _DEAD_AFTER_MS
+        if not (channels <= self._seen or (dead and self._seen)):
+            return False
+        excused = self._latest.wall_ms is None or not self._latest.samples or bool(self.sealer.medium_fault)
+        patience_s = 60 + 3 * max(self._parts.seal_ms, self.sealer.interval_ms) / 1000
+        return excused or time.monotonic() - self._sealed_s < patience_s
 
     def start(self) -> None:
         """Begin to connect and to mine."""
-        self._parts.uplink.start()
+        for uplink in (self._parts.uplink, *(retired.uplink for retired in self._parts.retired)):
+            uplink.start()
         if self._parts.worker is not None:
             self._parts.worker.start()
 
-    def run(self, *, linger: bool = False, progress: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self,
+        *,
+        linger: bool = False,
+        progress: Callable[[], None] = lambda: None,
+        show: Callable[[], None] = lambda: None,
+    ) -> None:
         """Run until the source ends or `stop` is called, then seal and say goodbye.
 
-        `progress` is called after each round of readings; `linger` stays connected after the source's end.
+        `progress` is called after each round of readings while all is well, `show` when the status is a new one;
+        `linger` stays connected after the source's end.
         """
+        self._show = show
         worker = self._parts.worker
         self.start()
         try:
@@ -147,7 +230,8 @@ class Agent:
                 self.exchange(_IDLE_S)
             for tick in self._sampled() if self._parts.source.is_live else self.ticks():
                 self.take(tick)
-                progress()
+                if self.is_well:
+                    progress()
                 if self._stopping.is_set() and not self._parts.source.is_live:
                     break
             self.sealer.stop()
@@ -185,10 +269,173 @@ class Agent:
         self._stopping.set()
 
     def close(self) -> None:
-        """Seal what is open, end mining and close the connection."""
+        """Open the relay, seal what is open, end mining and close the connections."""
+        parts = self._parts
+        self.line.open("the agent stops", parts.source.boot_ms())
         self.sealer.stop()
+        parts.board.release()
         self.exchange()
-        if self._parts.worker is not None:
-            self._parts.worker.stop()
-        self._parts.uplink.stop(self._parts.source.boot_id)
-        self._parts.spool.close()
+        if parts.worker is not None:
+            parts.worker.stop()
+        parts.uplink.stop(parts.source.boot_id)
+        for retired in parts.retired:
+            retired.uplink.stop(None)
+            retired.spool.close()
+        parts.spool.close()
+
+    def _obey(self, command: Command) -> None:
+        """Obey a command that its backend signed, once, in its time (P-CMD-1)."""
+        refused = commands.refusal(
+            command,
+            device=self.device,
+            last_number=self._parts.spool.obeyed(),
+            now_ms=self._parts.clock.now_ms(),
+            synchronised=self._is_dated,
+        ) or self._impossible(command)
+        if refused:
+            _LOG.warning("command %d is not obeyed: %s", command.number, refused)
+            return
+        self._parts.spool.obey(command.number)
+        boot_ms = self._parts.source.boot_ms()
+        match command.kind:
+            case CommandKind.START_TRANSFER | CommandKind.STOP_TRANSFER:
+                self.line.obey(command, boot_ms)
+            case CommandKind.SEND_REGISTERS:
+                self.sealer.state_birth()
+            case CommandKind.SAMPLING_INTERVAL:
+                self._wanted_interval_ms = command.arguments[0]
+                self._sample_at(command.arguments[0])
+
+    def _impossible(self, command: Command) -> str | None:
+        match command.kind:
+            case CommandKind.START_TRANSFER | CommandKind.STOP_TRANSFER:
+                return self.line.refusal(command)
+            case CommandKind.SAMPLING_INTERVAL if not _MIN_INTERVAL_MS <= command.arguments[0] <= MAX_INTERVAL_MS:
+                return f"an interval of {command.arguments[0]} ms is outside {_MIN_INTERVAL_MS} to {MAX_INTERVAL_MS}"
+        return None
+
+    def _sample_at(self, interval_ms: int, why: EventKind | None = None) -> None:
+        self.sealer.set_interval(interval_ms, self._parts.source.boot_ms(), why)
+        self._parts.source.set_interval(interval_ms)
+
+    @property
+    def _is_dated(self) -> bool:
+        return self._latest is not None and self._latest.wall_ms is not None
+
+    def _tend(self) -> None:
+        """Look after what changes slowly: heat, budget, tamper switch, room in the spool, the status."""
+        parts = self._parts
+        if parts.worker is not None:
+            self._pause = pause_reason(parts.budget, self._conditions(), paused=parts.worker.paused)
+            parts.worker.pause(self._pause)
+            if self._pause and self._is_dated:
+                self._windows.paused(parts.clock.now_ms(), self._pause)
+        tamper_open = parts.board.tamper_open()
+        if tamper_open and not self._tamper_open:
+            self.sealer.event(EventKind.TAMPER, parts.source.boot_ms())
+            _LOG.warning("the case was opened")
+        self._tamper_open = tamper_open
+        self._keep_within_spool()
+        self.status = self._status()
+        self._show()
+
+    def _keep_within_spool(self) -> None:
+        """At the limit nothing is dropped: the agent samples less often, until receipts have made room."""
+        full = self._parts.spool.used_bytes() > self._parts.most_spool_bytes
+        interval_ms = max(self._wanted_interval_ms, _SLOW_MS) if full else self._wanted_interval_ms
+        if interval_ms == self.sealer.interval_ms or (not full and self._parts.spool.waiting() > 1):
+            return
+        _LOG.warning("spool: %s; sampling every %g s", "at its limit" if full else "has room again", interval_ms / 1000)
+        self._sample_at(interval_ms, EventKind.SPOOL_LIMIT if full else None)
+
+    def _conditions(self) -> Conditions:
+        generation = [
+            self._power_mw[sensor.channel]
+            for sensor in self._parts.birth.sensors
+            if sensor.role == Role.GENERATION and sensor.channel in self._power_mw
+        ]
+        battery = self._latest.samples.get(self._parts.budget.battery_channel) if self._latest else None
+        return Conditions(
+            host.cpu_mdeg(),
+            host.throttled(),
+            sum(generation) if generation else None,
+            battery.voltage_uv if battery else None,
+        )
+
+    def _show_light(self) -> None:
+        self._parts.board.light(
+            on=pattern(
+                alarm=bool(self._alarms()),
+                fault=bool(self._latest and self._latest.faults),
+                dated=self._is_dated,
+                connected=self._parts.uplink.connected,
+                transferring=self.line.transfer is not None,
+            ).lit(time.monotonic_ns() // 10**6)
+        )
+
+    def _alarms(self) -> list[str]:
+        found = []
+        if self._parts.uplink.alarm:
+            found.append(self._parts.uplink.alarm)
+        if self.sealer.medium_fault:
+            found.append(f"spool: {self.sealer.medium_fault}; readings wait in memory: free space, or check the medium")
+        if self._tamper_open:
+            found.append("the case is open")
+        return found
+
+    def _note_sealed(self, batch: Batch) -> None:
+        self._sealed_s = time.monotonic()
+        self._windows.sealed(batch)
+
+    def _health(self) -> Health:
+        """Return the device's state for a batch."""
+        worker = self._parts.worker
+        return Health(
+            cpu_mdeg=host.cpu_mdeg(),
+            throttled=host.throttled(),
+            spool_records=self._parts.spool.waiting(),
+            free_mib=host.free_mib(self._parts.spool.path.parent),
+            tamper_open=self._tamper_open,
+            duty_permille=None if worker is None else worker.duty_permille,
+        )
+
+    def _status(self) -> dict[str, Any]:
+        """Return all that an owner may want to know (docs/agent.md)."""
+        parts, tip = self._parts, self.sealer.tip
+        receipt, alarms = parts.uplink.receipt, self._alarms()
+        registers = {number: meter.register_mws for number, meter in tip.meters.items()}
+        day = parts.clock.now_ms() // _DAY_MS if self._is_dated else -1
+        if day != self._day_begin[0]:
+            self._day_begin = day, registers | parts.spool.registers_before(day * _DAY_MS)
+        begin = self._day_begin[1]
+        channels = {}
+        for sensor in parts.birth.sensors:
+            number = sensor.channel
+            register = registers.get(number, 0)
+            power_mw = self._power_mw.get(number)
+            channels[str(number)] = {
+                "role": Role(sensor.role).name.lower(),
+                "power_w": None if power_mw is None else power_mw / 1000,
+                "energy_j": register / 1000,
+                "today_wh": (register - begin.get(number, 0)) / 3.6e6,
+            }
+        transfer = self.line.transfer
+        return {
+            "device": self.device.hex(),
+            "channels": channels,
+            "seq": tip.next_seq,
+            "waiting": parts.spool.waiting() + sum(retired.spool.waiting() for retired in parts.retired),
+            "stalled": self.sealer.stalled,
+            "spool_bytes": parts.spool.used_bytes(),
+            "receipt": {"next_seq": receipt.next_seq, "server_ms": receipt.server_ms} if receipt else None,
+            "connected": parts.uplink.connected,
+            "synchronised": self._is_dated,
+            "cpu_c": None if (mdeg := host.cpu_mdeg()) is None else mdeg / 1000,
+            "mining": "off" if parts.worker is None else f"pauses: {self._pause}" if self._pause else "on",
+            "mining_paused": None if parts.worker is None else bool(self._pause),
+            "interval_ms": self.sealer.interval_ms,
+            "transfer": f"command {transfer.command} on channel {transfer.channel}" if transfer else None,
+            "proof_windows": self._windows.report(),
+            "alarms": alarms,
+            "alarmed": bool(alarms),
+        }

@@ -1,24 +1,26 @@
-"""`maxgreen agent`: init, run, status, config."""
+"""`maxgreen agent`: init, prove, run, status, sensors, calibrate, rotate, recover, open-relay, config."""
 
 import json
+import logging
 import signal
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from rich.console import Console
+from rich.table import Table
 
-from edge_agent.config import AgentSettings
-from edge_agent.spool import read_spool_state
-from maxgreen.errors import UsageError
-from maxgreen.keyfile import create_key_file, load_key_file, write_secret
+from edge_agent import status as agent_status
+from edge_agent.config import AgentSettings, SensorName
+from edge_agent.identity import Identities
+from edge_agent.keystore import KeySettings, store_of
+from edge_agent.spool import Spool, read_spool_state
+from maxgreen.errors import Fatal, MaxgreenError, UsageError
 from maxgreen.protocol.attestation import prove_possession
-from maxgreen.protocol.backend import BackendKeys
-from maxgreen.protocol.keys import key_id
+from maxgreen.protocol.backend import Receipt
+from maxgreen.protocol.cose import network_digest
+from maxgreen.protocol.keys import Signer, key_id
 from maxgreen.service import Heartbeat, log_to_stderr
 from maxgreen.settings import config_commands, load
 
@@ -27,39 +29,40 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Measure, sig
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="settings file")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 DEFAULT_CONFIG = Path("/etc/maxgreen/agent.toml")
+DEFAULT_STATE = Path("/var/lib/maxgreen-agent")
+RECEIPT_WAIT_S = 20
+_LOG = logging.getLogger(__name__)
 app.add_typer(config_commands(AgentSettings, DEFAULT_CONFIG), name="config")
 
 
 @app.command()
 def init(
-    state_dir: Annotated[Path, typer.Option(help="where keys and spool live")] = Path("/var/lib/maxgreen-agent"),
+    state_dir: Annotated[Path, typer.Option(help="where keys and spool live")] = DEFAULT_STATE,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="settings file, for [key] and state_dir")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make the device's signing key and TLS key; prints the device id and its public key."""
-    signer = create_key_file(state_dir / "signing.pem")
-    device = key_id(signer.spki).hex()
-    tls_key = ec.generate_private_key(ec.SECP256R1())
-    write_secret(state_dir / "tls.key", tls_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(tls_key, hashes.SHA256())
-    (state_dir / "tls.csr").write_bytes(request.public_bytes(Encoding.PEM))
-    if as_json:
-        print(json.dumps({"device": device, "spki": signer.spki.hex(), "csr": str(state_dir / "tls.csr")}))
-        return
-    print(f"device id    {device}\npublic key   {signer.spki.hex()}")
-    print(f"next: give {state_dir / 'tls.csr'} to the broker's operator, and apply for a token with the public key")
+    settings = load(AgentSettings, config) if config else None
+    folder = settings.state_dir if settings else state_dir
+    signer = Identities(folder, settings.key if settings else KeySettings()).make()
+    _show_keys(folder, signer, as_json=as_json)
 
 
 @app.command()
 def prove(
     applicant: Annotated[str, typer.Argument(help="your address on the chain, 0x and 40 hex digits")],
     config: ConfigOption = DEFAULT_CONFIG,
+    next_key: Annotated[bool, typer.Option("--next", help="for the key that 'rotate' prepared")] = False,
 ) -> None:
     """Sign the proof of possession that an application for a token needs (P-ID-5)."""
     settings = load(AgentSettings, config)
+    identities = Identities(settings.state_dir, settings.key)
+    signer = store_of(identities.next_folder if next_key else settings.state_dir, settings.key).load()
     try:
         address = bytes.fromhex(applicant.removeprefix("0x"))
-        proof = prove_possession(load_key_file(settings.key_file), settings.network, address)
+        proof = prove_possession(signer, settings.network, address)
     except ValueError as error:
         raise UsageError(f"address {applicant!r}: expected 0x and 40 hex digits") from error
     print(json.dumps({"r": "0x" + proof[:32].hex(), "s": "0x" + proof[32:].hex()}))
@@ -72,34 +75,216 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     settings = load(AgentSettings, config)
     from edge_agent.compose import build_agent  # noqa: PLC0415 - sensors and miner only where they run
 
-    agent = build_agent(settings)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop())
-    agent.run(linger=settings.replay.linger, progress=Heartbeat())
+    heartbeat = Heartbeat()
+    stopped = False
+    while not stopped:
+        agent = build_agent(settings)
+
+        def stop(*_: object, running: Any = agent) -> None:
+            nonlocal stopped
+            stopped = True
+            running.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        shown = agent_status.Shown(agent, settings.metrics_port)
+        try:
+            agent.run(linger=settings.replay.linger, progress=heartbeat, show=shown.refresh)
+        finally:
+            shown.close()
+        if not agent.key_finished:
+            return
+        _LOG.warning("this key had its last batch; going on with the next one")
 
 
 @app.command()
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Show energy, spool and the last receipt."""
+    """Show power, energy, spool, the last receipt, clock, temperature, mining and alarms."""
     settings = load(AgentSettings, config)
-    state = read_spool_state(settings.spool_file)
-    tip = state["tip"]
-    keys = BackendKeys(tuple(bytes.fromhex(key) for key in settings.backend_keys), settings.network)
-    receipt = keys.open_receipt(state["receipt"]) if state["receipt"] else None
-    value = {
-        "device": key_id(load_key_file(settings.key_file).spki).hex(),
-        "batches": tip.next_seq if tip else 0,
-        "waiting": state["waiting"],
-        "registers_mws": {str(n): m.register_mws for n, m in tip.meters.items()} if tip else {},
-        "receipt": {"next_seq": receipt.next_seq, "server_ms": receipt.server_ms} if receipt else None,
-    }
+    value = agent_status.read_running() or _resting_status(settings)
     if as_json:
         print(json.dumps(value))
+    else:
+        Console().print(agent_status.page(value))
+
+
+@app.command()
+def sensors(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Show what is on the I2C buses of the settings, and a reading of every channel."""
+    settings = load(AgentSettings, config)
+    from edge_agent.compose import make_sensor  # noqa: PLC0415
+    from edge_agent.sensors.base import SensorError  # noqa: PLC0415
+    from edge_agent.sensors.bus import addresses  # noqa: PLC0415
+
+    found: dict[str, Any] = {"buses": {}, "channels": {}}
+    for number in sorted({c.bus for c in settings.channels if c.sensor is not SensorName.REPLAY}):
+        try:
+            found["buses"][str(number)] = [f"{address:#04x}" for address in addresses(number)]
+        except SensorError as error:
+            found["buses"][str(number)] = str(error)
+    for channel in settings.channels:
+        if channel.sensor is SensorName.REPLAY:
+            found["channels"][str(channel.number)] = {"sensor": "replay"}
+            continue
+        entry: dict[str, Any] = {"sensor": channel.sensor.value, "role": channel.role.value}
+        try:
+            reading = make_sensor(channel).read()
+            entry |= {"voltage_v": reading.voltage_uv / 1e6, "current_a": reading.current_ua / 1e6}
+        except SensorError as error:
+            entry["error"] = str(error)
+        found["channels"][str(channel.number)] = entry
+    if as_json:
+        print(json.dumps(found))
         return
-    print(
-        f"device        {value['device']}\n"
-        f"batches       {value['batches']} sealed, {value['waiting']} without a receipt"
-    )
-    for number, register in value["registers_mws"].items():
-        print(f"channel {number:<5} {register / 3.6e9:.6f} kWh")
-    print(f"last receipt  {'none yet' if receipt is None else f'up to batch {receipt.next_seq}'}")
+    for number, on_bus in found["buses"].items():
+        print(f"bus {number}: {on_bus if isinstance(on_bus, str) else ', '.join(on_bus) or 'nothing answers'}")
+    table = Table("channel", "sensor", "role", "voltage", "current", "", box=None)
+    for number, entry in found["channels"].items():
+        values = [
+            f"{entry[key]:.3f} {unit}" if key in entry else "-"
+            for key, unit in (("voltage_v", "V"), ("current_a", "A"))
+        ]
+        table.add_row(number, entry["sensor"], entry.get("role", ""), *values, entry.get("error", ""))
+    Console().print(table)
+
+
+@app.command()
+def calibrate(
+    channel: Annotated[int, typer.Option(help="channel number")],
+    reference: Annotated[list[float], typer.Option(help="what a reference meter shows, A; once per point, two points")],
+    readings: Annotated[int, typer.Option(min=1, help="readings that are averaged at each point")] = 100,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a channel with a reference meter at two currents; prints the lines for its [[channels]] table."""
+    settings = load(AgentSettings, config)
+    chosen = next((c for c in settings.channels if c.number == channel), None)
+    if chosen is None or chosen.sensor is SensorName.REPLAY:
+        raise UsageError(f"channel {channel}: not one of the settings' channels with a sensor")
+    if len(reference) != 2:
+        raise UsageError("two points are needed: --reference at a small current, and --reference at a large one")
+    from edge_agent.compose import make_sensor  # noqa: PLC0415
+    from edge_agent.sensors.calibrated import calibration_id, correction  # noqa: PLC0415
+
+    sensor = make_sensor(chosen.model_copy(update={"gain_ppm": 0, "offset_ua": 0}))
+    points = []
+    for amperes in reference:
+        typer.prompt(f"set the current to {amperes:g} A, then press Enter", default="", show_default=False, err=True)
+        total = sum(sensor.read().current_ua for _ in range(readings))
+        points.append((round(total / readings), round(amperes * 1e6)))
+    try:
+        gain_ppm, offset_ua = correction(points[0], points[1])
+    except ValueError as error:
+        raise UsageError(f"calibration: {error}") from error
+    name = calibration_id(points, time.time())
+    if as_json:
+        print(json.dumps({"calibration": name, "gain_ppm": gain_ppm, "offset_ua": offset_ua, "points_ua": points}))
+        return
+    print(f'# [[channels]] number = {channel}\ncalibration = "{name}"\ngain_ppm = {gain_ppm}\noffset_ua = {offset_ua}')
+
+
+@app.command()
+def rotate(
+    config: ConfigOption = DEFAULT_CONFIG,
+    confirm: Annotated[
+        bool, typer.Option(help="the new key is registered: let the old one have its last batch")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace the signing key: first prepare and register the next one, then --confirm and restart the agent."""
+    settings = load(AgentSettings, config)
+    identities = Identities(settings.state_dir, settings.key)
+    if confirm:
+        identities.confirm()
+        print("confirmed; restart the agent: it seals this key's last batch and goes on with the next key")
+        return
+    _show_keys(identities.next_folder, identities.prepare(), as_json=as_json)
+
+
+@app.command()
+def recover(
+    config: ConfigOption = DEFAULT_CONFIG,
+    receipt_file: Annotated[
+        Path | None, typer.Option("--receipt", help="the last receipt, as the backend signed it")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a new key after the spool was damaged or lost; the old key and what is left stay as evidence."""
+    log_to_stderr()
+    settings = load(AgentSettings, config)
+    genesis_head = network_digest(settings.network)
+    identities = Identities(settings.state_dir, settings.key)
+    if not identities.switch(genesis_head):
+        try:
+            Spool(settings.spool_file, genesis_head).close()
+        except Fatal:
+            pass
+        else:
+            raise UsageError(
+                f"spool {settings.spool_file}: it is in order; 'maxgreen agent rotate' changes a sound key"
+            )
+    receipt = _last_receipt(settings, receipt_file, key_id(identities.signer().spki))
+    signer = identities.replace_damaged(receipt.head, genesis_head)
+    _LOG.warning("batches from %d on are lost to the ledger; registers begin at 0 with the new key", receipt.next_seq)
+    _show_keys(settings.state_dir, signer, as_json=as_json)
+
+
+@app.command("open-relay")
+def open_relay(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Open the relay, whatever the agent does; systemd runs it after every stop."""
+    settings = load(AgentSettings, config)
+    if settings.board.relay_pin < 0:
+        return
+    from edge_agent.board.gpio import GpioBoard  # noqa: PLC0415 - needs pins
+
+    GpioBoard(settings.board).release()
+
+
+def _show_keys(folder: Path, signer: Signer, *, as_json: bool) -> None:
+    device, request = key_id(signer.spki).hex(), folder / "tls.csr"
+    if as_json:
+        print(json.dumps({"device": device, "spki": signer.spki.hex(), "csr": str(request)}))
+        return
+    print(f"device id    {device}\npublic key   {signer.spki.hex()}")
+    print(f"next: give {request} to the broker's operator, and register the public key with the DAO")
+
+
+def _last_receipt(settings: AgentSettings, file: Path | None, device: bytes) -> Receipt:
+    """Return the newest receipt: the file's, else the one that the broker retains."""
+    from edge_agent.compose import backend_keys, make_link  # noqa: PLC0415
+    from edge_agent.uplink import retained_receipt  # noqa: PLC0415
+
+    keys = backend_keys(settings)
+    if file is not None:
+        try:
+            receipt = keys.open_receipt(file.read_bytes())
+        except (OSError, MaxgreenError) as error:
+            raise UsageError(f"receipt {file}: {error}") from error
+        if receipt.device != device:
+            raise UsageError(f"receipt {file}: it is for device {receipt.device.hex()}, not {device.hex()}")
+        return receipt
+    found = retained_receipt(make_link(settings, settings.broker, device, bytes(16)), device, keys, RECEIPT_WAIT_S)
+    if found is None:
+        raise Fatal("the broker gave no receipt; ask the operator for the device's last one, and use --receipt FILE")
+    return found
+
+
+def _resting_status(settings: AgentSettings) -> dict[str, Any]:
+    """Return what the files say while no agent runs."""
+    from edge_agent.compose import backend_keys  # noqa: PLC0415
+
+    state = read_spool_state(settings.spool_file)
+    tip = state["tip"]
+    receipt = backend_keys(settings).open_receipt(state["receipt"]) if state["receipt"] else None
+    roles = {channel.number: channel.role.value for channel in settings.channels}
+    return {
+        "device": key_id(Identities(settings.state_dir, settings.key).signer().spki).hex(),
+        "running": False,
+        "seq": tip.next_seq if tip else 0,
+        "waiting": state["waiting"],
+        "channels": {
+            str(n): {"role": roles.get(n, "unknown"), "power_w": None, "energy_j": m.register_mws / 1000}
+            for n, m in (tip.meters.items() if tip else ())
+        },
+        "receipt": {"next_seq": receipt.next_seq, "server_ms": receipt.server_ms} if receipt else None,
+    }

@@ -2,14 +2,19 @@
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Final
 
-from edge_agent.agent import Agent, AgentParts
-from edge_agent.config import AgentSettings, ChannelSettings, SensorName
+from edge_agent.agent import Agent, AgentParts, Retired
+from edge_agent.board.base import NoBoard
+from edge_agent.board.gpio import GpioBoard
+from edge_agent.config import AgentSettings, BrokerSettings, ChannelSettings, SensorName
+from edge_agent.identity import SPOOL, Identities
+from edge_agent.keystore import store_of
 from edge_agent.sensors.base import Electrical, Sensor
+from edge_agent.sensors.calibrated import CalibratedSensor
 from edge_agent.sensors.trace import read_trace
 from edge_agent.source import LiveSource, ReplaySource, Source
 from edge_agent.spool import Spool
@@ -18,7 +23,6 @@ from edge_agent.work import Worker
 from maxgreen import __version__
 from maxgreen.clock import Clock, make_clock
 from maxgreen.errors import Fatal
-from maxgreen.keyfile import load_key_file
 from maxgreen.protocol.backend import BackendKeys
 from maxgreen.protocol.batch import Birth
 from maxgreen.protocol.batch import Sensor as BirthSensor
@@ -37,44 +41,89 @@ def build_agent(settings: AgentSettings) -> Agent:
     numbers = [channel.number for channel in settings.channels]
     if len(set(numbers)) != len(numbers):
         raise Fatal(f"channels: numbers {numbers} are not distinct")
-    signer = load_key_file(settings.key_file)
+    genesis_head = network_digest(settings.network)
+    identities = Identities(settings.state_dir, settings.key)
+    identities.switch(genesis_head)
+    store = store_of(settings.state_dir, settings.key)
+    signer = store.load()
     device = key_id(signer.spki)
     clock = make_clock(settings.clock_file)
-    try:
-        keys = BackendKeys(tuple(bytes.fromhex(key) for key in settings.backend_keys), settings.network)
-    except ValueError as error:
-        raise Fatal(f"backend_keys: {error}; the operator gives them") from error
     sensors, source = _source(settings, clock)
-    spool = Spool(settings.spool_file, network_digest(settings.network))
-    offline = b'{"status": "offline", "boot": "%s"}' % source.boot_id.hex().encode()
-    uplink = Uplink(
-        MqttLink(settings.broker, device, offline),
-        spool,
-        device,
-        keys,
-        settings.network,
-        clock,
-        window=settings.broker.window,
-        resend_s=settings.broker.resend_s,
-    )
+    spool = Spool(settings.spool_file, genesis_head)
     work = settings.work
     worker = Worker(device, nbits=work.nbits, duty=work.duty, wait_shares=work.wait_shares) if work.enabled else None
     parts = AgentParts(
         source=source,
         signer=signer,
         spool=spool,
-        uplink=uplink,
+        uplink=_uplink(settings, settings.broker, device, spool, source.boot_id),
         worker=worker,
-        birth=make_birth(signer.spki, settings.channels, sensors),
+        birth=make_birth(signer.spki, settings.channels, sensors, store.kind),
         network=settings.network,
         interval_ms=settings.interval_ms,
         seal_ms=settings.seal_s * 1000,
         home_assistant=settings.home_assistant,
+        clock=clock,
+        board=GpioBoard(settings.board) if settings.board.is_wired else NoBoard(),
+        line_channel=settings.board.relay_channel,
+        budget=settings.budget,
+        most_spool_bytes=settings.spool.max_mib * 2**20,
+        retired=tuple(_retired(settings, identities, source.boot_id)),
+        finish_key=identities.is_confirmed,
     )
     return Agent(parts)
 
 
-def make_birth(spki: bytes, channels: tuple[ChannelSettings, ...], sensors: Mapping[int, Sensor]) -> Birth:
+def backend_keys(settings: AgentSettings) -> BackendKeys:
+    """Return the backend's keys that the settings pin."""
+    try:
+        return BackendKeys(tuple(bytes.fromhex(key) for key in settings.backend_keys), settings.network)
+    except ValueError as error:
+        raise Fatal(f"backend_keys: {error}; the operator gives them") from error
+
+
+def make_link(settings: AgentSettings, broker: BrokerSettings, device: bytes, boot_id: bytes) -> MqttLink:
+    """Return the way to the broker; Fatal when a certificate can't be read."""
+    offline = b'{"status": "offline", "boot": "%s"}' % boot_id.hex().encode()
+    try:
+        return MqttLink(broker, device, offline)
+    except OSError as error:
+        files = ", ".join(str(path) for path in (broker.ca, broker.certificate, broker.key) if path)
+        raise Fatal(f"broker certificates ({files}): {error}; have {settings.state_dir / 'tls.csr'} signed") from error
+
+
+def _uplink(settings: AgentSettings, broker: BrokerSettings, device: bytes, spool: Spool, boot_id: bytes) -> Uplink:
+    return Uplink(
+        make_link(settings, broker, device, boot_id),
+        spool,
+        device,
+        backend_keys(settings),
+        settings.network,
+        make_clock(settings.clock_file),
+        window=broker.window,
+        resend_s=broker.resend_s,
+    )
+
+
+def _retired(settings: AgentSettings, identities: Identities, boot_id: bytes) -> Iterator[Retired]:
+    """Return the earlier keys of which the ledger has not everything yet; each logs in with its own certificate."""
+    for folder in identities.retired():
+        spool = Spool(folder / SPOOL, network_digest(settings.network))
+        if not spool.waiting():
+            spool.close()
+            continue
+        own = {
+            name: folder / path.name
+            for name in ("certificate", "key")
+            if (path := getattr(settings.broker, name)) and path.is_relative_to(settings.state_dir)
+        }
+        broker = settings.broker.model_copy(update=own)
+        yield Retired(spool, _uplink(settings, broker, bytes.fromhex(folder.name), spool, boot_id))
+
+
+def make_birth(
+    spki: bytes, channels: tuple[ChannelSettings, ...], sensors: Mapping[int, Sensor], key_store: int = 0
+) -> Birth:
     """Return what this device states of itself."""
     described = []
     for channel in sorted(channels, key=lambda c: c.number):
@@ -89,7 +138,7 @@ def make_birth(spki: bytes, channels: tuple[ChannelSettings, ...], sensors: Mapp
                 channel.dead_band_ua,
                 scale.voltage_uv,
                 scale.current_ua,
-                "none",
+                channel.calibration,
             )
         )
     model = _MODEL.read_text().rstrip("\0") if _MODEL.exists() else platform.machine()
@@ -99,7 +148,7 @@ def make_birth(spki: bytes, channels: tuple[ChannelSettings, ...], sensors: Mapp
         software=f"maxgreen/{__version__}",
         software_sha256=_software_digest(),
         hardware=model,
-        key_store=0,
+        key_store=key_store,
         kernel=scrypt_kernel(),
         hash_rate=0,
     )
@@ -113,12 +162,21 @@ def _source(settings: AgentSettings, clock: Clock) -> tuple[dict[int, Sensor], S
         trace = read_trace(settings.replay.trace)
         channels = {n: (c.trace_channel, c.line_resistance_uohm) for n, c in replayed.items()}
         return {}, ReplaySource(trace, channels, clock=clock, speed=settings.replay.speed)
-    from edge_agent.sensors.ina219 import Ina219Sensor, open_bus  # noqa: PLC0415 - needs the extra 'agent'
-
-    sensors: dict[int, Sensor] = {
-        c.number: Ina219Sensor(open_bus(c.bus), address=c.address, shunt_uohm=c.shunt_uohm) for c in settings.channels
-    }
+    sensors = {channel.number: make_sensor(channel) for channel in settings.channels}
     return sensors, LiveSource(sensors, interval_ms=settings.interval_ms)
+
+
+def make_sensor(channel: ChannelSettings) -> Sensor:
+    """Return a channel's sensor, corrected as its calibration says; nothing is touched yet."""
+    from edge_agent.sensors.bus import i2c_bus  # noqa: PLC0415 - the drivers need the extra 'agent'
+    from edge_agent.sensors.ina219 import Ina219Sensor  # noqa: PLC0415
+    from edge_agent.sensors.ina228 import Ina228Sensor  # noqa: PLC0415
+
+    kind = Ina228Sensor if channel.sensor is SensorName.INA228 else Ina219Sensor
+    sensor: Sensor = kind(i2c_bus(channel.bus), address=channel.address, shunt_uohm=channel.shunt_uohm)
+    if channel.gain_ppm or channel.offset_ua:
+        return CalibratedSensor(sensor, gain_ppm=channel.gain_ppm, offset_ua=channel.offset_ua)
+    return sensor
 
 
 def _software_digest() -> bytes:

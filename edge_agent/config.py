@@ -7,6 +7,9 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
+from edge_agent.board.gpio import BoardSettings
+from edge_agent.governor import BudgetSettings
+from edge_agent.keystore import KeySettings
 from maxgreen.mqtt import BrokerTable
 from maxgreen.protocol.batch import MAX_INTERVAL_MS
 from maxgreen.protocol.identity import check_network
@@ -32,6 +35,7 @@ class SensorName(StrEnum):
     """The sensors that the agent can read."""
 
     INA219 = "ina219"
+    INA228 = "ina228"
     REPLAY = "replay"
 
 
@@ -40,11 +44,14 @@ class ChannelSettings(Table):
 
     number: int = Field(default=0, ge=0, description="channel number, fixed for a sensor for ever")
     role: RoleName = Field(default=RoleName.GENERATION, description="generation, sent, received, delivered, taken_out")
-    sensor: SensorName = Field(default=SensorName.INA219, description="ina219, or replay of a trace's channel")
-    bus: int = Field(default=1, description="I2C bus number (INA219)")
-    address: int = Field(default=0x40, ge=0x08, le=0x77, description="I2C address (INA219), 0x40 = 64")
+    sensor: SensorName = Field(default=SensorName.INA219, description="ina219, ina228, or replay of a trace")
+    bus: int = Field(default=1, description="I2C bus number")
+    address: int = Field(default=0x40, ge=0x08, le=0x77, description="I2C address, 0x40 = 64")
     shunt_uohm: int = Field(default=100_000, gt=0, description="shunt resistance, µΩ")
     dead_band_ua: int = Field(default=5_000, ge=0, description="currents below this are zero, µA (P-BAT-4)")
+    calibration: str = Field(default="none", max_length=64, description="id of the calibration, from 'agent calibrate'")
+    gain_ppm: int = Field(default=0, ge=-100_000, le=100_000, description="add so much of the current, ppm (calibrate)")
+    offset_ua: int = Field(default=0, description="add so much to the current, µA ('agent calibrate')")
     trace_channel: str = Field(default="", description="the trace's channel (replay)")
     line_resistance_uohm: int = Field(
         default=0,
@@ -53,9 +60,20 @@ class ChannelSettings(Table):
     )
 
 
+class ProtocolName(StrEnum):
+    """Which MQTT version to speak."""
+
+    AUTO = "auto"
+    MQTT5 = "5"
+    MQTT311 = "3.1.1"
+
+
 class BrokerSettings(BrokerTable):
     """The MQTT broker."""
 
+    protocol: ProtocolName = Field(
+        default=ProtocolName.AUTO, description="MQTT version: 5, 3.1.1, or auto = 5 first and 3.1.1 where that fails"
+    )
     window: int = Field(default=20, gt=0, le=1000, description="batches in flight")
     resend_s: float = Field(default=30, gt=0, description="send again when a receipt has not moved for so long")
 
@@ -69,10 +87,18 @@ class WorkSettings(Table):
     wait_shares: int = Field(default=0, ge=0, le=64, description="replay: shares to find before a batch is sealed")
 
 
+class SpoolSettings(Table):
+    """Where batches wait for their receipts; what has none is never dropped."""
+
+    max_mib: int = Field(default=1024, gt=0, description="in use: at this size the agent samples once a minute, MiB")
+
+
 class ReplaySettings(Table):
     """A trace instead of sensors."""
 
-    trace: Path | None = Field(default=None, description="CSV with ts_utc, channel, v_bus_V, i_A; empty = live sensors")
+    trace: Path | None = Field(
+        default=None, description="CSV or JSON lines with ts_utc, channel, v_bus_V, i_A; empty = live sensors"
+    )
     speed: float = Field(default=0, ge=0, description="times real time; 0 = as fast as it can be metered")
     linger: bool = Field(default=False, description="stay connected after the trace's end")
 
@@ -90,19 +116,19 @@ class AgentSettings(ServiceSettings):
     state_dir: Path = Field(default=Path("/var/lib/maxgreen-agent"), description="keys, spool, receipts")
     interval_ms: int = Field(default=1_000, ge=10, le=MAX_INTERVAL_MS, description="sampling interval, ms")
     seal_s: int = Field(default=60, description="a batch closes at every multiple of this, s; it divides 600 (P-BAT-5)")
+    metrics_port: int = Field(default=9464, ge=0, le=65535, description="Prometheus on 127.0.0.1; 0 = none")
     clock_file: Path | None = Field(default=None, description="trials only: a file that holds the time, ms")
     broker: BrokerSettings = Field(default=BrokerSettings(), description="the MQTT broker")
     work: WorkSettings = Field(default=WorkSettings(), description="proof of work")
+    budget: BudgetSettings = Field(default=BudgetSettings(), description="when mining pauses (P-POW-5)")
+    key: KeySettings = Field(default=KeySettings(), description="where new signing keys are made")
+    spool: SpoolSettings = Field(default=SpoolSettings(), description="what waits for receipts")
+    board: BoardSettings = Field(default=BoardSettings(), description="relay, tamper switch and light on GPIO pins")
     home_assistant: bool = Field(default=True, description="describe this device to Home Assistant (MQTT discovery)")
     replay: ReplaySettings = Field(default=ReplaySettings(), description="a trace instead of sensors")
     channels: tuple[ChannelSettings, ...] = Field(
         default=(ChannelSettings(),), min_length=1, description="one table per channel"
     )
-
-    @property
-    def key_file(self) -> Path:
-        """The signing key."""
-        return self.state_dir / "signing.pem"
 
     @property
     def spool_file(self) -> Path:

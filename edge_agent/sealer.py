@@ -1,6 +1,9 @@
 """Samples into signed batches: where a batch is cut, and what it holds (P-BAT-3 to P-BAT-7, P-ATT-1)."""
 
 import hashlib
+import logging
+import sqlite3
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -28,7 +31,18 @@ STEP_TOLERANCE_MS: Final = 500  # wall against boot time; more is a clock step
 _HOUR_MS: Final = 3_600_000
 # Two channels of 3,600 samples stay below 65,536 bytes; more channels are cut earlier.
 _MAX_TOTAL_SAMPLES: Final = 5_000
+_MAX_STALLED: Final = 100_000  # ticks in memory while the medium takes nothing: a day at 1 Hz
+_LOG: Final = logging.getLogger(__name__)
 _ATTESTING: Final = {EventKind.TRANSFER_START, EventKind.TRANSFER_STOP, EventKind.LAST_OF_KEY}
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """An event at an instant, ms since boot, with the number of the command that asked for it."""
+
+    kind: EventKind
+    boot_ms: int
+    command: int | None = None
 
 
 @dataclass(slots=True)
@@ -36,7 +50,7 @@ class _Open:
     """The batch that collects ticks now."""
 
     ticks: list[Tick] = field(default_factory=list)
-    events: list[tuple[EventKind, int]] = field(default_factory=list)
+    events: list["Happening"] = field(default_factory=list)
 
     @property
     def first(self) -> Tick:
@@ -75,8 +89,10 @@ class Sealer:
         seal_ms: int,
         harvest: Callable[[bytes], Work | None],
         health: Callable[[], Health | None] = lambda: None,
+        sealed: Callable[[Batch], None] = lambda _batch: None,
     ) -> None:
-        """`harvest(prev)` returns the shares found for the batch that follows `prev`."""
+        """`harvest(prev)` returns the shares found for the batch that follows `prev`; `sealed` hears of each batch."""
+        self._sealed = sealed
         self._spool = spool
         self._signer = signer
         self._network = network
@@ -91,6 +107,11 @@ class Sealer:
         self._undated_since_ms: int | None = None
         self._waiting: list[Tick] = []
         self._faulty: set[int] = set()
+        self._stalled: deque[Tick] = deque()
+        self._unwritten: deque[tuple[bytes, ChainTip]] = deque()  # sealed, and not yet on the medium
+        self._pending: list[Happening] = []
+        self.medium_fault = ""
+        self._tip = spool.tip
         self._held = 0  # of the waiting ticks, so many are in the spool
         self._enter_boots(boot_id)
 
@@ -99,8 +120,39 @@ class Sealer:
         """The chain's tip as this boot sees it."""
         return self._tip
 
+    @property
+    def stalled(self) -> int:
+        """How many rounds of readings wait in memory because the medium took no batch."""
+        return len(self._stalled)
+
+    @property
+    def interval_ms(self) -> int:
+        """The nominal sampling interval."""
+        return self._interval_ms
+
+    def set_interval(self, interval_ms: int, boot_ms: int, why: EventKind | None = None) -> None:
+        """Sample at another interval from the next batch on (P-BAT-4 holds one interval per batch)."""
+        if interval_ms == self._interval_ms:
+            return
+        if why is not None:
+            self.event(why, boot_ms)
+        self._seal()
+        self._interval_ms = interval_ms
+
     def take(self, tick: Tick) -> None:
-        """Add a round of readings; seals what was open when the tick lies beyond its cut."""
+        """Add a round of readings; seals what was open when the tick lies beyond its cut.
+
+        While the medium takes nothing (full, read-only), rounds wait in memory, and are sealed as they came.
+        """
+        self._stalled.append(tick)
+        if len(self._stalled) > _MAX_STALLED:
+            self._stalled.popleft()  # a gap, and the meter counts it as one
+        while self._stalled and self._write():
+            self._take(self._stalled.popleft())
+
+    def _take(self, tick: Tick) -> None:
+        if self._tip.closed:
+            return
         self._note_faults(tick)
         self._follow_clock(tick)
         if tick.wall_ms is not None:
@@ -115,13 +167,26 @@ class Sealer:
             self._release(None)
         self._add(tick)
 
-    def event(self, kind: EventKind, boot_ms: int) -> None:
-        """Note an event; it closes the batch (P-BAT-5)."""
+    def event(self, kind: EventKind, boot_ms: int, command: int | None = None) -> None:
+        """Note an event; it closes the batch (P-BAT-5), with attestations where P-ATT-1 wants them."""
+        happening = Happening(kind, boot_ms, command)
         if self._open is None:
-            self._pending_events.append(kind)
+            self._pending.append(happening)
             return
-        self._open.events.append((kind, boot_ms))
+        self._open.events.append(happening)
         self._seal(attesting=kind in _ATTESTING)
+
+    def state_birth(self) -> None:
+        """State birth and registers in a batch at once (command 2)."""
+        self._tip = replace(self._tip, birth=b"")
+        self._seal()
+
+    def finish_key(self, boot_ms: int) -> bool:
+        """Seal this key's last batch, with every channel attested (event 6); False while a channel has no sample."""
+        if self._open is None or self._open.first.wall_ms is None or self._channels - self._open.samples().keys():
+            return False
+        self.event(EventKind.LAST_OF_KEY, boot_ms)
+        return True
 
     def stop(self) -> None:
         """Seal what is open, with the attestations of a clean stop (P-ATT-1); what waits for a date waits on disk."""
@@ -143,7 +208,7 @@ class Sealer:
             self.take(tick)
 
     def _enter(self, boot: bytes) -> None:
-        self._pending_events: list[EventKind] = [] if self._spool.tip.boot == boot else [EventKind.BOOT]
+        self._booted = self._spool.tip.boot != boot  # the first batch of a boot says so
         self._tip = self._spool.tip.entered(boot)
 
     def _note_faults(self, tick: Tick) -> None:
@@ -162,8 +227,12 @@ class Sealer:
         self._waiting.append(tick)
 
     def _hold(self) -> None:
-        self._spool.hold(self._tip.boot, self._waiting[self._held :])
-        self._held = len(self._waiting)
+        try:
+            self._spool.hold(self._tip.boot, self._waiting[self._held :])
+        except sqlite3.OperationalError as error:
+            self.medium_fault = str(error)  # they stay in memory, and are written with the next ones
+        else:
+            self._held = len(self._waiting)
 
     def _release(self, offset_ms: int | None) -> None:
         """Cut what waited like other ticks, with its date when there is one (P-BAT-7)."""
@@ -177,8 +246,13 @@ class Sealer:
         if not tick.samples:
             return
         if self._open is None:
-            self._open = _Open([tick], [(kind, tick.boot_ms) for kind in self._pending_events])
-            self._pending_events.clear()
+            boot = [Happening(EventKind.BOOT, tick.boot_ms)] if self._booted else []
+            self._open = _Open([tick], boot + self._pending)
+            attesting = any(happening.kind in _ATTESTING for happening in self._pending)
+            self._booted, self._pending = False, []
+            if attesting:
+                self._seal(attesting=True)
+                return
         else:
             self._open.ticks.append(tick)
         if not self._tip.opened and tick.wall_ms is not None and self._channels <= self._open.samples().keys():
@@ -249,24 +323,44 @@ class Sealer:
             channels=tuple(channels),
             work=self._harvest(tip.head),
             health=self._health(),
-            events=tuple(Event(int(kind), at_ms - t0_boot_ms) for kind, at_ms in opened.events),
+            events=tuple(Event(int(e.kind), e.boot_ms - t0_boot_ms, e.command) for e in opened.events),
             birth=self._birth if birth_digest != tip.birth else None,
+            succeeds=self._spool.predecessor if tip.next_seq == 0 else None,
         )
         hour = -1 if wall_offset_ms is None else (batch.t0_ms + batch.last_offset_ms) // _HOUR_MS
         next_hour = hour if next_wall_ms is None else next_wall_ms // _HOUR_MS
         if wall_offset_ms is not None and (attesting or next_hour != hour):
             batch = replace(batch, attestations=tuple(self._attestations(batch)))
         message = sign_batch(batch, self._signer, self._network)
-        starts = any(kind is EventKind.TRANSFER_START for kind, _ in opened.events)
+        happened = {happening.kind for happening in opened.events}
         self._tip = replace(
             tip,
             next_seq=tip.next_seq + 1,
             head=hashlib.sha256(message).digest(),
             birth=birth_digest,
-            opened=tip.opened or starts,
+            opened=tip.opened or EventKind.TRANSFER_START in happened,
+            closed=EventKind.LAST_OF_KEY in happened,
             meters=meters,
         )
-        self._spool.append(message, self._tip)
+        self._unwritten.append((message, self._tip))
+        self._write()
+        self._sealed(batch)
+
+    def _write(self) -> bool:
+        """Commit what was sealed; False while the medium does not take it (said once)."""
+        try:
+            while self._unwritten:
+                self._spool.append(*self._unwritten[0])
+                self._unwritten.popleft()
+        except sqlite3.OperationalError as error:
+            if not self.medium_fault:
+                _LOG.error("spool: %s; readings wait in memory; free some space, or check the medium", error)
+            self.medium_fault = str(error)
+            return False
+        if self.medium_fault:
+            _LOG.warning("spool: batches are written again")
+        self.medium_fault = ""
+        return True
 
     def _attestations(self, batch: Batch) -> list[Attestation]:
         return [

@@ -4,8 +4,9 @@ import ctypes
 import hashlib
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -50,6 +51,28 @@ class Source(Protocol):
         """Yield the ticks later than `after_boot_ms` of this boot, as they come."""
         ...
 
+    def boot_ms(self) -> int:
+        """Return the time now, ms since boot."""
+        ...
+
+    def set_interval(self, interval_ms: int) -> None:
+        """Read at another interval from the next tick on."""
+        ...
+
+
+@dataclass
+class DelayHistogram:
+    """How long after its slot each reading began: counts up to each bound, ms, the last one without."""
+
+    bounds_ms: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50, 100, 1_000)
+    counts: list[int] = field(default_factory=lambda: [0] * 10)
+    sum_ms: int = 0
+
+    def add(self, delay_ms: int) -> None:
+        """Count one reading."""
+        self.counts[bisect_left(self.bounds_ms, delay_ms)] += 1
+        self.sum_ms += delay_ms
+
 
 class LiveSource:
     """Sensors polled at every multiple of the interval since the start, on CLOCK_BOOTTIME."""
@@ -58,6 +81,15 @@ class LiveSource:
 
     def __init__(self, sensors: Mapping[int, Sensor], *, interval_ms: int) -> None:
         self._sensors = sensors
+        self._interval_ms = interval_ms
+        self.delays = DelayHistogram()
+
+    def boot_ms(self) -> int:
+        """Return the time now, ms since boot."""
+        return _boot_ms()
+
+    def set_interval(self, interval_ms: int) -> None:
+        """Read at another interval from the next tick on."""
         self._interval_ms = interval_ms
 
     @property
@@ -74,6 +106,7 @@ class LiveSource:
             faults: list[int] = []
             for channel, sensor in self._sensors.items():
                 read_ms = _boot_ms()
+                self.delays.add(read_ms - due_ms)
                 # within 1 ms of the grid a time is the grid's (P-BAT-4)
                 stamp_ms = due_ms if abs(read_ms - due_ms) <= 1 else read_ms
                 reading = _read(channel, sensor, failed)
@@ -102,10 +135,18 @@ class ReplaySource:
         self._speed = speed
         self._start_ms = min(trace.channel(name)[0].t_ms for name, _ in channels.values())
         self._name = f"{trace.path.name}:{self._start_ms}"
+        self._now_ms = _REPLAY_BOOT_MS
         self._rounds: dict[int, dict[int, Electrical]] = {}
         for number, (name, resistance_uohm) in channels.items():
             for point in trace.channel(name):
                 self._rounds.setdefault(point.t_ms, {})[number] = far_end(point.reading, resistance_uohm)
+
+    def boot_ms(self) -> int:
+        """Return the time of the newest tick, ms since boot."""
+        return self._now_ms
+
+    def set_interval(self, interval_ms: int) -> None:
+        """Do nothing: a trace has the interval that it was measured at."""
 
     @property
     def boot_id(self) -> bytes:
@@ -127,6 +168,7 @@ class ReplaySource:
                 time.sleep((t_ms - before_ms) / 1000 / self._speed)
             before_ms = t_ms
             self._clock.sleep_until(t_ms)
+            self._now_ms = boot_ms
             samples = {n: Sample(e.voltage_uv, e.current_ua, boot_ms) for n, e in self._rounds[t_ms].items()}
             yield Tick(t_ms, boot_ms, samples)
 

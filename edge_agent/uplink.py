@@ -10,16 +10,21 @@ from typing import Any, Final, Protocol
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import MQTTErrorCode
 
-from edge_agent.config import BrokerSettings
+from edge_agent.config import BrokerSettings, ProtocolName
 from edge_agent.spool import Spool
 from maxgreen.clock import Clock
 from maxgreen.mqtt import Connection, make_client
-from maxgreen.protocol.backend import BackendKeys, Beacon, Receipt
+from maxgreen.protocol.backend import BackendKeys, Beacon, Command, Receipt
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 from maxgreen.protocol.reasons import Rejected
 
 _LOG: Final = logging.getLogger(__name__)
+_VERSIONS: Final = {
+    ProtocolName.AUTO: (mqtt.MQTTv5, mqtt.MQTTv311),
+    ProtocolName.MQTT5: (mqtt.MQTTv5,),
+    ProtocolName.MQTT311: (mqtt.MQTTv311,),
+}
 FUTURE_S: Final = 300
 _MAX_RETRY_S: Final = 300
 _CLOSE_S: Final = 2.0
@@ -72,23 +77,31 @@ class Link(Protocol):
 
 
 class MqttLink:
-    """paho-mqtt, MQTT 3.1.1, persistent session."""
+    """paho-mqtt: MQTT 5, or 3.1.1 where the broker knows no other; a persistent session; paho queues nothing."""
 
     def __init__(self, settings: BrokerSettings, device: bytes, will: bytes) -> None:
+        self._settings = settings
+        self._device = device
+        self._will = will
         self.notices: queue.SimpleQueue[Notice] = queue.SimpleQueue()
         self._subscriptions = [
             (device_topic(device, "receipt"), 1),
+            (device_topic(device, "command"), 1),
             (BEACON_TOPIC, 1),
         ]
-        client = make_client(settings, device.hex())
-        client.max_inflight_messages_set(2 * settings.window)
-        client.will_set(device_topic(device, "status"), will, qos=1, retain=True)
+        self._connection = Connection(
+            self._make_client, settings, max_retry_s=_MAX_RETRY_S, versions=_VERSIONS[settings.protocol]
+        )
+
+    def _make_client(self, version: int) -> mqtt.Client:
+        client = make_client(self._settings, self._device.hex(), version=version)
+        client.max_inflight_messages_set(2 * self._settings.window)
+        client.will_set(device_topic(self._device, "status"), self._will, qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
         client.on_message = self._on_message
-        self._client = client
-        self._connection = Connection(client, settings, max_retry_s=_MAX_RETRY_S)
+        return client
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""
@@ -96,9 +109,10 @@ class MqttLink:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
         """Hand a QoS 1 message over; return its packet id, or None when not connected."""
-        if not self._client.is_connected():
+        client = self._connection.client
+        if not client.is_connected():
             return None  # paho would queue it, without a limit
-        result = self._client.publish(topic, payload, qos=1, retain=retain)
+        result = client.publish(topic, payload, qos=1, retain=retain)
         return result.mid if result.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
     def stop(self) -> None:
@@ -109,6 +123,7 @@ class MqttLink:
         if code.is_failure:
             _LOG.warning("broker refused the connection: %s", code)
             return
+        self._connection.accepted()
         client.subscribe(self._subscriptions)
         self.notices.put(Connected())
 
@@ -154,6 +169,7 @@ class Uplink:
         self._receipt: Receipt | None = None
         self.alarm: str | None = None
         self.beacons: list[Beacon] = []
+        self.commands: list[Command] = []
         last = spool.last_receipt()
         if last is not None:
             self._receipt = keys.open_receipt(last)
@@ -196,9 +212,10 @@ class Uplink:
         """Publish retained plain JSON on any topic of this device."""
         self._link.publish(topic, json.dumps(value).encode(), retain=True)
 
-    def stop(self, boot_id: bytes) -> None:
-        """Say goodbye and close."""
-        self.publish_json("status", {"status": "offline", "boot": boot_id.hex()})
+    def stop(self, boot_id: bytes | None) -> None:
+        """Say goodbye (a retired key has said it already) and close."""
+        if boot_id is not None:
+            self.publish_json("status", {"status": "offline", "boot": boot_id.hex()})
         deadline = time.monotonic() + _CLOSE_S
         while self._connected and self._in_flight and time.monotonic() < deadline:
             self.process(0.05)
@@ -226,6 +243,8 @@ class Uplink:
             self.beacons.append(self._keys.open_beacon(payload))
         elif topic == device_topic(self._device, "receipt"):
             self._take_receipt(self._keys.open_receipt(payload), payload)
+        elif topic == device_topic(self._device, "command"):
+            self.commands.append(self._keys.open_command(payload))
 
     def _take_receipt(self, receipt: Receipt, message: bytes) -> None:
         """Note how far the ledger is (P-RCT-2), or stop sending when it contradicts the chain (P-RCT-3)."""
@@ -278,3 +297,26 @@ class Uplink:
                 return
             self._in_flight.add(packet)
             self._next_to_send = seq + 1
+
+
+def retained_receipt(link: Link, device: bytes, keys: BackendKeys, wait_s: float) -> Receipt | None:
+    """Return the receipt that the broker retains for a device, None when none comes in time."""
+    link.start()
+    deadline = time.monotonic() + wait_s
+    try:
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                notice = link.notices.get(timeout=left_s)
+            except queue.Empty:
+                break
+            if isinstance(notice, Incoming) and notice.topic == device_topic(device, "receipt"):
+                try:
+                    receipt = keys.open_receipt(notice.payload)
+                except Rejected as error:
+                    _LOG.warning("receipt dropped: %s", error)
+                    continue
+                if receipt.device == device:
+                    return receipt
+    finally:
+        link.stop()
+    return None

@@ -1,5 +1,6 @@
 """Mining: beacons in, shares out; a share belongs to one key, one history and one beacon (P-POW-1)."""
 
+import logging
 import os
 import threading
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from maxgreen.protocol.work import header_prefix, target_of
 from native.scrypt import Miner
 
 _NICE: Final = 19
+_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class Worker:
         self._beacon: Beacon | None = None
         self._job: _Job | None = None
         self._stopping = False
+        self._paused = False
         self._finished_hashes = 0
         self._thread = threading.Thread(target=self._run, name="mining", daemon=True)
 
@@ -54,6 +57,27 @@ class Worker:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+
+    @property
+    def duty_permille(self) -> int:
+        """The share of one core that mining may use now, ‰."""
+        return 0 if self._paused else round(1000 * self._duty)
+
+    @property
+    def paused(self) -> bool:
+        """Whether mining pauses."""
+        return self._paused
+
+    def pause(self, reason: str | None) -> None:
+        """Stop mining within milliseconds while there is a reason; None lets it go on. Shares found so far are kept."""
+        with self._changed:
+            if self._paused == (reason is not None):
+                return
+            self._paused = reason is not None
+            _LOG.info("mining pauses: %s", reason) if reason else _LOG.info("mining goes on")
+            if self._paused and self._job is not None:
+                self._job.miner.stop()
+            self._changed.notify_all()
 
     @property
     def hashes(self) -> int:
@@ -120,14 +144,21 @@ class Worker:
 
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # this thread: only what nobody else wants
+        except OSError as error:
+            _LOG.info("mining runs at nice %d, not as SCHED_IDLE: %s", _NICE, error)
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or (self._prev is not None and self._beacon is not None))
+                self._changed.wait_for(
+                    lambda: self._stopping or (not self._paused and self._prev is not None and self._beacon is not None)
+                )
                 if self._stopping or self._prev is None or self._beacon is None:
                     return
                 if self._job is None:
                     self._job = self._new_job(self._prev, self._beacon)
                 job = self._job
+                job.miner.resume()
                 if len(job.nonces) >= max(1, self._wait_shares or MAX_NONCES):
                     # enough for a batch: rest until it is sealed
                     self._changed.wait_for(lambda job=job: self._is_over(job))  # type: ignore[misc]

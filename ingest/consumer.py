@@ -78,7 +78,9 @@ class MqttBroker:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         self._client = client
-        self._connection = Connection(client, settings, max_retry_s=_MAX_RETRY_S)
+        self._connection = Connection(
+            lambda _version: client, settings, max_retry_s=_MAX_RETRY_S, versions=(mqtt.MQTTv311,)
+        )
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""

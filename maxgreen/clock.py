@@ -2,6 +2,7 @@
 
 import fcntl
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +58,11 @@ class FileClock:
                 fresh = self._path.with_name(f".{self._path.name}.new")
                 fresh.write_text(str(t_ms))
                 fresh.replace(self._path)
+
+
+def utc(t_ms: int) -> str:
+    """Return a time in ms since the epoch as people write it, in UTC."""
+    return datetime.fromtimestamp(t_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def make_clock(file: Path | None) -> Clock:

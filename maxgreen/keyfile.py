@@ -41,24 +41,35 @@ def write_secret(path: Path, data: bytes) -> None:
             ) from error
     finally:
         fresh.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def read_secret(path: Path) -> bytes:
+    """Read a file that only its owner may read; Fatal when it is missing or others can."""
+    try:
+        mode = path.stat().st_mode
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise Fatal(f"secret {path}: not there; 'maxgreen agent init' makes a device's keys") from error
+    except OSError as error:
+        raise Fatal(f"secret {path}: {error.strerror}") from error
+    if mode & 0o077:
+        raise Fatal(f"secret {path}: others can read it (mode {mode & 0o777:o}); run: chmod 600 {path}")
+    return data
 
 
 def load_key_file(path: Path) -> MemorySigner:
     """Read a key; Fatal when it is missing, readable by others, or no P-256 key."""
-    try:
-        mode = path.stat().st_mode
-        pem = path.read_bytes()
-    except FileNotFoundError as error:
-        raise Fatal(f"signing key {path}: not there; 'maxgreen agent init' makes one") from error
-    except OSError as error:
-        raise Fatal(f"signing key {path}: {error.strerror}") from error
-    if mode & 0o077:
-        raise Fatal(f"signing key {path}: others can read it (mode {mode & 0o777:o}); run: chmod 600 {path}")
+    pem = read_secret(path)
     try:
         key = load_pem_private_key(pem, password=None)
     except ValueError as error:

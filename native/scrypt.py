@@ -66,8 +66,12 @@ class Miner:
         lib.mg_set_duty(self._context, round(duty * 1000))
 
     def stop(self) -> None:
-        """End a `find` that runs, and every later one, within milliseconds."""
+        """End a `find` that runs, and every later one until `resume`, within milliseconds."""
         lib.mg_stop(self._context, 1)
+
+    def resume(self) -> None:
+        """Let `find` run again after `stop`."""
+        lib.mg_stop(self._context, 0)
 
     def find(self, first: int | None = None, last: int = LAST_NONCE) -> int | None:
         """Return the next nonce from `first` (or where the last call ended) to `last` that meets the target.

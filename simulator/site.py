@@ -7,6 +7,7 @@ from edge_agent.config import (
     AgentSettings,
     BrokerSettings,
     ChannelSettings,
+    ProtocolName,
     ReplaySettings,
     RoleName,
     SensorName,
@@ -71,7 +72,7 @@ class Site:
             interval_ms=self.interval_ms,
             seal_s=self.seal_s,
             clock_file=self.clock_file,
-            broker=BrokerSettings(port=self.port),
+            broker=BrokerSettings(port=self.port, protocol=ProtocolName.MQTT311),  # amqtt knows no other
             work=WorkSettings(duty=1.0, nbits=self.nbits, wait_shares=self.wait_shares),
             replay=ReplaySettings(trace=self.trace, linger=self.linger),
             channels=channels,

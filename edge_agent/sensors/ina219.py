@@ -1,15 +1,11 @@
-"""INA219 through Adafruit's driver: raw shunt and bus registers, so that any shunt works."""
+"""INA219 through Adafruit's driver: raw shunt and bus registers, so that any shunt works (TI SBOS448G)."""
 
-import threading
 from typing import Any, Final
 
 from adafruit_ina219 import INA219, ADCResolution, BusVoltageRange, Gain
 
 from edge_agent.sensors.base import Electrical, SensorError
-
-# The driver's register module has one buffer for all devices and sets it before it takes the bus lock,
-# so two threads read each other's values; every access of this process goes through one lock.
-_DRIVER_LOCK: Final = threading.Lock()
+from edge_agent.sensors.bus import DRIVER_LOCK, OpenBus
 
 BUS_LIMIT_UV: Final = 26_000_000  # absolute maximum of the chip, whatever its 32 V range says
 SHUNT_FULL_SCALE_UV: Final = 320_000  # gain /8
@@ -22,15 +18,12 @@ class Ina219Sensor:
 
     part = "INA219"
 
-    def __init__(self, i2c: Any, *, address: int, shunt_uohm: int) -> None:
-        """Take a bus (busio.I2C or alike); SensorError when no chip answers."""
+    def __init__(self, open_bus: OpenBus, *, address: int, shunt_uohm: int) -> None:
+        """Touch nothing yet: a chip that does not answer now may answer later."""
+        self._open_bus = open_bus
+        self._address = address
         self._shunt_uohm = shunt_uohm
-        with _DRIVER_LOCK:
-            try:
-                self._chip = INA219(i2c, addr=address)
-                self._configure()
-            except (OSError, ValueError) as error:
-                raise SensorError(f"no INA219 at address {address:#04x}: {error}; check wiring and address") from error
+        self._chip: Any = None
 
     @property
     def full_scale(self) -> Electrical:
@@ -39,20 +32,29 @@ class Ina219Sensor:
 
     def read(self) -> Electrical:
         """Return one reading; SensorError on a bus fault, saturation, or after a brown-out of the chip."""
-        with _DRIVER_LOCK:
+        with DRIVER_LOCK:
             try:
+                if self._chip is None:
+                    self._begin()
                 shunt_uv = int(self._chip.raw_shunt_voltage) * _SHUNT_STEP_UV
                 bus_uv = int(self._chip.raw_bus_voltage) * _BUS_STEP_UV
                 configured = self._is_configured()
                 if not configured:
                     self._configure()
-            except OSError as error:
-                raise SensorError(f"INA219: {error}") from error
+            except (OSError, ValueError) as error:
+                raise SensorError(
+                    f"INA219 at address {self._address:#04x}: {error}; check wiring and address"
+                ) from error
         if not configured:
             raise SensorError("INA219: the chip lost its configuration (brown-out); it was configured again")
         if abs(shunt_uv) >= SHUNT_FULL_SCALE_UV or bus_uv > BUS_LIMIT_UV:
             raise SensorError(f"INA219: saturated at {bus_uv / 1e6} V bus, {shunt_uv / 1e3} mV shunt")
         return Electrical(bus_uv, shunt_uv * 1_000_000 // self._shunt_uohm)
+
+    def _begin(self) -> None:
+        chip = INA219(self._open_bus(), addr=self._address)
+        self._chip = chip
+        self._configure()
 
     def _configure(self) -> None:
         self._chip.bus_voltage_range = BusVoltageRange.RANGE_32V
@@ -63,13 +65,3 @@ class Ina219Sensor:
     def _is_configured(self) -> bool:
         # the averaging differs from the chip's reset value, so a brown-out shows
         return bool(self._chip.shunt_adc_resolution == ADCResolution.ADCRES_12BIT_4S)
-
-
-def open_bus(number: int) -> Any:
-    """Open an I2C bus of this machine."""
-    from adafruit_extended_bus import ExtendedI2C  # noqa: PLC0415 - needs a board
-
-    try:
-        return ExtendedI2C(number)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SensorError(f"I2C bus {number}: {error}; enable I2C with raspi-config, and join group i2c") from error

@@ -1,7 +1,8 @@
-"""Measured traces: CSV with ts_utc, channel, v_bus_V, i_A, checked line by line."""
+"""Measured traces: CSV or JSON lines with ts_utc, channel, v_bus_V, i_A, checked line by line."""
 
 import csv
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -44,17 +45,12 @@ class Trace:
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a trace; UsageError names file, line and cure."""
+    """Read a trace, CSV or (.jsonl, .ndjson) JSON lines; UsageError names file, line and cure."""
     channels: dict[str, list[TracePoint]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if rows.fieldnames is None:
-                raise UsageError(f"{path}: empty; expected a CSV with the columns {', '.join(COLUMNS)}")
-            if missing := [name for name in COLUMNS if name not in rows.fieldnames]:
-                raise UsageError(f"{path} line 1: no column {missing[0]}; expected {', '.join(COLUMNS)}")
-            for row in rows:
-                where = f"{path} line {rows.line_num}"
+            rows = _json_rows(file, path) if path.suffix in {".jsonl", ".ndjson"} else _csv_rows(file, path)
+            for where, row in rows:
                 points = channels.setdefault(row["channel"] or "", [])
                 point = TracePoint(_time(row["ts_utc"], where), _electrical(row, where))
                 if points and point.t_ms <= points[-1].t_ms:
@@ -63,12 +59,37 @@ def read_trace(path: Path) -> Trace:
                     )
                 points.append(point)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; name a CSV file with --trace") from error
+        raise UsageError(f"{path}: {error.strerror}; name a CSV or JSON lines file with --trace") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: not a CSV file: {error}") from error
+        raise UsageError(f"{path}: not a CSV or JSON lines file: {error}") from error
     if not channels:
-        raise UsageError(f"{path}: no samples below the header line; name another trace")
+        raise UsageError(f"{path}: no samples in it; name another trace")
     return Trace(path, {name: tuple(points) for name, points in channels.items()})
+
+
+Row = Mapping[str, str | None]
+
+
+def _csv_rows(file: Iterable[str], path: Path) -> Iterator[tuple[str, Row]]:
+    rows = csv.DictReader(file)
+    if rows.fieldnames is None:
+        raise UsageError(f"{path}: empty; expected a CSV with the columns {', '.join(COLUMNS)}")
+    if missing := [name for name in COLUMNS if name not in rows.fieldnames]:
+        raise UsageError(f"{path} line 1: no column {missing[0]}; expected {', '.join(COLUMNS)}")
+    for row in rows:
+        yield f"{path} line {rows.line_num}", row
+
+
+def _json_rows(file: Iterable[str], path: Path) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(file, 1):
+        where = f"{path} line {number}"
+        try:
+            value = json.loads(line, parse_float=str, parse_int=str)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: not a JSON object: {error}") from error
+        if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in COLUMNS):
+            raise UsageError(f"{where}: expected an object with {', '.join(COLUMNS)}")
+        yield where, value
 
 
 def interval_of(points: tuple[TracePoint, ...]) -> int:

@@ -8,7 +8,7 @@ from tests.fakes.ina219_bus import RESET_CONFIG, Ina219Bus
 
 
 def sensor(bus, shunt_uohm=100_000):
-    return Ina219Sensor(bus, address=0x40, shunt_uohm=shunt_uohm)
+    return Ina219Sensor(lambda: bus, address=0x40, shunt_uohm=shunt_uohm)
 
 
 @pytest.mark.parametrize("shunt_ohm", [0.1, 0.01, 0.002])
@@ -31,6 +31,7 @@ def test_saturation_is_a_fault_and_never_a_clipped_value():
 def test_a_brown_out_is_noticed_and_configured_again():
     bus = Ina219Bus()
     chip = sensor(bus)
+    chip.read()
     assert bus.config != RESET_CONFIG
     bus.brown_out()
     with pytest.raises(SensorError, match="brown-out"):
@@ -47,4 +48,4 @@ def test_an_absent_chip_says_where_to_look_and_comes_back():
     bus.present = True
     assert chip.read().voltage_uv == 18_000_000
     with pytest.raises(SensorError, match="check wiring and address"):
-        Ina219Sensor(Ina219Bus(address=0x41), address=0x40, shunt_uohm=100_000)
+        Ina219Sensor(lambda: Ina219Bus(address=0x41), address=0x40, shunt_uohm=100_000).read()

@@ -73,7 +73,13 @@ class Burst:
     boot_id, is_live = BOOT, True
 
     def __init__(self, given=(), error=None):
-        self.given, self.error, self.over = given, error, threading.Event()
+        self.given, self.error, self.over, self.now_ms, self.interval_ms = given, error, threading.Event(), 60_000, None
+
+    def boot_ms(self):
+        return self.now_ms
+
+    def set_interval(self, interval_ms):
+        self.interval_ms = interval_ms
 
     def ticks(self, after_boot_ms):
         yield from self.given

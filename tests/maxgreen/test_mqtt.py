@@ -50,7 +50,7 @@ def run(monkeypatch):
         monkeypatch.setattr(mqtt.time, "monotonic", lambda: now[0])
         monkeypatch.setattr(mqtt.random, "uniform", lambda low, high: (low, high))
         client = Client(now, holds)
-        connection = Connection(client, SETTINGS, max_retry_s=max_retry_s)
+        connection = Connection(lambda _version: client, SETTINGS, max_retry_s=max_retry_s, versions=(4,))
         connection._stopping = Waits(client)
         connection._run()
         return connection._stopping.asked
@@ -76,7 +76,44 @@ def test_an_absent_broker_is_said_once(run, caplog):
 
 
 def test_a_stop_ends_the_thread_also_while_it_waits():
-    connection = Connection(mqtt.make_client(BrokerTable(port=1), "nobody"), BrokerTable(port=1), max_retry_s=300)
+    connection = Connection(
+        lambda version: mqtt.make_client(SETTINGS, "nobody", version=version), BrokerTable(port=1), max_retry_s=300
+    )
     connection.start()
     connection.stop()
     assert "mqtt" not in {thread.name for thread in threading.enumerate() if thread.is_alive()}
+
+
+class Versioned(Client):
+    """A client of one protocol version, on a broker that accepts `knows` alone."""
+
+    def __init__(self, now, holds, version, asked):
+        super().__init__(now, holds)
+        self.holds, self.version, self.asked = holds, version, asked
+
+    def connect(self, host, port, keepalive, **more):
+        self.asked.append((self.version, more.get("clean_start"), "properties" in more))
+        super().connect(host, port, keepalive)
+
+
+def test_mqtt_5_is_asked_first_and_what_the_broker_accepted_stays(monkeypatch):
+    now, asked, holds = [0.0], [], [0, 10, 10, 10]
+    monkeypatch.setattr(mqtt.time, "monotonic", lambda: now[0])
+    made = []
+
+    def make(version):
+        made.append(Versioned(now, holds, version, asked))
+        return made[-1]
+
+    connection = Connection(make, SETTINGS, max_retry_s=300)
+    connection._stopping = Waits(made[0])
+    original = Versioned.loop_forever
+
+    def loop(client):
+        original(client)
+        if client.version == 4:
+            connection.accepted()
+
+    monkeypatch.setattr(Versioned, "loop_forever", loop)
+    connection._run()
+    assert asked == [(5, False, True)] + [(4, None, False)] * 3

@@ -1,0 +1,1 @@
+"""What is wired to the Pi beside sensors: relay, tamper switch, status light."""

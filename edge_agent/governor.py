@@ -1,0 +1,44 @@
+"""When mining pauses: heat, throttling, and the owner's energy budget (P-POW-5)."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import Field
+
+from maxgreen.settings import Table
+
+_THROTTLED_NOW: Final = 0b1111  # firmware's get_throttled: under-voltage, capped, throttled, too hot, each now
+_COOLER_MDEG: Final = 5_000  # resume so much below the limit
+
+
+class BudgetSettings(Table):
+    """When not to mine."""
+
+    max_cpu_c: float = Field(default=75, description="pause above this CPU temperature, °C; resume 5 °C below")
+    min_power_w: float = Field(default=0, ge=0, description="pause while the panels give less, W; 0 = never")
+    min_battery_v: float = Field(default=0, ge=0, description="pause while the battery has less, V; 0 = never")
+    battery_channel: int = Field(default=0, ge=0, description="the channel whose voltage is the battery's")
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the agent sees now; None where nothing is known."""
+
+    cpu_mdeg: int | None = None
+    throttled: int | None = None
+    generation_mw: int | None = None
+    battery_uv: int | None = None
+
+
+def pause_reason(budget: BudgetSettings, now: Conditions, *, paused: bool) -> str | None:
+    """Return why mining must pause, None when it may run; `paused`: it pauses already."""
+    if now.throttled is not None and now.throttled & _THROTTLED_NOW:
+        return "the firmware throttles (power supply or heat)"
+    limit_mdeg = round(budget.max_cpu_c * 1000) - (_COOLER_MDEG if paused else 0)
+    if now.cpu_mdeg is not None and now.cpu_mdeg > limit_mdeg:
+        return f"CPU at {now.cpu_mdeg / 1000:.0f} °C"
+    if budget.min_power_w and (now.generation_mw is None or now.generation_mw < budget.min_power_w * 1000):
+        return f"panels below {budget.min_power_w:g} W"
+    if budget.min_battery_v and (now.battery_uv is None or now.battery_uv < budget.min_battery_v * 1e6):
+        return f"battery below {budget.min_battery_v:g} V"
+    return None

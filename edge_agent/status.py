@@ -1,0 +1,174 @@
+"""What the agent tells its owner: one object, as a file under /run, as metrics, as a page."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from rich.table import Table
+
+from edge_agent.source import DelayHistogram
+from maxgreen.clock import utc
+
+if TYPE_CHECKING:
+    from edge_agent.agent import Agent
+
+_LOG: Final = logging.getLogger(__name__)
+Status = Mapping[str, Any]
+# metric: key of the status, help
+_GAUGES: Final = {
+    "spool_records": ("waiting", "sealed batches without a receipt"),
+    "spool_bytes": ("spool_bytes", "bytes in use in the spool"),
+    "readings_in_memory": ("stalled", "rounds of readings that wait because the medium takes nothing"),
+    "broker_connected": ("connected", "1 while the broker is there"),
+    "clock_synchronised": ("synchronised", "1 while the clock is synchronised"),
+    "mining_paused": ("mining_paused", "1 while mining pauses"),
+    "cpu_celsius": ("cpu_c", "CPU temperature"),
+    "alarm": ("alarmed", "1 while an alarm needs the owner"),
+}
+
+
+def runtime_file() -> Path | None:
+    """Return where the status file lies: systemd's RUNTIME_DIRECTORY, None outside of it."""
+    folder = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    return Path(folder) / "status.json" if folder else None
+
+
+def read_running(path: Path = Path("/run/maxgreen-agent/status.json")) -> dict[str, Any] | None:
+    """Return the status of the agent that runs, None when none does."""
+    try:
+        value = json.loads((runtime_file() or path).read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class Shown:
+    """Shows an agent's status while it runs: the file under /run, and metrics on 127.0.0.1."""
+
+    def __init__(self, agent: "Agent", port: int) -> None:
+        self._agent = agent
+        self._path = runtime_file()
+        self._written: Status | None = None
+        self._stop_metrics: Callable[[], None] = lambda: None
+        if port:
+            try:
+                self._stop_metrics = Exporter(lambda: agent.status, agent.delays).serve(port)
+            except OSError as error:
+                _LOG.warning("no metrics on port %d: %s; set metrics_port", port, error)
+
+    def refresh(self) -> None:
+        """Write the file when the status is a newer one."""
+        if self._path is None or self._agent.status is self._written:
+            return
+        self._written = self._agent.status
+        try:
+            write(self._path, self._written)
+        except OSError as error:
+            _LOG.warning("status file %s: %s", self._path, error)
+            self._path = None
+
+    def close(self) -> None:
+        """Take file and metrics away: a status of an agent that does not run would mislead."""
+        self._stop_metrics()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def write(path: Path, status: Status) -> None:
+    """Write the file whole or not at all; it lies in memory, so nothing wears."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(json.dumps(status))
+    fresh.chmod(0o644)
+    fresh.replace(path)
+
+
+class Exporter(Collector):
+    """Prometheus metrics of an agent on the loopback interface."""
+
+    def __init__(self, status: Callable[[], Status], delays: DelayHistogram | None) -> None:
+        self._status = status
+        self._delays = delays
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def serve(self, port: int) -> Callable[[], None]:
+        """Answer on 127.0.0.1; return what ends it."""
+        server, thread = start_http_server(port, "127.0.0.1", self._registry)
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return stop
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics as they are now."""
+        status = self._status()
+        for name, (key, text) in _GAUGES.items():
+            if (value := status.get(key)) is not None:
+                yield GaugeMetricFamily(f"maxgreen_agent_{name}", text, value=float(value))
+        channels = status.get("channels", {})
+        for name, key, text in (
+            ("power_watts", "power_w", "power of a channel"),
+            ("energy_joules_total", "energy_j", "energy register of a channel"),
+        ):
+            family = GaugeMetricFamily(f"maxgreen_agent_{name}", text, labels=["channel", "role"])
+            for number, channel in channels.items():
+                if channel[key] is not None:
+                    family.add_metric([number, channel["role"]], channel[key])
+            yield family
+        if self._delays is not None:
+            yield _histogram(self._delays)
+
+
+def _histogram(delays: DelayHistogram) -> Metric:
+    buckets, total = [], 0
+    for bound_ms, count in zip((*delays.bounds_ms, None), delays.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound_ms is None else str(bound_ms / 1000), float(total)))
+    family = HistogramMetricFamily("maxgreen_agent_sample_delay_seconds", "how long after its slot a reading began")
+    family.add_metric([], buckets, delays.sum_ms / 1000)
+    return family
+
+
+def page(status: Status) -> Table:
+    """Return the status as its owner reads it in a terminal."""
+    table = Table(title=f"device {status['device']}", title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    for alarm in status.get("alarms", ()):
+        table.add_row("ALARM", alarm, style="red")
+    for number, channel in status["channels"].items():
+        power = "no reading" if channel["power_w"] is None else f"{channel['power_w']:.3f} W"
+        today = f", {channel['today_wh']:.3f} Wh today" if channel.get("today_wh") is not None else ""
+        table.add_row(
+            f"channel {number}", f"{channel['role']}: {power}{today}, {channel['energy_j'] / 3.6e6:.6f} kWh in all"
+        )
+    if status.get("running") is False:
+        table.add_row("agent", "does not run; what follows is what its spool says")
+    table.add_row("batches", f"{status['seq']} sealed, {status['waiting']} without a receipt")
+    receipt = status.get("receipt")
+    table.add_row(
+        "last receipt", f"up to batch {receipt['next_seq']}, {utc(receipt['server_ms'])}" if receipt else "none yet"
+    )
+    if "connected" in status:
+        table.add_row("broker", "connected" if status["connected"] else "not connected")
+        table.add_row(
+            "clock", "synchronised" if status["synchronised"] else "not synchronised: samples wait for a date"
+        )
+        table.add_row("CPU", "unknown" if status["cpu_c"] is None else f"{status['cpu_c']:.1f} °C")
+        table.add_row("mining", status["mining"])
+        if status.get("transfer"):
+            table.add_row("transfer", status["transfer"])
+        windows = status["proof_windows"]
+        table.add_row("proof windows", f"{windows['with_shares']} of {windows['windows']} hold shares")
+        for lost in windows["lost"][-5:]:
+            table.add_row("", f"{lost['start']} will not count: {lost['why']}")
+    return table
