@@ -330,11 +330,10 @@ class Agent:
             parts.worker.pause(self._pause)
             if self._pause and self._is_dated:
                 self._windows.paused(parts.clock.now_ms(), self._pause)
-        tamper_open = parts.board.tamper_open()
-        if tamper_open and not self._tamper_open:
+        was_open, self._tamper_open = self._tamper_open, parts.board.tamper_open()
+        if self._tamper_open and not was_open:
             self.sealer.event(EventKind.TAMPER, parts.source.boot_ms())
             _LOG.warning("the case was opened")
-        self._tamper_open = tamper_open
         self._keep_within_spool()
         self.status = self._status()
         self._show()

@@ -243,7 +243,17 @@ class _Transaction:
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        if kind is None:
+            try:
+                self._db.execute("COMMIT")
+            finally:
+                self._undo()
+        else:
+            self._undo()
+
+    def _undo(self) -> None:
+        if self._db.in_transaction:  # a full medium has undone it already
+            self._db.execute("ROLLBACK")
 
 
 def read_spool_state(path: Path) -> dict[str, Any]:

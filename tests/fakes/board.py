@@ -1,0 +1,24 @@
+"""A board in memory: what GpioBoard does to pins, it does to attributes."""
+
+
+class FakeBoard:
+    has_relay = True
+
+    def __init__(self):
+        self.closed, self.tamper, self.lit, self.released = False, False, False, False
+        self.history = []
+
+    def connect(self, *, line):
+        if line != self.closed:
+            self.history.append(line)
+        self.closed = line
+
+    def tamper_open(self):
+        return self.tamper
+
+    def light(self, *, on):
+        self.lit = on
+
+    def release(self):
+        self.connect(line=False)
+        self.lit, self.released = False, True
