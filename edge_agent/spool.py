@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from edge_agent.source import Tick
 from maxgreen.errors import Fatal
+from maxgreen.keyfile import sync_folder
 from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.batch import Batch, parse_batch
 from maxgreen.verify.meter import MeterState, Sample
@@ -101,7 +102,11 @@ class Spool:
         unreceipted = self._db.execute("SELECT min(seq) FROM batches WHERE receipted_ms IS NULL").fetchone()[0]
         self._receipted_seq: int = self.tip.next_seq if unreceipted is None else unreceipted
         path.chmod(0o600)
-        begun.touch(mode=0o600)
+        if not begun.exists():
+            # the file itself and its name are durable before the first batch, not only its write-ahead log
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            begun.touch(mode=0o600)
+            sync_folder(path.parent)
         self.predecessor: tuple[bytes, bytes] | None = (bytes(origin[0]), bytes(origin[1])) if origin else None
 
     def close(self) -> None:
