@@ -277,7 +277,7 @@ def read_spool_state(path: Path) -> dict[str, Any]:
 def _check(db: sqlite3.Connection) -> None:
     found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
-        raise sqlite3.DatabaseError(found)
+        raise sqlite3.DatabaseError(" ".join(found.split()))
 
 
 def _day(receipt: Receipt) -> int:

@@ -182,6 +182,17 @@ def test_a_sampler_that_dies_opens_the_relay(tmp_path):
     assert rig.board.released
 
 
+def test_a_confirmed_rotation_ends_the_key_with_its_first_complete_round(tmp_path):
+    rig = Rig(tmp_path, finish_key=True)
+    rig.source.given = list(ticks(0, 5))
+    rig.source.over.set()
+    rig.agent.run()
+    assert rig.agent.key_finished
+    spool = Spool(tmp_path / "spool.db", network_digest(NETWORK))
+    assert spool.tip.closed
+    assert sealed(spool)[-1].events[-1].kind == EventKind.LAST_OF_KEY
+
+
 def test_command_2_states_birth_and_registers_at_once(rig):
     before = len(sealed(rig.spool))
     rig.tick(5)
