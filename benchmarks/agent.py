@@ -1,12 +1,14 @@
 """What the agent costs, how steadily it samples, and how it comes through an outage.
 
-    python benchmarks/agent.py [outage|live|all] [--batches N] [--seconds N] [--json]
+    python benchmarks/agent.py [outage|live|medium|all] [--batches N] [--seconds N] [--json]
 
 outage: batches of many days wait in the spool, then go to the embedded backend (43,200 are 30 days at 60 s).
 The backend (amqtt, ingest, SQLite ledger) runs in a process of its own, the agent's spool and uplink in this one; both
 are the real ones, on the loopback interface. The device is registered in the ledger.
 live: two INA219 register emulators under the real driver; at 1 Hz without mining for the cost, then at 10 Hz with a
 miner on every core at full duty for the jitter: how long after its slot a reading was taken. The broker is away.
+medium: a day at 1 Hz, two channels, a batch and its receipt a minute, in seconds: bytes that the kernel wrote to the
+medium (/proc/self/io) from start to close, synchronised as on a Pi. TMPDIR must be on a disk, not in memory.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from edge_agent.source import LiveSource, Tick
 from edge_agent.spool import Spool
 from edge_agent.uplink import MqttLink, Uplink
 from maxgreen.clock import SystemClock
-from maxgreen.protocol.backend import BackendKeys
+from maxgreen.protocol.backend import BackendKeys, Receipt, sign_receipt
 from maxgreen.protocol.batch import Birth
 from maxgreen.protocol.batch import Sensor as BirthSensor
 from maxgreen.protocol.cose import network_digest
@@ -51,7 +53,7 @@ SEAL_S = 60
 def main() -> None:
     """Fill a spool, deliver it, and say how long both took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("outage", "live", "all"), default="all")
+    parser.add_argument("what", nargs="?", choices=("outage", "live", "medium", "all"), default="all")
     parser.add_argument("--seconds", type=int, default=60, help="of each live run")
     parser.add_argument("--batches", type=int, default=43_200, help="how many wait (30 days at 60 s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -61,6 +63,9 @@ def main() -> None:
         result |= {f"at_1_hz_{name}": value for name, value in live(options.seconds, 1_000, 0).items()}
         miners = os.cpu_count() or 1
         result |= {f"at_10_hz_mining_{name}": value for name, value in live(options.seconds, 100, miners).items()}
+    if options.what in {"medium", "all"}:
+        with tempfile.TemporaryDirectory() as folder:
+            result |= medium(Path(folder))
     if options.what in {"outage", "all"}:
         with tempfile.TemporaryDirectory() as folder:
             result |= outage(Path(folder), options.batches)
@@ -146,6 +151,38 @@ def _mine(miner: Miner) -> None:
 def _birth() -> Birth:
     sensors = tuple(BirthSensor(n, n, "fake", 100_000, 5_000, 26_000_000, 3_200_000, "none") for n in (0, 1))
     return Birth(DEVICE.spki, sensors, "benchmark", bytes(32), "none", 0, "none", 0)
+
+
+def medium(folder: Path) -> dict[str, Any]:
+    """Return what a day writes to the medium."""
+    network, begin_ms = "eip155:1:0x" + "00" * 20, time.time_ns() // 10**6 // 86_400_000 * 86_400_000
+    before, samples_s = written_bytes(), 86_400
+    spool = Spool(folder / "spool.db", network_digest(network))
+    sealer = Sealer(
+        spool,
+        DEVICE,
+        network,
+        _birth(),
+        bytes(16),
+        interval_ms=1_000,
+        seal_ms=SEAL_S * 1000,
+        harvest=lambda _prev: None,
+    )
+    for second in range(samples_s):
+        boot_ms = second * 1000 + 60_000
+        samples = {n: Sample(18_000_000 + 4_000 * (second % 60), 1_000_000 + second % 999, boot_ms) for n in (0, 1)}
+        sealer.take(Tick(begin_ms + second * 1000, boot_ms, samples))
+        if second % SEAL_S == 1:  # the receipt comes a moment after the batch
+            receipt = Receipt(key_id(DEVICE.spki), spool.tip.next_seq, spool.tip.head, begin_ms + second * 1000, 7)
+            spool.receipted(receipt, sign_receipt(receipt, BACKEND, network))
+    sealer.stop()
+    spool.close()
+    return {"medium_mb_per_day": round((written_bytes() - before) / 1e6, 1), "medium_batches": spool.tip.next_seq}
+
+
+def written_bytes() -> int:
+    """Return how many bytes this process had the kernel write to media."""
+    return int(Path("/proc/self/io").read_text().split("\nwrite_bytes: ")[1].split()[0])
 
 
 def outage(folder: Path, count: int) -> dict[str, Any]:

@@ -181,8 +181,9 @@ enabled = false
 
 
 def test_one_command_recovers_from_a_damaged_spool_with_the_last_receipt(device, tmp_path_factory, capsys):
-    from edge_agent.cli import app
     from typer.testing import CliRunner
+
+    from edge_agent.cli import app
 
     identities, old = device
     folder = tmp_path_factory.mktemp("config")
@@ -212,8 +213,9 @@ def test_one_command_recovers_from_a_damaged_spool_with_the_last_receipt(device,
 
 
 def test_the_keys_of_a_device_never_show_in_what_its_commands_print(device, tmp_path_factory):
-    from edge_agent.cli import app
     from typer.testing import CliRunner
+
+    from edge_agent.cli import app
 
     identities, _ = device
     config = tmp_path_factory.mktemp("config") / "agent.toml"

@@ -20,7 +20,7 @@ class Pins:
         for name, value in {
             "SET_PULL_UP": SET_PULL_UP, "SET_PULL_DOWN": SET_PULL_DOWN, "SET_PULL_NONE": SET_PULL_NONE,
             "SET_ACTIVE_LOW": SET_ACTIVE_LOW, "SET_BIAS_PULL_UP": SET_PULL_UP, "SET_BIAS_PULL_DOWN": SET_PULL_DOWN,
-            "SET_BIAS_DISABLE": SET_PULL_NONE, "SET_PULL_UP": SET_PULL_UP,
+            "SET_BIAS_DISABLE": SET_PULL_NONE,
         }.items():  # fmt: skip
             setattr(found, name, value)
         found.gpiochip_open = lambda _chip: 1
