@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     result: dict[str, Any] = {}
     if options.what in {"live", "all"}:
-        result |= {f"at_1_hz_{name}": value for name, value in live(options.seconds, 1_000, 0).items()}
+        result |= {f"at_1_hz_{name}": value for name, value in live(min(options.seconds, 120), 1_000, 0).items()}
         miners = os.cpu_count() or 1
         result |= {f"at_10_hz_mining_{name}": value for name, value in live(options.seconds, 100, miners).items()}
     if options.what in {"medium", "all"}:
@@ -93,15 +93,12 @@ def measure_live(seconds: int, interval_ms: int, miners: int, pipe: Connection) 
     """Run an agent for a while and send what it took."""
     network = "eip155:1:0x" + "00" * 20
     sensors: dict[int, Sensor] = {n: Ina219Sensor(Ina219Bus, address=0x40, shunt_uohm=100_000) for n in (0, 1)}
-    source = LiveSource(sensors, interval_ms=interval_ms)
     late: list[int] = []
     spans: list[int] = []
 
-    class Watched:
-        boot_id, is_live = source.boot_id, True
-
+    class Watched(LiveSource):
         def ticks(self, after_boot_ms: int) -> Iterator[Tick]:
-            for tick in source.ticks(after_boot_ms):
+            for tick in super().ticks(after_boot_ms):
                 late.extend(sample.boot_ms - tick.boot_ms for sample in tick.samples.values())
                 spans.append(tick.boot_ms)
                 yield tick
@@ -118,7 +115,19 @@ def measure_live(seconds: int, interval_ms: int, miners: int, pipe: Connection) 
             window=20,
             resend_s=30,
         )
-        agent = Agent(AgentParts(Watched(), DEVICE, spool, uplink, None, _birth(), network, interval_ms, SEAL_S * 1000))
+        agent = Agent(
+            AgentParts(
+                Watched(sensors, interval_ms=interval_ms),
+                DEVICE,
+                spool,
+                uplink,
+                None,
+                _birth(),
+                network,
+                interval_ms,
+                SEAL_S * 1000,
+            )
+        )
         ready: list[float] = []
         mining = [Miner(os.urandom(76), 0) for _ in range(miners)]
         for miner in mining:

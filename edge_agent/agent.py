@@ -197,7 +197,7 @@ class Agent:
             return False
         channels = {sensor.channel for sensor in self._parts.birth.sensors}
         dead = self._latest.boot_ms - self._first_tick_ms >= _DEAD_AFTER_MS
-        if not (channels <= self._seen or (dead and self._seen)):
+        if not (channels <= self._seen or dead):
             return False
         excused = self._latest.wall_ms is None or not self._latest.samples or bool(self.sealer.medium_fault)
         patience_s = 60 + 3 * max(self._parts.seal_ms, self.sealer.interval_ms) / 1000
