@@ -1,0 +1,81 @@
+"""Clocks that are late, that step, that go back: no energy is lost, doubled or misdated."""
+
+import pytest
+
+from edge_agent.source import Tick, kernel_clock
+from edge_agent.spool import Spool
+from maxgreen.protocol.batch import EventKind
+from maxgreen.protocol.cose import network_digest
+from maxgreen.protocol.reasons import Reason
+from maxgreen.verify.meter import Sample
+from simulator.lab import NETWORK, T0_MS, Lab
+from tests.edge_agent.test_agent import make_sealer, sealed
+from tests.verify.test_verdict import Ledger
+
+LATE = T0_MS + 10 * 3_600_000
+STEP_MS = 10_000  # one reading in ten seconds
+
+
+def run(spool, wall_offsets):
+    """Measure: a wall-minus-boot offset for each reading, None without a clock; return all batches."""
+    sealer = make_sealer(spool, interval_ms=STEP_MS)
+    for k, offset_ms in enumerate(wall_offsets):
+        sample = Sample(18_000_000, 1_000_000, 60_000 + k * STEP_MS)
+        wall_ms = None if offset_ms is None else sample.boot_ms + offset_ms
+        sealer.take(Tick(wall_ms, sample.boot_ms, {0: sample, 1: sample}))
+    sealer.stop()
+    return sealed(spool)
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path / "spool.db", network_digest(NETWORK))
+
+
+def energy_of(count):
+    return (count - 1) * 18_000 * STEP_MS // 1000
+
+
+@pytest.mark.rule("P-BAT-7")
+def test_three_hours_without_a_clock_are_all_counted_and_dated_by_the_first_synchronised_batch(spool):
+    offset = T0_MS - 60_000
+    batches = run(spool, [None] * 1_080 + [offset] * 60)
+    assert batches[-1].channels[0].register_mws == energy_of(1_140)
+    undated = [b for b in batches if not b.synchronised]
+    assert 0 < len(undated) < len(batches)
+    ledger = Ledger(Lab())
+    reasons = [ledger.send(m, LATE) for _, m in spool.messages(0, 1_000)]
+    assert {r for r, b in zip(reasons, batches) if not b.synchronised} == {Reason.CLOCK_UNSYNCHRONISED}
+    assert {r for r, b in zip(reasons, batches) if b.synchronised} == {Reason.NONE}
+    dated = [b.t0_ms - b.t0_boot_ms for b in batches if b.synchronised]
+    assert set(dated) == {offset}
+
+
+@pytest.mark.rule("P-BAT-6")
+@pytest.mark.parametrize("step_ms", [3_600_000, -3_600_000, 1_000, -1_000])
+def test_a_step_is_an_event_and_boot_time_forbids_counting_twice(spool, step_ms):
+    offset = T0_MS - 60_000
+    batches = run(spool, [offset] * 100 + [offset + step_ms] * 100)
+    assert [e.kind for b in batches for e in b.events].count(EventKind.CLOCK_STEP) == 1
+    assert batches[-1].channels[0].register_mws == energy_of(200)
+    samples = [b.t0_boot_ms + o for b in batches for o in b.channels[0].offsets_ms]
+    assert samples == [60_000 + k * STEP_MS for k in range(200)]
+    after = [b for b in batches if b.t0_boot_ms >= 60_000 + 100 * STEP_MS]
+    assert {b.t0_ms - b.t0_boot_ms for b in after} == {offset + step_ms}
+    ledger = Ledger(Lab())
+    assert {ledger.send(m, LATE) for _, m in spool.messages(0, 1_000)} == {Reason.NONE}
+
+
+@pytest.mark.rule("P-BAT-6")
+def test_a_clock_that_is_lost_for_a_while_and_comes_back_loses_nothing(spool):
+    offset = T0_MS - 60_000
+    batches = run(spool, [offset] * 50 + [None] * 50 + [offset] * 50)
+    assert batches[-1].channels[0].register_mws == energy_of(150)
+    ledger = Ledger(Lab())
+    assert {ledger.send(m, LATE) for _, m in spool.messages(0, 1_000)} == {Reason.NONE}
+
+
+def test_the_kernel_says_whether_its_clock_is_synchronised():
+    synchronised, error_ms = kernel_clock()
+    assert isinstance(synchronised, bool)
+    assert (error_ms is None) is not synchronised
