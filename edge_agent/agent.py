@@ -6,6 +6,7 @@ a reading, and mining has its own.
 
 import logging
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -295,7 +296,11 @@ class Agent:
         if refused:
             _LOG.warning("command %d is not obeyed: %s", command.number, refused)
             return
-        self._parts.spool.obey(command.number)
+        try:
+            self._parts.spool.obey(command.number)
+        except sqlite3.OperationalError as error:  # obeyed without a note, a restart would obey it again
+            _LOG.warning("command %d is not obeyed: spool: %s", command.number, error)
+            return
         boot_ms = self._parts.source.boot_ms()
         match command.kind:
             case CommandKind.START_TRANSFER | CommandKind.STOP_TRANSFER:

@@ -447,3 +447,24 @@ def test_stopping_an_agent_that_transfers_seals_the_end_within_two_seconds(tmp_p
     assert time.monotonic() - begin < 2
     spool = Spool(tmp_path / "spool.db", network_digest(NETWORK))
     assert sealed(spool)[-1].channels[0].register_mws == 4 * 18_000
+
+
+@pytest.mark.rule("P-CMD-1")
+def test_a_command_that_cannot_be_noted_is_not_obeyed(rig, caplog):
+    rig.spool._db.execute("PRAGMA query_only = 1")  # as a read-only file system
+    rig.start(number=1)
+    assert not rig.board.closed
+    assert "is not obeyed: spool" in caplog.text
+    rig.spool._db.execute("PRAGMA query_only = 0")
+    rig.start(number=1)
+    assert rig.board.closed
+
+
+def test_a_read_only_file_system_loses_no_reading(rig):
+    rig.spool._db.execute("PRAGMA query_only = 1")
+    rig.tick(200)
+    assert "readonly" in rig.agent.status["alarms"][0]
+    rig.spool._db.execute("PRAGMA query_only = 0")
+    rig.tick(1)
+    rig.agent.sealer.stop()
+    assert sealed(rig.spool)[-1].channels[0].register_mws == (rig.second - 1) * 18_000
