@@ -36,6 +36,7 @@ if [ -n "$uninstall" ]; then
   if live; then do_it systemctl disable --now maxgreen-agent.service || true; fi
   do_it rm -f "$unit" "$rules"
   do_it rm -rf "$root/opt/maxgreen"
+  do_it rm -f "$root/usr/local/bin/maxgreen"
   if live; then do_it systemctl daemon-reload; fi
   say "kept: /var/lib/maxgreen-agent (keys and spool) and /etc/maxgreen (settings)"
   exit 0
@@ -74,6 +75,7 @@ fi
 inside /opt/maxgreen/bin/pip install --quiet --disable-pip-version-check --upgrade "$source[$extras]"
 do_it mkdir -p "$root/opt/maxgreen/share"
 do_it cp "$here/../docs/agent.md" "$root/opt/maxgreen/share/agent.md"
+do_it ln -sf /opt/maxgreen/bin/maxgreen "$root/usr/local/bin/maxgreen"
 [ -z "$root" ] || do_it rm -rf "$root/opt/maxgreen/source"
 
 say "settings in /etc/maxgreen, state in /var/lib/maxgreen-agent"

@@ -92,6 +92,7 @@ class Agent:
         self._windows = ProofWindows()
         self.key_finished = False
         self._show: Callable[[], None] = lambda: None
+        self._progress: Callable[[], None] = lambda: None
         worker = parts.worker
         self.sealer = Sealer(
             parts.spool,
@@ -145,7 +146,13 @@ class Agent:
             self._power_mw.pop(channel, None)
         for channel, sample in tick.samples.items():
             self._power_mw[channel] = sample.power_pw(0) // 10**9
-        if self._parts.finish_key and not self.key_finished and self.sealer.finish_key(tick.boot_ms):
+        if (
+            self._parts.finish_key
+            and not self.key_finished
+            and self.sealer.finish_key(
+                tick.boot_ms, without=tick.faults if tick.boot_ms - self._first_tick_ms >= _DEAD_AFTER_MS else ()
+            )
+        ):
             self.key_finished = True
             self.stop()
         self.exchange()
@@ -196,11 +203,18 @@ class Agent:
         """Whether every channel gave a sample (or failed for half a minute) and batches are sealed in their time."""
         if self._latest is None or self._first_tick_ms is None:
             return False
+        silence_ms = self._parts.source.boot_ms() - self._latest.boot_ms
+        if silence_ms > 60_000 + 2 * self.sealer.interval_ms:
+            return False
         channels = {sensor.channel for sensor in self._parts.birth.sensors}
         dead = self._latest.boot_ms - self._first_tick_ms >= _DEAD_AFTER_MS
         if not (channels <= self._seen or dead):
             return False
-        excused = self._latest.wall_ms is None or not self._latest.samples or bool(self.sealer.medium_fault)
+        excused = (
+            self._latest.wall_ms is None
+            or not self._latest.samples
+            or bool(self.sealer.medium_fault or self.sealer.key_fault)
+        )
         patience_s = 60 + 3 * max(self._parts.seal_ms, self.sealer.interval_ms) / 1000
         return excused or time.monotonic() - self._sealed_s < patience_s
 
@@ -223,7 +237,7 @@ class Agent:
         `progress` is called after each round of readings while all is well, `show` when the status is a new one;
         `linger` stays connected after the source's end.
         """
-        self._show = show
+        self._show, self._progress = show, progress
         worker = self._parts.worker
         self.start()
         try:
@@ -231,8 +245,7 @@ class Agent:
                 self.exchange(_IDLE_S)
             for tick in self._sampled() if self._parts.source.is_live else self.ticks():
                 self.take(tick)
-                if self.is_well:
-                    progress()
+                self._tell_progress()
                 if self._stopping.is_set() and not self._parts.source.is_live:
                     break
             self.sealer.stop()
@@ -260,10 +273,15 @@ class Agent:
                 found = arrived.get_nowait()
             except queue.Empty:
                 self.exchange(_IDLE_S)
+                self._tell_progress()  # a reading may be due in a quarter of an hour only
                 continue
             if isinstance(found, Exception):
                 raise found
             yield found
+
+    def _tell_progress(self) -> None:
+        if self.is_well:
+            self._progress()
 
     def stop(self) -> None:
         """Ask `run` to end; any thread or signal handler may call it."""
@@ -272,17 +290,19 @@ class Agent:
     def close(self) -> None:
         """Open the relay, seal what is open, end mining and close the connections."""
         parts = self._parts
-        self.line.open("the agent stops", parts.source.boot_ms())
-        self.sealer.stop()
-        parts.board.release()
-        self.exchange()
-        if parts.worker is not None:
-            parts.worker.stop()
-        parts.uplink.stop(parts.source.boot_id)
-        for retired in parts.retired:
-            retired.uplink.stop(None)
-            retired.spool.close()
-        parts.spool.close()
+        try:
+            self.line.open("the agent stops", parts.source.boot_ms())
+            self.sealer.stop()
+            parts.uplink.process()  # the last batch may still go; commands that come now are not obeyed
+            if parts.worker is not None:
+                parts.worker.stop()
+            parts.uplink.stop(parts.source.boot_id)
+            for retired in parts.retired:
+                retired.uplink.stop(None)
+                retired.spool.close()
+            parts.spool.close()
+        finally:
+            parts.board.release()
 
     def _obey(self, command: Command) -> None:
         """Obey a command that its backend signed, once, in its time (P-CMD-1)."""
@@ -296,6 +316,8 @@ class Agent:
         if refused:
             _LOG.warning("command %d is not obeyed: %s", command.number, refused)
             return
+        if command.kind is CommandKind.STOP_TRANSFER:  # opening needs no note: doing it twice does no harm
+            self.line.obey(command, self._parts.source.boot_ms())
         try:
             self._parts.spool.obey(command.number)
         except sqlite3.OperationalError as error:  # obeyed without a note, a restart would obey it again
@@ -303,7 +325,7 @@ class Agent:
             return
         boot_ms = self._parts.source.boot_ms()
         match command.kind:
-            case CommandKind.START_TRANSFER | CommandKind.STOP_TRANSFER:
+            case CommandKind.START_TRANSFER:
                 self.line.obey(command, boot_ms)
             case CommandKind.SEND_REGISTERS:
                 self.sealer.state_birth()
@@ -314,7 +336,7 @@ class Agent:
     def _impossible(self, command: Command) -> str | None:
         match command.kind:
             case CommandKind.START_TRANSFER | CommandKind.STOP_TRANSFER:
-                return self.line.refusal(command)
+                return self.line.refusal(command, self._parts.source.boot_ms())
             case CommandKind.SAMPLING_INTERVAL if not _MIN_INTERVAL_MS <= command.arguments[0] <= MAX_INTERVAL_MS:
                 return f"an interval of {command.arguments[0]} ms is outside {_MIN_INTERVAL_MS} to {MAX_INTERVAL_MS}"
         return None
@@ -381,6 +403,10 @@ class Agent:
         found = []
         if self._parts.uplink.alarm:
             found.append(self._parts.uplink.alarm)
+        if self._parts.uplink.missing:
+            found.append(self._parts.uplink.missing)
+        if self.sealer.key_fault:
+            found.append(f"signing key: {self.sealer.key_fault}; readings wait in memory")
         if self.sealer.medium_fault:
             found.append(f"spool: {self.sealer.medium_fault}; readings wait in memory: free space, or check the medium")
         if self._tamper_open:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import time
 from pathlib import Path
@@ -16,11 +17,12 @@ from edge_agent.config import AgentSettings, SensorName
 from edge_agent.identity import Identities
 from edge_agent.keystore import KeySettings, store_of
 from edge_agent.spool import Spool, read_spool_state
-from maxgreen.errors import Fatal, MaxgreenError, UsageError
+from maxgreen.errors import Fatal, MaxgreenError, Retryable, UsageError
 from maxgreen.protocol.attestation import prove_possession
 from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.keys import Signer, key_id
+from maxgreen.protocol.reasons import Rejected
 from maxgreen.service import Heartbeat, log_to_stderr
 from maxgreen.settings import config_commands, load
 
@@ -193,9 +195,11 @@ def rotate(
 ) -> None:
     """Replace the signing key: first prepare and register the next one, then --confirm and restart the agent."""
     settings = load(AgentSettings, config)
+    _refuse_strangers(settings.state_dir)
     identities = Identities(settings.state_dir, settings.key)
     if confirm:
-        identities.confirm()
+        certificate = settings.broker.certificate
+        identities.confirm(needs_certificate=bool(certificate and certificate.is_relative_to(settings.state_dir)))
         print("confirmed; restart the agent: it seals this key's last batch and goes on with the next key")
         return
     _show_keys(identities.next_folder, identities.prepare(), as_json=as_json)
@@ -212,12 +216,13 @@ def recover(
     """Go on with a new key after the spool was damaged or lost; the old key and what is left stay as evidence."""
     log_to_stderr()
     settings = load(AgentSettings, config)
+    _refuse_strangers(settings.state_dir)
     genesis_head = network_digest(settings.network)
     identities = Identities(settings.state_dir, settings.key)
     if not identities.switch(genesis_head):
         try:
             Spool(settings.spool_file, genesis_head).close()
-        except Fatal:
+        except (Fatal, Retryable):
             pass
         else:
             raise UsageError(
@@ -238,6 +243,13 @@ def open_relay(config: ConfigOption = DEFAULT_CONFIG) -> None:
     from edge_agent.board.gpio import GpioBoard  # noqa: PLC0415 - needs pins
 
     GpioBoard(settings.board).release()
+
+
+def _refuse_strangers(state_dir: Path) -> None:
+    """UsageError for a user who does not own the state: files that root makes there stop the agent."""
+    owner = state_dir.stat().st_uid
+    if os.geteuid() != owner:
+        raise UsageError(f"{state_dir} belongs to user id {owner}; run: sudo -u '#{owner}' maxgreen agent …")
 
 
 def _show_keys(folder: Path, signer: Signer, *, as_json: bool) -> None:
@@ -275,7 +287,10 @@ def _resting_status(settings: AgentSettings) -> dict[str, Any]:
 
     state = read_spool_state(settings.spool_file)
     tip = state["tip"]
-    receipt = backend_keys(settings).open_receipt(state["receipt"]) if state["receipt"] else None
+    try:
+        receipt = backend_keys(settings).open_receipt(state["receipt"]) if state["receipt"] else None
+    except Rejected:  # of a key that is not pinned any more
+        receipt = None
     roles = {channel.number: channel.role.value for channel in settings.channels}
     return {
         "device": key_id(Identities(settings.state_dir, settings.key).signer().spki).hex(),

@@ -1,6 +1,10 @@
 """Which signed commands a device obeys (P-CMD-1)."""
 
+from typing import Final
+
 from maxgreen.protocol.backend import Command
+
+_MAX_NUMBER: Final = 2**63 - 1  # the largest that the spool holds
 
 
 def refusal(command: Command, *, device: bytes, last_number: int, now_ms: int, synchronised: bool) -> str | None:
@@ -9,6 +13,8 @@ def refusal(command: Command, *, device: bytes, last_number: int, now_ms: int, s
         return "it is for another device"
     if not synchronised:
         return "this device's clock is not synchronised"
+    if command.number > _MAX_NUMBER:
+        return f"number {command.number} is too large"
     if command.number <= last_number:
         return f"number {last_number} was obeyed already"
     if now_ms >= command.expires_ms:

@@ -58,19 +58,30 @@ class Identities:
         return store_of(self.folder, self.keys).load()
 
     def make(self) -> Signer:
-        """Make the first keys."""
+        """Make the first keys; Fatal when there are some (what a cut left out is made)."""
+        if not (self.folder / "tls.csr").exists() and any(
+            (self.folder / name).exists() for name in REFERENCES.values()
+        ):
+            signer = self.signer()
+            make_tls_key(self.folder, signer)
+            return signer
         return make_keys(self.folder, self.keys)
 
     def prepare(self) -> Signer:
         """Make the next keys, or return those that are prepared."""
         if any((self.next_folder / name).exists() for name in REFERENCES.values()):
-            return store_of(self.next_folder, self.keys).load()
+            signer = store_of(self.next_folder, self.keys).load()
+            make_tls_key(self.next_folder, signer)
+            return signer
         return make_keys(self.next_folder, self.keys)
 
-    def confirm(self) -> None:
-        """Let the key in use have its last batch as soon as the agent runs; Fatal when no other is prepared."""
+    def confirm(self, *, needs_certificate: bool = False) -> None:
+        """Let the key in use have its last batch as soon as the agent runs; Fatal when no other is ready to follow."""
         if not any((self.next_folder / name).exists() for name in REFERENCES.values()):
             raise Fatal("no key is prepared; run 'maxgreen agent rotate' first, and register what it prints")
+        if needs_certificate and not (self.next_folder / "tls.crt").exists():
+            raise Fatal(f"{self.next_folder / 'tls.crt'}: not there; have {self.next_folder / 'tls.csr'} signed first")
+        make_tls_key(self.next_folder, store_of(self.next_folder, self.keys).load())
         (self.next_folder / _CONFIRMED).touch(mode=0o600)
         sync_folder(self.next_folder)
 
@@ -136,9 +147,19 @@ class Identities:
 def make_keys(folder: Path, settings: KeySettings) -> Signer:
     """Make a signing key and a TLS key with its certificate request (P-ID-1, P-ID-4); Fatal when there are some."""
     signer = make_store(folder, settings, settings.store).create()
+    make_tls_key(folder, signer)
+    return signer
+
+
+def make_tls_key(folder: Path, signer: Signer) -> None:
+    """Make a TLS key and its certificate request where there is none yet."""
+    if (folder / "tls.csr").exists():
+        return
+    (folder / "tls.key").unlink(missing_ok=True)  # without a request nobody has seen it
     tls_key = ec.generate_private_key(ec.SECP256R1())
     write_secret(folder / "tls.key", tls_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, key_id(signer.spki).hex())])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(tls_key, hashes.SHA256())
-    (folder / "tls.csr").write_bytes(request.public_bytes(Encoding.PEM))
-    return signer
+    fresh = folder / ".tls.csr"
+    fresh.write_bytes(request.public_bytes(Encoding.PEM))
+    fresh.replace(folder / "tls.csr")

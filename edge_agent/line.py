@@ -11,6 +11,7 @@ from maxgreen.protocol.backend import Command, CommandKind
 from maxgreen.protocol.batch import Birth, EventKind
 
 _LOG: Final = logging.getLogger(__name__)
+_BLIND_MS: Final = 10_000
 Note = Callable[[EventKind, int, int | None], None]
 
 
@@ -23,8 +24,10 @@ class Line:
         self._birth = birth
         self._note = note
         self.transfer: Transfer | None = None
+        self._sampled_ms: int | None = None  # boot time of the line's newest reading
+        self._interval_ms = 1_000
 
-    def refusal(self, command: Command) -> str | None:
+    def refusal(self, command: Command, boot_ms: int) -> str | None:
         """Return why a transfer command can't be met, None when it can."""
         if not self._board.has_relay:
             return "no relay is wired ([board] relay_pin)"
@@ -32,6 +35,8 @@ class Line:
             return f"the relay's line is channel {self._channel}, not {command.arguments[0]}"
         if command.kind is CommandKind.START_TRANSFER and self._birth.sensor(self._channel) is None:
             return f"channel {self._channel} is not metered"
+        if command.kind is CommandKind.START_TRANSFER and self._is_blind(boot_ms):
+            return "the line's sensor gives no readings"
         return None
 
     def obey(self, command: Command, boot_ms: int) -> None:
@@ -47,10 +52,12 @@ class Line:
 
     def take(self, tick: Tick, interval_ms: int) -> None:
         """Meter the transfer; a reading that fails ends it, since nobody would know what flows."""
+        self._interval_ms = interval_ms
+        if self._channel in tick.samples:
+            self._sampled_ms = tick.boot_ms
+        elif self._channel in tick.faults:
+            self._sampled_ms = None
         if self.transfer is None:
-            return
-        if self._channel in tick.faults:
-            self.open("the line's sensor fails", tick.boot_ms)
             return
         sample, sensor = tick.samples.get(self._channel), self._birth.sensor(self._channel)
         if sample is not None and sensor is not None:
@@ -58,9 +65,16 @@ class Line:
         self.check(tick.boot_ms)
 
     def check(self, boot_ms: int) -> None:
-        """Open at the first limit reached, backend or not (P-CMD-1)."""
-        if self.transfer is not None and (reason := self.transfer.limit_reached(boot_ms)):
+        """Open at the first limit reached, backend or not (P-CMD-1), and when nobody knows what flows."""
+        if self.transfer is None:
+            return
+        if reason := self.transfer.limit_reached(boot_ms):
             self.open(reason, boot_ms)
+        elif self._is_blind(boot_ms):
+            self.open("the line's sensor gives no readings", boot_ms)
+
+    def _is_blind(self, boot_ms: int) -> bool:
+        return self._sampled_ms is None or boot_ms - self._sampled_ms > max(3 * self._interval_ms, _BLIND_MS)
 
     def open(self, reason: str, boot_ms: int, command: int | None = None) -> None:
         """Open the relay, whatever runs; end the transfer with its event and attestations."""

@@ -4,12 +4,13 @@ import hashlib
 import logging
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from edge_agent.source import Tick
 from edge_agent.spool import ChainTip, Spool
+from maxgreen.errors import Retryable
 from maxgreen.protocol.attestation import Attestation, attest
 from maxgreen.protocol.batch import (
     MAX_SAMPLES,
@@ -108,6 +109,9 @@ class Sealer:
         self._waiting: list[Tick] = []
         self._faulty: set[int] = set()
         self._stalled: deque[Tick] = deque()
+        self._due: bool | None = None  # a batch that no key signed yet: whether with attestations
+        self.key_fault = ""
+        self._wanted_ms = interval_ms
         self._unwritten: deque[tuple[bytes, ChainTip]] = deque()  # sealed, and not yet on the medium
         self._pending: list[Happening] = []
         self.medium_fault = ""
@@ -128,16 +132,21 @@ class Sealer:
     @property
     def interval_ms(self) -> int:
         """The nominal sampling interval."""
-        return self._interval_ms
+        return self._wanted_ms
 
     def set_interval(self, interval_ms: int, boot_ms: int, why: EventKind | None = None) -> None:
         """Sample at another interval from the next batch on (P-BAT-4 holds one interval per batch)."""
-        if interval_ms == self._interval_ms:
+        if interval_ms == self._wanted_ms:
             return
         if why is not None:
             self.event(why, boot_ms)
-        self._seal()
-        self._interval_ms = interval_ms
+        if self._open is not None:
+            try:
+                self._seal()
+            except Retryable as error:
+                self._note_key_fault(error)
+                return
+        self._wanted_ms = interval_ms
 
     def take(self, tick: Tick) -> None:
         """Add a round of readings; seals what was open when the tick lies beyond its cut.
@@ -147,8 +156,24 @@ class Sealer:
         self._stalled.append(tick)
         if len(self._stalled) > _MAX_STALLED:
             self._stalled.popleft()  # a gap, and the meter counts it as one
-        while self._stalled and self._write():
-            self._take(self._stalled.popleft())
+        while self._stalled:
+            tick = self._stalled[0]
+            try:
+                if self._due is not None:
+                    self._seal(attesting=self._due)
+                if not self._write():
+                    return
+                self._take(tick)
+            except Retryable as error:
+                self._note_key_fault(error)
+                if self._open is None or self._open.ticks[-1].boot_ms != tick.boot_ms:
+                    return  # it is taken again when the key signs
+            self._stalled.popleft()
+
+    def _note_key_fault(self, error: Retryable) -> None:
+        if not self.key_fault:
+            _LOG.error("signing key: %s; readings wait in memory", error)
+        self.key_fault = str(error)
 
     def _take(self, tick: Tick) -> None:
         if self._tip.closed:
@@ -174,25 +199,38 @@ class Sealer:
             self._pending.append(happening)
             return
         self._open.events.append(happening)
-        self._seal(attesting=kind in _ATTESTING)
+        try:
+            self._seal(attesting=kind in _ATTESTING)
+        except Retryable as error:  # it is sealed as soon as the key signs
+            self._note_key_fault(error)
 
     def state_birth(self) -> None:
         """State birth and registers in a batch at once (command 2)."""
         self._tip = replace(self._tip, birth=b"")
-        self._seal()
+        try:
+            self._seal()
+        except Retryable as error:
+            self._note_key_fault(error)
 
-    def finish_key(self, boot_ms: int) -> bool:
-        """Seal this key's last batch, with every channel attested (event 6); False while a channel has no sample."""
-        if self._open is None or self._open.first.wall_ms is None or self._channels - self._open.samples().keys():
+    def finish_key(self, boot_ms: int, without: Iterable[int] = ()) -> bool:
+        """Seal this key's last batch, with its channels attested (event 6); False while one has no sample.
+
+        `without`: channels whose sensor is dead, so that a key can be replaced before it is repaired.
+        """
+        if self._open is None or self._open.first.wall_ms is None:
+            return False
+        if self._channels - self._open.samples().keys() - set(without):
             return False
         self.event(EventKind.LAST_OF_KEY, boot_ms)
-        return True
+        return self._tip.closed
 
     def stop(self) -> None:
         """Seal what is open, with the attestations of a clean stop (P-ATT-1); what waits for a date waits on disk."""
         self._hold()
-        if self._open is not None:
+        try:
             self._seal(attesting=True)
+        except Retryable as error:
+            self._note_key_fault(error)
 
     def _enter_boots(self, boot_id: bytes) -> None:
         """Take what waits in the spool: an earlier boot's ticks will never have a date, this boot's may."""
@@ -208,8 +246,8 @@ class Sealer:
             self.take(tick)
 
     def _enter(self, boot: bytes) -> None:
-        self._booted = self._spool.tip.boot != boot  # the first batch of a boot says so
-        self._tip = self._spool.tip.entered(boot)
+        self._booted = self._tip.boot != boot  # the first batch of a boot says so
+        self._tip = self._tip.entered(boot)  # not the spool's: a batch may wait for the medium
 
     def _note_faults(self, tick: Tick) -> None:
         """Note that a sensor failed, once until it is back."""
@@ -248,10 +286,15 @@ class Sealer:
         if self._open is None:
             boot = [Happening(EventKind.BOOT, tick.boot_ms)] if self._booted else []
             self._open = _Open([tick], boot + self._pending)
+            shortened = self._wanted_ms < self._interval_ms
+            if not shortened:
+                self._interval_ms = self._wanted_ms
             attesting = any(happening.kind in _ATTESTING for happening in self._pending)
             self._booted, self._pending = False, []
-            if attesting:
-                self._seal(attesting=True)
+            if attesting or shortened:
+                # the segment that ends here began at the longer interval, and is counted by it
+                self._seal(attesting=attesting)
+                self._interval_ms = self._wanted_ms
                 return
         else:
             self._open.ticks.append(tick)
@@ -281,7 +324,7 @@ class Sealer:
         """Sign what is open and commit it with the registers that follow from it."""
         if self._open is None:
             return
-        opened, self._open = self._open, None
+        opened, self._due = self._open, attesting
         all_samples = opened.samples()
         tip = self._tip
         meters = dict(tip.meters)
@@ -332,6 +375,7 @@ class Sealer:
         if wall_offset_ms is not None and (attesting or next_hour != hour):
             batch = replace(batch, attestations=tuple(self._attestations(batch)))
         message = sign_batch(batch, self._signer, self._network)
+        self._open, self._due, self.key_fault = None, None, ""
         happened = {happening.kind for happening in opened.events}
         self._tip = replace(
             tip,

@@ -3,10 +3,13 @@
 import ctypes
 import hashlib
 import logging
+import os
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -82,6 +85,7 @@ class LiveSource:
     def __init__(self, sensors: Mapping[int, Sensor], *, interval_ms: int) -> None:
         self._sensors = sensors
         self._interval_ms = interval_ms
+        self._changed = threading.Event()
         self.delays = DelayHistogram()
 
     def boot_ms(self) -> int:
@@ -89,8 +93,9 @@ class LiveSource:
         return _boot_ms()
 
     def set_interval(self, interval_ms: int) -> None:
-        """Read at another interval from the next tick on."""
+        """Read at once, and at another interval from then on."""
         self._interval_ms = interval_ms
+        self._changed.set()
 
     @property
     def boot_id(self) -> bytes:
@@ -119,7 +124,9 @@ class LiveSource:
             yield Tick(wall_ms, due_ms, samples, error_ms, tuple(faults))
             now_ms = _boot_ms()
             due_ms += self._interval_ms * (max(0, now_ms - due_ms) // self._interval_ms + 1)
-            time.sleep(max(0, due_ms - _boot_ms()) / 1000)
+            if self._changed.wait(max(0, due_ms - _boot_ms()) / 1000):
+                self._changed.clear()
+                due_ms = _boot_ms()
 
 
 class ReplaySource:
@@ -183,8 +190,15 @@ def kernel_clock() -> tuple[bool, int | None]:
     """Return whether the kernel's clock is synchronised, and its estimated error in ms (adjtimex)."""
     state = _Timex()
     result = _LIBC.adjtimex(ctypes.byref(state))
+    if result < 0:
+        _say_no_clock(os.strerror(ctypes.get_errno()))
     synchronised = 0 <= result < _TIME_ERROR and not state.status & _STA_UNSYNC
     return synchronised, state.esterror // 1000 if synchronised else None
+
+
+@cache
+def _say_no_clock(error: str) -> None:
+    _LOG.error("the kernel does not say whether its clock is synchronised: %s; nothing gets a date", error)
 
 
 class _Timex(ctypes.Structure):
@@ -204,6 +218,13 @@ class _Timex(ctypes.Structure):
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
+def _within_range(reading: Electrical) -> Electrical:
+    """Return a reading that the protocol can carry (32 bits)."""
+    if not all(-(2**31) < value < 2**31 for value in (reading.voltage_uv, reading.current_ua)):
+        raise SensorError(f"{reading.current_ua / 1e6:g} A is no current; check shunt_uohm and offset_ua")
+    return reading
+
+
 def _boot_ms() -> int:
     return round(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)
 
@@ -212,9 +233,9 @@ def _read(channel: int, sensor: Sensor, failed: set[int]) -> Electrical | None:
     """Read with one retry; a fault is logged once when it comes and once when it is over."""
     try:
         try:
-            reading = sensor.read()
+            reading = _within_range(sensor.read())
         except SensorError:
-            reading = sensor.read()
+            reading = _within_range(sensor.read())
     except SensorError as error:
         if channel not in failed:
             failed.add(channel)

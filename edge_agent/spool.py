@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_agent.source import Tick
-from maxgreen.errors import Fatal
+from maxgreen.errors import Fatal, Retryable
 from maxgreen.keyfile import sync_folder
 from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.batch import Batch, parse_batch
@@ -95,7 +95,7 @@ class Spool:
             self.tip = _tip_from_json(json.loads(row[0])) if row else ChainTip(0, genesis_head)
         except (sqlite3.DatabaseError, ValueError, KeyError) as error:
             if isinstance(error, sqlite3.OperationalError):  # full, read-only, locked: not damaged
-                raise Fatal(f"spool {path}: {error}; check free space, permissions and the medium") from error
+                raise Retryable(f"spool {path}: {error}; check free space, permissions and the medium") from error
             raise Fatal(f"spool {path}: damaged ({error}); it stays as evidence; {RECOVER}") from error
         self._unnoted: tuple[Receipt, bytes] | None = None
         self._noted = (-_NOTE_BATCHES, -_NOTE_MS)
@@ -229,8 +229,11 @@ class Spool:
                 "UPDATE batches SET receipted_ms = ? WHERE seq < ? AND receipted_ms IS NULL",
                 (receipt.server_ms, receipt.next_seq),
             )
+            # a ledger that was restored from a backup asks again for what it had receipted
+            self._db.execute("UPDATE batches SET receipted_ms = NULL WHERE seq >= ?", (receipt.next_seq,))
             self._db.execute(
-                "DELETE FROM batches WHERE receipted_ms <= ?", (receipt.server_ms - KEEP_AFTER_RECEIPT_MS,)
+                "DELETE FROM batches WHERE receipted_ms <= ? AND seq < ?",
+                (receipt.server_ms - KEEP_AFTER_RECEIPT_MS, receipt.next_seq),
             )
             self._db.execute("INSERT OR REPLACE INTO receipts VALUES (?, ?)", (_day(receipt), message))
 

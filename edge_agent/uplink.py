@@ -168,12 +168,17 @@ class Uplink:
         self._progress = time.monotonic()
         self._receipt: Receipt | None = None
         self.alarm: str | None = None
+        self.missing: str | None = None  # an alarm that does not stop sending (P-RCT-2)
         self.beacons: list[Beacon] = []
         self.commands: list[Command] = []
         last = spool.last_receipt()
         if last is not None:
-            self._receipt = keys.open_receipt(last)
-            self._next_to_send = self._receipt.next_seq
+            try:
+                self._receipt = keys.open_receipt(last)
+            except Rejected as error:  # the backend's key was replaced: the broker retains a newer receipt
+                _LOG.warning("the spool's last receipt is not used: %s", error)
+            else:
+                self._next_to_send = self._receipt.next_seq
 
     def start(self) -> None:
         """Begin to connect."""
@@ -286,7 +291,10 @@ class Uplink:
             self._progress = time.monotonic()
         oldest = self._spool.oldest_seq()
         if self._next_to_send < oldest:
-            _LOG.error("the ledger asks for seq %d, the spool begins at %d", self._next_to_send, oldest)
+            self.missing = (
+                f"the ledger asks for batch {self._next_to_send}, the spool begins at {oldest}; ask the operator"
+            )
+            _LOG.error("%s", self.missing)
             self._next_to_send = oldest
         room = self._window - len(self._in_flight)
         if room <= 0 or self._next_to_send >= self._spool.tip.next_seq:

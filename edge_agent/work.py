@@ -8,6 +8,7 @@ from typing import Final
 
 from maxgreen.protocol.backend import Beacon
 from maxgreen.protocol.batch import MAX_NONCES, Work
+from maxgreen.protocol.reasons import Rejected
 from maxgreen.protocol.work import header_prefix, target_of
 from native.scrypt import Miner
 
@@ -102,7 +103,11 @@ class Worker:
             self._changed.notify_all()
 
     def take_nbits(self, nbits: int) -> None:
-        """Mine at the difficulty that a receipt asks for, from the next batch on."""
+        """Mine at the difficulty that a receipt asks for, from the next batch on; one that is none is not."""
+        try:
+            target_of(nbits)
+        except Rejected:
+            return
         with self._changed:
             self._nbits = nbits
 

@@ -12,7 +12,7 @@ from pkcs11.util.ec import encode_named_curve_parameters
 from pydantic import Field
 
 from edge_agent.keystore.base import low_s
-from maxgreen.errors import Fatal, Retryable
+from maxgreen.errors import Fatal, MaxgreenError, Retryable
 from maxgreen.keyfile import read_secret, write_secret
 from maxgreen.protocol.keys import SPKI_PREFIX, Signer
 from maxgreen.settings import Table
@@ -53,7 +53,7 @@ class Pkcs11Store:
                 private_template={Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
             )
         except pkcs11.PKCS11Error as error:
-            raise self._fatal(error) from error
+            raise self._failure(error) from error
         write_secret(self._path, json.dumps({"id": identity.hex()}).encode())
         return self.load()
 
@@ -68,7 +68,7 @@ class Pkcs11Store:
             key = session.get_key(object_class=ObjectClass.PRIVATE_KEY, id=identity)
             point = session.get_key(object_class=ObjectClass.PUBLIC_KEY, id=identity)[Attribute.EC_POINT]
         except pkcs11.PKCS11Error as error:
-            raise self._fatal(error) from error
+            raise self._failure(error) from error
         return _TokenSigner(key, bytes(point)[-_POINT_BYTES:])
 
     def _open(self) -> Any:
@@ -81,11 +81,14 @@ class Pkcs11Store:
             except pkcs11.UserAlreadyLoggedIn:  # a login is the process's, not the session's
                 return token.open(rw=True)
         except (pkcs11.PKCS11Error, RuntimeError, OSError) as error:
-            raise self._fatal(error) from error
+            raise self._failure(error) from error
 
-    def _fatal(self, error: Exception) -> Fatal:
+    def _failure(self, error: Exception) -> MaxgreenError:
+        """Return what to raise: a token may not be up yet; a wrong PIN or module must not be tried again."""
         said = str(error) or type(error).__name__
-        return Fatal(f"PKCS#11 token {self._settings.token!r} ({self._settings.module}): {said}; check [key.pkcs11]")
+        text = f"PKCS#11 token {self._settings.token!r} ({self._settings.module}): {said}; check [key.pkcs11]"
+        wrong = not isinstance(error, pkcs11.PKCS11Error) or isinstance(error, pkcs11.PinIncorrect | pkcs11.PinLocked)
+        return Fatal(text) if wrong else Retryable(text)
 
 
 class _TokenSigner:

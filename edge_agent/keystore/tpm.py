@@ -58,7 +58,7 @@ class TpmStore:
                 private, public, *_ = tpm.create(parent, TPM2B_SENSITIVE_CREATE(), _SIGNING)
                 tpm.flush_context(parent)
         except TSS2_Exception as error:
-            raise self._fatal(error) from error
+            raise self._failure(error) from error
         wrapped = {"public": public.marshal().hex(), "private": private.marshal().hex()}
         write_secret(self._path, json.dumps(wrapped).encode())
         return self.load()
@@ -78,7 +78,7 @@ class TpmStore:
             tpm.flush_context(parent)  # a TPM has three places for keys, and no manager may be there
         except TSS2_Exception as error:
             tpm.close()
-            raise self._fatal(error) from error
+            raise self._failure(error) from error
         point = public.publicArea.unique.ecc
         return _TpmSigner(tpm, key, _coordinate(point.x) + _coordinate(point.y))
 
@@ -86,10 +86,10 @@ class TpmStore:
         try:
             return ESAPI(self._settings.tcti)
         except TSS2_Exception as error:
-            raise self._fatal(error) from error
+            raise self._failure(error) from error
 
-    def _fatal(self, error: Exception) -> Fatal:
-        return Fatal(f"TPM {self._settings.tcti}: {error}; check [key.tpm], and that this user is in the group tss")
+    def _failure(self, error: Exception) -> Retryable:
+        return Retryable(f"TPM {self._settings.tcti}: {error}; check [key.tpm], and that this user is in the group tss")
 
 
 class _TpmSigner:

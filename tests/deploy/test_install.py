@@ -109,7 +109,7 @@ def test_the_unit_allows_what_the_agent_asks_of_the_kernel_and_little_else():
     program = need(shutil.which("systemd-analyze"), "systemd-analyze is not installed (apt-get install systemd)")
     unit = ROOT / "deploy/systemd/maxgreen-agent.service"
     text = unit.read_text()
-    assert "SystemCallFilter=adjtimex sched_setscheduler setpriority\n" in text
+    assert "SystemCallFilter=adjtimex clock_adjtime clock_adjtime64 sched_setscheduler setpriority\n" in text
     assert "RestartPreventExitStatus=78" in text
     done = subprocess.run(
         [program, "security", "--offline=true", "--threshold=20", str(unit)], capture_output=True, text=True

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.keystore import KeySettings, StoreName, make_store, store_of
-from maxgreen.errors import Fatal
+from maxgreen.errors import Fatal, Retryable
 from maxgreen.protocol.batch import parse_batch, sign_batch
 from maxgreen.protocol.keys import HALF_ORDER, Verifier
 from simulator.lab import NETWORK, Lab
@@ -96,14 +96,14 @@ def test_a_reference_that_others_can_read_is_refused(settings, tmp_path):
 
 def test_a_token_that_is_not_there_is_said_with_its_name(softhsm, tmp_path):
     wrong = softhsm.model_copy(update={"pkcs11": {**softhsm.pkcs11, "token": "another"}})
-    with pytest.raises(Fatal, match=r"'another'.*\[key.pkcs11\]"):
+    with pytest.raises(Retryable, match=r"'another'.*\[key.pkcs11\]"):
         make_store(tmp_path / "state", wrong, StoreName.PKCS11).create()
 
 
 def test_a_tpm_that_is_not_there_is_said_with_its_address(tmp_path):
     need(_imports("tpm2_pytss"), "tpm2-pytss is not installed (pip install 'maxgreen[tpm]')")
     absent = KeySettings(store=StoreName.TPM, tpm={"tcti": f"swtpm:host=127.0.0.1,port={free_port()}"})
-    with pytest.raises(Fatal, match=r"TPM swtpm.*\[key.tpm\]"):
+    with pytest.raises(Retryable, match=r"TPM swtpm.*\[key.tpm\]"):
         make_store(tmp_path / "state", absent, StoreName.TPM).create()
 
 

@@ -42,7 +42,9 @@ def clock(monkeypatch):
     found = Clock()
     found.t_ms = 5_000
     monkeypatch.setattr(source_module, "_boot_ms", lambda: found.t_ms)
-    monkeypatch.setattr(source_module.time, "sleep", lambda s: found.sleep_until(found.t_ms + round(s * 1000)))
+    monkeypatch.setattr(
+        source_module.threading.Event, "wait", lambda _e, s: found.sleep_until(found.t_ms + round(s * 1000))
+    )
     return found
 
 

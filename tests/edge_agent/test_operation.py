@@ -15,16 +15,18 @@ from edge_agent import commands, host
 from edge_agent import status as agent_status
 from edge_agent.agent import Agent, AgentParts
 from edge_agent.governor import BudgetSettings, Conditions, pause_reason
-from edge_agent.source import DelayHistogram
+from edge_agent.source import DelayHistogram, Tick
 from edge_agent.spool import Spool
 from edge_agent.uplink import Uplink
 from edge_agent.windows import ProofWindows
+from maxgreen.errors import Retryable
 from maxgreen.protocol.backend import BackendKeys, Command, CommandKind, sign_command
 from maxgreen.protocol.batch import EventKind, Work
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 from maxgreen.protocol.keys import MemorySigner
 from maxgreen.protocol.reasons import Reason
+from maxgreen.verify.meter import Sample
 from simulator.lab import NETWORK, T0_MS, Lab
 from tests.conftest import free_port
 from tests.edge_agent.test_agent import BACKEND, Clock, sealed, ticks
@@ -103,12 +105,97 @@ def test_the_relay_opens_at_the_first_limit_also_without_backend_and_readings(ri
     assert not rig.board.closed
     rig.link.connect()
     rig.start(number=2, most_s=20)
-    rig.source.now_ms += 19_999
+    begun = rig.source.now_ms
+    rig.tick(15)
+    rig.source.now_ms = begun + 19_999
     rig.agent.exchange()
     assert rig.board.closed
     rig.source.now_ms += 1
     rig.agent.exchange()
     assert not rig.board.closed
+
+
+def test_a_sampler_that_hangs_opens_the_relay_and_no_transfer_begins_blind(rig):
+    rig.start(number=1)
+    rig.source.now_ms += 10_000
+    rig.agent.exchange()
+    assert rig.board.closed
+    rig.source.now_ms += 1
+    rig.agent.exchange()
+    assert not rig.board.closed
+    rig.start(number=2)
+    assert not rig.board.closed
+    rig.second += 20
+    rig.tick(1)
+    rig.tick(1, samples={}, faults=(1,))
+    rig.start(number=3)
+    assert not rig.board.closed
+
+
+@pytest.mark.rule("P-CMD-1")
+def test_a_stop_command_opens_the_relay_also_when_it_cannot_be_noted(rig):
+    rig.start(number=1)
+    rig.spool._db.execute("PRAGMA query_only = 1")
+    rig.command(2, CommandKind.STOP_TRANSFER, {0: 1})
+    assert not rig.board.closed
+
+
+def test_no_command_is_obeyed_while_the_agent_stops_and_the_pins_are_given_back_last(rig):
+    command = Command(rig.lab.device, 1, rig.clock.t_ms, rig.clock.t_ms + 60_000, CommandKind.START_TRANSFER,
+                      {0: 1, 1: 60, 2: 10**9})  # fmt: skip
+    rig.link.deliver(device_topic(rig.lab.device, "command"), sign_command(command, BACKEND, NETWORK))
+    rig.agent.close()
+    assert rig.board.released
+    assert not rig.board.closed
+
+
+class Token:
+    """A signing key in a token that can be pulled out."""
+
+    def __init__(self, signer):
+        self.signer, self.spki, self.out = signer, signer.spki, False
+
+    def sign(self, message):
+        if self.out:
+            raise Retryable("PKCS#11 token: DeviceRemoved")
+        return self.signer.sign(message)
+
+
+def test_a_token_that_is_pulled_out_for_a_while_loses_no_reading(tmp_path):
+    token = Token(Lab().signer)
+    rig = Rig(tmp_path, signer=token)
+    rig.tick(100)
+    token.out = True
+    rig.tick(300)
+    rig.command(1, CommandKind.SEND_REGISTERS)
+    assert "DeviceRemoved" in rig.agent.status["alarms"][0]
+    assert rig.agent.is_well
+    token.out = False
+    rig.tick(60)
+    rig.agent.sealer.stop()
+    assert rig.agent.status["alarms"] == []
+    batches = sealed(rig.spool)
+    assert batches[-1].channels[0].register_mws == (rig.second - 1) * 18_000
+    assert sum(len(b.channels[0].voltage_uv) for b in batches) == rig.second
+    ledger = Ledger(Lab())
+    assert {ledger.send(m) for _, m in rig.spool.messages(0, 100)} == {Reason.NONE}
+
+
+def test_a_shorter_interval_loses_nothing_of_the_segment_that_it_ends(tmp_path):
+    rig = Rig(tmp_path, interval_ms=60_000)
+    at = [60_000 * k for k in range(4)] + [180_000 + 30_000 + 1_000 * k for k in range(20)]
+    for k, ms in enumerate(at):
+        if k == 4:
+            rig.command(1, CommandKind.SAMPLING_INTERVAL, {0: 1_000})
+        sample = Sample(18_000_000, 1_000_000, 60_000 + ms)
+        rig.source.now_ms, rig.clock.t_ms = sample.boot_ms, T0_MS + ms
+        rig.agent.take(Tick(T0_MS + ms, sample.boot_ms, {0: sample, 1: sample}))
+    rig.agent.sealer.stop()
+    last = sealed(rig.spool)[-1].channels[0]
+    assert (last.register_mws, last.gap_ms) == (18 * at[-1], 0)
+    assert {b.interval_ms for b in sealed(rig.spool)} == {60_000, 1_000}
+    ledger = Ledger(Lab())
+    assert {ledger.send(m) for _, m in rig.spool.messages(0, 100)} == {Reason.NONE}
 
 
 @pytest.mark.rule("P-CMD-1")

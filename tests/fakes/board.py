@@ -9,11 +9,13 @@ class FakeBoard:
         self.history = []
 
     def connect(self, *, line):
+        assert not self.released or not line, "the pins were given back"
         if line != self.closed:
             self.history.append(line)
         self.closed = line
 
     def tamper_open(self):
+        assert not self.released, "the pins were given back"
         return self.tamper
 
     def light(self, *, on):
