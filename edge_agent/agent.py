@@ -161,6 +161,7 @@ class Agent:
         """Send and receive what there is; waits up to `timeout_s` for a message."""
         parts = self._parts
         uplink, worker = parts.uplink, parts.worker
+        uplink.dated = self._is_dated
         uplink.process(timeout_s)
         for retired in parts.retired:
             retired.uplink.process()

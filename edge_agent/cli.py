@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from edge_agent import status as agent_status
 from edge_agent.config import AgentSettings, SensorName
@@ -107,7 +105,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     if as_json:
         print(json.dumps(value))
     else:
-        Console().print(agent_status.page(value))
+        agent_status.show(value)
 
 
 @app.command()
@@ -140,6 +138,9 @@ def sensors(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
         return
     for number, on_bus in found["buses"].items():
         print(f"bus {number}: {on_bus if isinstance(on_bus, str) else ', '.join(on_bus) or 'nothing answers'}")
+    from rich.console import Console  # noqa: PLC0415 - the agent that runs has no use for it
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table("channel", "sensor", "role", "voltage", "current", "", box=None)
     for number, entry in found["channels"].items():
         values = [

@@ -86,6 +86,7 @@ class Spool:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA cache_size=-512")  # KiB: a batch touches a few pages
             _check(self._db)
             self._db.executescript(_SCHEMA)
             row = self._db.execute("SELECT value FROM state").fetchone()

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from rich.table import Table
 
 from edge_agent.source import DelayHistogram
 from maxgreen.clock import utc
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from edge_agent.agent import Agent
 
 _LOG: Final = logging.getLogger(__name__)
@@ -138,8 +139,17 @@ def _histogram(delays: DelayHistogram) -> Metric:
     return family
 
 
-def page(status: Status) -> Table:
+def show(status: Status) -> None:
+    """Print the status in a terminal."""
+    from rich.console import Console  # noqa: PLC0415 - the agent that runs has no use for it
+
+    Console().print(page(status))
+
+
+def page(status: Status) -> "Table":
     """Return the status as its owner reads it in a terminal."""
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(title=f"device {status['device']}", title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column()

@@ -168,6 +168,7 @@ class Uplink:
         self._progress = time.monotonic()
         self._receipt: Receipt | None = None
         self.alarm: str | None = None
+        self.dated = True  # whether the clock is synchronised
         self.missing: str | None = None  # an alarm that does not stop sending (P-RCT-2)
         self.beacons: list[Beacon] = []
         self.commands: list[Command] = []
@@ -257,7 +258,7 @@ class Uplink:
             return
         if self._receipt is not None and receipt.server_ms < self._receipt.server_ms:
             return
-        if receipt.server_ms > self._clock.now_ms() + FUTURE_S * 1000:
+        if self.dated and receipt.server_ms > self._clock.now_ms() + FUTURE_S * 1000:
             return
         if not self._agrees(receipt):
             if self.alarm is None:

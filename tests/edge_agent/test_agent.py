@@ -296,6 +296,52 @@ def test_receipts_that_are_old_early_or_of_a_stranger_are_ignored(spool):
     assert line.uplink.alarm is None
 
 
+@pytest.mark.rule("P-RCT-2")
+def test_a_clock_that_is_not_synchronised_refuses_no_receipt(spool):
+    line = Line(spool).fill(6)
+    line.uplink.dated = False
+    line.link.connect()
+    line.uplink.process()
+    line.receipt(3, server_ms=line.clock.t_ms + 10**12)
+    assert line.uplink.receipt.next_seq == 3
+
+
+@pytest.mark.rule("P-RCT-2")
+def test_a_ledger_restored_from_a_backup_gets_again_what_it_had_receipted(spool):
+    line = Line(spool).fill(30)
+    line.link.connect()
+    line.uplink.process()
+    line.receipt(30)
+    line.clock.t_ms += KEEP_AFTER_RECEIPT_MS + 700_000
+    line.receipt(5)
+    assert spool.oldest_seq() == 5
+    assert spool.waiting() == spool.tip.next_seq - 5
+    line.link.disconnect()
+    line.link.sent.clear()
+    line.link.connect()
+    for _ in range(10):
+        line.uplink.process()
+    assert line.link.batches() == [m for _, m in spool.messages(5, 100)]
+    line.clock.t_ms += 700_000
+    line.receipt(3)
+    line.link.connect()
+    line.uplink.process()
+    assert "asks for batch 3, the spool begins at 5" in line.uplink.missing
+    assert line.uplink.alarm is None
+
+
+@pytest.mark.rule("P-RCT-2")
+def test_a_replaced_backend_key_does_not_keep_an_agent_from_starting(spool, caplog):
+    line = Line(spool).fill(6)
+    line.link.connect()
+    line.uplink.process()
+    line.receipt(3)
+    keys = BackendKeys((MemorySigner.from_secret(9).spki,), NETWORK)
+    again = Uplink(FakeLink(), spool, line.lab.device, keys, NETWORK, line.clock, window=5, resend_s=1)
+    assert again.receipt is None
+    assert "is not used" in caplog.text
+
+
 @pytest.mark.rule("P-RCT-3")
 @pytest.mark.parametrize(("next_seq", "head"), [(3, bytes(32)), (99, bytes(32)), (0, bytes(32))])
 def test_a_receipt_that_contradicts_the_chain_stops_sending(spool, next_seq, head):

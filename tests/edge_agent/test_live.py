@@ -166,3 +166,34 @@ def test_systemd_hears_of_the_first_tick_and_then_at_most_every_ten_seconds(monk
         beat()
         now[0] += 1
     assert told == ["READY=1", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"]
+
+
+@pytest.mark.rule("P-BAT-4")
+def test_on_the_real_driver_the_register_is_the_integral_within_the_chips_resolution(tmp_path, clock):
+    import math
+
+    from edge_agent.sensors.ina219 import Ina219Sensor
+    from tests.fakes.ina219_bus import Ina219Bus
+
+    class Sky(Ina219Bus):
+        """A panel in the sun of a quarter of an hour: what is read follows the time."""
+
+        def writeto(self, *arguments, **options):
+            phase = (clock.t_ms - 5_000) / 900_000 * math.pi
+            self.voltage, self.current = 17 + math.sin(phase), 2.5 * math.sin(phase)
+            super().writeto(*arguments, **options)
+
+    chips = {n: Ina219Sensor(Sky, address=0x40, shunt_uohm=100_000) for n in (0, 1)}
+    spool = Spool(tmp_path / "spool.db", network_digest(NETWORK))
+    sealer = make_sealer(spool)
+    for tick in islice(LiveSource(chips, interval_ms=1_000).ticks(-1), 901):
+        sealer.take(Tick(T0_MS + tick.boot_ms, tick.boot_ms, tick.samples))
+    sealer.stop()
+    phases = [k / 900 * math.pi for k in range(901)]
+    power_w = [(17 + math.sin(p)) * 2.5 * math.sin(p) for p in phases]
+    true_mws = 1_000 * sum((a + b) / 2 for a, b in zip(power_w, power_w[1:]))
+    # half a step of voltage (2 mV) and of current (50 µA) on every reading, and currents below the dead band
+    off_mws = sum(1_000 * (2e-3 * 2.5 + 50e-6 * 18) for _ in phases) + 1_000 * 5e-3 * 18 * 2
+    for number in (0, 1):
+        assert abs(sealer.tip.meters[number].register_mws - true_mws) <= off_mws
+    assert off_mws < true_mws / 1_000
