@@ -360,6 +360,7 @@ class Agent:
                 self._windows.paused(parts.clock.now_ms(), self._pause)
         was_open, self._tamper_open = self._tamper_open, parts.board.tamper_open()
         if self._tamper_open and not was_open:
+            self.line.open("the case was opened", parts.source.boot_ms())
             self.sealer.event(EventKind.TAMPER, parts.source.boot_ms())
             _LOG.warning("the case was opened")
         self._keep_within_spool()

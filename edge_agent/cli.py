@@ -235,6 +235,20 @@ def recover(
     _show_keys(settings.state_dir, signer, as_json=as_json)
 
 
+@app.command()
+def replace(
+    receipt_file: Annotated[Path, typer.Option("--receipt", help="the old device's last receipt, from the operator")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the keys of a new device that takes the place of one that broke or was lost."""
+    settings = load(AgentSettings, config)
+    receipt = _receipt_of(settings, receipt_file)
+    identities = Identities(settings.state_dir, settings.key)
+    signer = identities.succeed(receipt.device, receipt.head, network_digest(settings.network))
+    _show_keys(settings.state_dir, signer, as_json=as_json)
+
+
 @app.command("open-relay")
 def open_relay(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Open the relay, whatever the agent does; systemd runs it after every stop."""
@@ -269,10 +283,7 @@ def _last_receipt(settings: AgentSettings, file: Path | None, device: bytes) -> 
 
     keys = backend_keys(settings)
     if file is not None:
-        try:
-            receipt = keys.open_receipt(file.read_bytes())
-        except (OSError, MaxgreenError) as error:
-            raise UsageError(f"receipt {file}: {error}") from error
+        receipt = _receipt_of(settings, file)
         if receipt.device != device:
             raise UsageError(f"receipt {file}: it is for device {receipt.device.hex()}, not {device.hex()}")
         return receipt
@@ -280,6 +291,15 @@ def _last_receipt(settings: AgentSettings, file: Path | None, device: bytes) -> 
     if found is None:
         raise Fatal("the broker gave no receipt; ask the operator for the device's last one, and use --receipt FILE")
     return found
+
+
+def _receipt_of(settings: AgentSettings, file: Path) -> Receipt:
+    from edge_agent.compose import backend_keys  # noqa: PLC0415
+
+    try:
+        return backend_keys(settings).open_receipt(file.read_bytes())
+    except (OSError, MaxgreenError) as error:
+        raise UsageError(f"receipt {file}: {error}") from error
 
 
 def _resting_status(settings: AgentSettings) -> dict[str, Any]:

@@ -107,6 +107,20 @@ class Identities:
         self._finish()
         return signer
 
+    def succeed(self, device: bytes, head: bytes, genesis_head: bytes) -> Signer:
+        """Make the keys of a device that goes on after another one; Fatal when this one measured already."""
+        if (self.folder / SPOOL).exists():
+            spool = Spool(self.folder / SPOOL, genesis_head)
+            begun, before = spool.tip.next_seq, spool.predecessor
+            spool.close()
+            if begun or before not in {None, (device, head)}:
+                raise Fatal(f"{self.folder}: this device measured already; it can't take another's place")
+        made = any((self.folder / name).exists() for name in REFERENCES.values())
+        signer = self.signer() if made else self.make()
+        make_tls_key(self.folder, signer)
+        Spool(self.folder / SPOOL, genesis_head, predecessor=(device, head)).close()
+        return signer
+
     def retired(self) -> list[Path]:
         """Return the folders of earlier keys whose spool can still be delivered."""
         return sorted(

@@ -230,3 +230,27 @@ def test_the_keys_of_a_device_never_show_in_what_its_commands_print(device, tmp_
     assert "PRIVATE" not in said
     modes = {path.stat().st_mode & 0o077 for path in identities.folder.rglob("*") if path.suffix in {".pem", ".key"}}
     assert modes == {0}
+
+
+def test_a_new_device_takes_the_place_of_a_lost_one_by_its_last_receipt(tmp_path):
+    from typer.testing import CliRunner
+
+    from edge_agent.cli import app
+
+    (tmp_path / "agent.toml").write_text(
+        CONFIG.format(network=NETWORK, backend=BACKEND.spki.hex(), state=tmp_path / "state")
+    )
+    old, head = b"o" * 16, b"h" * 32
+    (tmp_path / "receipt").write_bytes(sign_receipt(Receipt(old, 9, head, T0_MS, 7), BACKEND, NETWORK))
+    arguments = ["replace", "--config", str(tmp_path / "agent.toml"), "--receipt", str(tmp_path / "receipt"), "--json"]
+    first = CliRunner().invoke(app, arguments)
+    assert first.exit_code == 0, first.exception
+    again = CliRunner().invoke(app, arguments)  # cut off and repeated
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+    assert messages(tmp_path / "state" / SPOOL)[2] == (old, head)
+    (tmp_path / "receipt").write_bytes(sign_receipt(Receipt(b"x" * 16, 9, head, T0_MS, 7), BACKEND, NETWORK))
+    other = CliRunner().invoke(app, arguments)
+    assert "another's place" in str(other.exception)
+    (tmp_path / "receipt").write_bytes(b"no receipt")
+    wrong = CliRunner().invoke(app, arguments)
+    assert "receipt" in str(wrong.exception)

@@ -330,8 +330,10 @@ def test_a_full_medium_keeps_readings_in_memory_and_loses_none_of_them(rig, capl
 
 
 def test_an_opened_case_is_an_event_once_and_an_alarm_while_it_is_open(rig):
+    rig.start(number=1)
     rig.board.tamper = True
     rig.tick(3)
+    assert not rig.board.closed
     assert rig.agent.status["alarms"] == ["the case is open"]
     rig.tick(60)
     rig.board.tamper = False
