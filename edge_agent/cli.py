@@ -159,7 +159,7 @@ def calibrate(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare a channel with a reference meter at two currents; prints the lines for its [[channels]] table."""
+    """Compare a channel with a reference meter at two currents; prints the lines for its table."""
     settings = load(AgentSettings, config)
     chosen = next((c for c in settings.channels if c.number == channel), None)
     if chosen is None or chosen.sensor is SensorName.REPLAY:

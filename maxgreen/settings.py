@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -88,7 +88,8 @@ def _sample(kind: type[BaseModel], prefix: str) -> Iterator[str]:
             continue
         yield from (f"## {line}" for line in (field.description or "").splitlines())
         if field.is_required():
-            yield f'{name} = ""'
+            empty = '[""]' if get_origin(field.annotation) is tuple else '""'
+            yield f"{name} = {empty}"
         else:
             value = field.get_default(call_default_factory=True, validated_data={})
             yield f"# {name} = {_toml(value)}"

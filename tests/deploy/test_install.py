@@ -83,7 +83,7 @@ def test_an_agent_is_installed_upgraded_and_taken_away_and_its_keys_stay(debian)
     assert "network" in wrong
     settings = (root / "etc/maxgreen/agent.toml").read_text()
     settings = settings.replace('network = ""', 'network = "eip155:1:0x' + "0" * 40 + '"').replace(
-        'backend_keys = ""', "backend_keys = []"
+        'backend_keys = [""]', "backend_keys = []"
     )
     (root / "etc/maxgreen/agent.toml").write_text(settings)
     assert "ok" in inside(debian, MAXGREEN, "agent", "config", "check")
