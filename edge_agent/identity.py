@@ -59,29 +59,21 @@ class Identities:
 
     def make(self) -> Signer:
         """Make the first keys; Fatal when there are some (what a cut left out is made)."""
-        if not (self.folder / "tls.csr").exists() and any(
-            (self.folder / name).exists() for name in REFERENCES.values()
-        ):
-            signer = self.signer()
-            make_tls_key(self.folder, signer)
-            return signer
-        return make_keys(self.folder, self.keys)
+        if (self.folder / "tls.csr").exists():
+            return make_keys(self.folder, self.keys)
+        return self._keys_in(self.folder)
 
     def prepare(self) -> Signer:
         """Make the next keys, or return those that are prepared."""
-        if any((self.next_folder / name).exists() for name in REFERENCES.values()):
-            signer = store_of(self.next_folder, self.keys).load()
-            make_tls_key(self.next_folder, signer)
-            return signer
-        return make_keys(self.next_folder, self.keys)
+        return self._keys_in(self.next_folder)
 
     def confirm(self, *, needs_certificate: bool = False) -> None:
         """Let the key in use have its last batch as soon as the agent runs; Fatal when no other is ready to follow."""
-        if not any((self.next_folder / name).exists() for name in REFERENCES.values()):
+        if not _has_key(self.next_folder):
             raise Fatal("no key is prepared; run 'maxgreen agent rotate' first, and register what it prints")
         if needs_certificate and not (self.next_folder / "tls.crt").exists():
             raise Fatal(f"{self.next_folder / 'tls.crt'}: not there; have {self.next_folder / 'tls.csr'} signed first")
-        make_tls_key(self.next_folder, store_of(self.next_folder, self.keys).load())
+        self._keys_in(self.next_folder)
         (self.next_folder / _CONFIRMED).touch(mode=0o600)
         sync_folder(self.next_folder)
 
@@ -115,9 +107,7 @@ class Identities:
             spool.close()
             if begun or before not in {None, (device, head)}:
                 raise Fatal(f"{self.folder}: this device measured already; it can't take another's place")
-        made = any((self.folder / name).exists() for name in REFERENCES.values())
-        signer = self.signer() if made else self.make()
-        make_tls_key(self.folder, signer)
+        signer = self._keys_in(self.folder)
         Spool(self.folder / SPOOL, genesis_head, predecessor=(device, head)).close()
         return signer
 
@@ -126,6 +116,14 @@ class Identities:
         return sorted(
             path.parent for path in self.folder.glob(f"old/*/{SPOOL}") if not (path.parent / _DAMAGED).exists()
         )
+
+    def _keys_in(self, folder: Path) -> Signer:
+        """Return the signer of a folder's keys; what is missing of them is made."""
+        if not _has_key(folder):
+            return make_keys(folder, self.keys)
+        signer = store_of(folder, self.keys).load()
+        make_tls_key(folder, signer)
+        return signer
 
     def _begin(self, device: bytes, head: bytes, genesis_head: bytes, *, damaged: bool) -> None:
         Spool(self.next_folder / SPOOL, genesis_head, predecessor=(device, head)).close()
@@ -156,6 +154,10 @@ class Identities:
         shutil.rmtree(self.next_folder, ignore_errors=True)
         (self.folder / _JOURNAL).unlink()
         sync_folder(self.folder)
+
+
+def _has_key(folder: Path) -> bool:
+    return any((folder / name).exists() for name in REFERENCES.values())
 
 
 def make_keys(folder: Path, settings: KeySettings) -> Signer:
