@@ -30,8 +30,8 @@ KERNELS = {
     "neon_diagonal": (4, 1.0, "void model(block *x) { block_mix(x, 4); }"),
     "neon_gap2": (2, 1.25, "void model(block *x) { block_mix(x, 2); }"),
     "neon_gap4": (4, 1.75, "void model(block *x) { block_mix(x, 4); }"),
-    "neon_vertical": (4, 1.0, "void model(vec *x) { block_mix(x, NULL); }"),
-    "neon_mixed": (5, 1.0, "void model(vec *x, uint32_t *z) { block_mix(x, z); }"),
+    "neon_vertical": (4, 1.0, "void model(block *b) { block_mix(b); }"),
+    "neon_mixed": (5, 1.0, "void model(block *b) { block_mix(b); }"),
 }
 BLOCK_MIXES = 2_048
 ITERATIONS = 200

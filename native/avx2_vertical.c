@@ -7,6 +7,7 @@
 #define NARROW &mg_avx2_diagonal, 4
 #include "scrypt.h"
 extern const mg_kernel mg_avx2_diagonal;
+#define SCALAR 0
 #include "vertical.h"
 #else
 typedef int mg_not_on_this_machine;

@@ -7,6 +7,7 @@
 #define NARROW &mg_avx512_diagonal, 8
 #include "scrypt.h"
 extern const mg_kernel mg_avx512_diagonal;
+#define SCALAR 0
 #include "vertical.h"
 #else
 typedef int mg_not_on_this_machine;

@@ -4,6 +4,7 @@
 #define TARGET unused
 #define LANES 4
 #define SETS 1
+#define SCALAR 0
 #include "vertical.h"
 #else
 typedef int mg_not_on_this_machine;

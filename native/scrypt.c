@@ -12,10 +12,11 @@
 #endif
 
 
-enum { GROUP = 96, SCRATCH_ALIGNMENT = 64, HUGE_PAGE = 1 << 21 };
+enum { GROUP = 288 /* whole rounds of every kernel */, SCRATCH_ALIGNMENT = 64, HUGE_PAGE = 1 << 21 };
 
 #if defined __x86_64__
-extern const mg_kernel mg_avx512_vertical, mg_avx512_diagonal, mg_avx2_vertical, mg_avx2_diagonal, mg_sse2_diagonal;
+extern const mg_kernel mg_avx512_vertical, mg_avx512_diagonal, mg_avx2_mixed, mg_avx2_vertical, mg_avx2_diagonal;
+extern const mg_kernel mg_sse2_diagonal;
 
 static int has_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -38,8 +39,8 @@ static const struct {
     int (*usable)(void);
 } built[] = {
 #if defined __x86_64__
-    {&mg_avx512_vertical, has_avx512}, {&mg_avx512_diagonal, has_avx512}, {&mg_avx2_vertical, has_avx2},
-    {&mg_avx2_diagonal, has_avx2},     {&mg_sse2_diagonal, always},
+    {&mg_avx512_vertical, has_avx512}, {&mg_avx512_diagonal, has_avx512}, {&mg_avx2_mixed, has_avx2},
+    {&mg_avx2_vertical, has_avx2},     {&mg_avx2_diagonal, has_avx2},     {&mg_sse2_diagonal, always},
 #elif defined __aarch64__
     {&mg_neon_mixed, has_neon},        {&mg_neon_vertical, has_neon},     {&mg_neon_diagonal, has_neon},
     {&mg_neon_gap2, has_neon},         {&mg_neon_gap4, has_neon},
@@ -83,6 +84,7 @@ mg_context *mg_context_new(const char *kernel_name) {
     size_t bytes = kernel->scratch_bytes;
     if (kernel->narrow && kernel->narrow->scratch_bytes > bytes) bytes = kernel->narrow->scratch_bytes;
     size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : SCRATCH_ALIGNMENT;
+    bytes = (bytes + alignment - 1) / alignment * alignment;
     if (posix_memalign(&context->scratch, alignment, bytes) != 0) {
         free(context);
         return NULL;

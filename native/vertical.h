@@ -2,18 +2,13 @@
  *
  * While one set computes, the rows that another one needs next are on their way. A row of the scratchpad holds the
  * 128 bytes of each lane one after another, so a lane's read touches two cache lines; storing and loading transpose.
- * With SCALAR, one more hash runs in the integer unit, interleaved with the vectors (out-of-order ARM cores).
+ * With SCALAR 1, one more hash of each set runs in the integer unit, interleaved with the vectors.
  */
 #include "pbkdf2.h"
-#ifdef SCALAR
-#include "portable.h"
-#else
-#define SCALAR 0
-#endif
 
-#define ROW_WORDS (32 * LANES)
+#define EACH_SET (LANES + SCALAR)
+#define ROW_WORDS (32 * EACH_SET)
 #define SET_WORDS ((size_t)N * ROW_WORDS)
-#define TOTAL (SETS * LANES + SCALAR)
 
 /* Transpose a square of LANES x LANES words. */
 INLINE void transpose(vec t[LANES]) {
@@ -38,7 +33,7 @@ INLINE void transpose(vec t[LANES]) {
 }
 
 #if LANES == 8
-#include "avx2_rounds.h"
+#include "avx2_block_mix.h"
 #else
 /* One step of four quarter rounds that do not depend on each other; the scalar hash's follows each vector's. */
 #if SCALAR
@@ -76,90 +71,104 @@ INLINE void xor_salsa8(vec b[16], const vec bx[16], uint32_t *c, const uint32_t 
     UNROLL for (int k = 0; k < 16; k++) b[k] += x[k];
     UNROLL for (int k = 0; SCALAR && k < 16; k++) c[k] += z[k];
 }
-#endif
 
-FUNCTION void block_mix(vec x[32], uint32_t *z) {
-    xor_salsa8(x, x + 16, z, SCALAR ? z + 16 : z);
-    xor_salsa8(x + 16, x, SCALAR ? z + 16 : z, z);
+typedef struct {
+    vec x[32];
+    uint32_t z[32]; /* the scalar hash's */
+} block;
+
+FUNCTION void block_mix(block *b) {
+    xor_salsa8(b->x, b->x + 16, b->z, b->z + 16);
+    xor_salsa8(b->x + 16, b->x, b->z + 16, b->z);
 }
 
-INLINE void put_rows(uint32_t *row, const vec x[32]) {
+INLINE uint32_t scalar_word_16(const block *b) { return b->z[16]; }
+INLINE void settle(block *b) { (void)b; }
+#endif
+
+INLINE void put_rows(uint32_t *row, const block *b) {
     UNROLL for (int k = 0; k < 32; k += LANES) {
         vec t[LANES];
-        UNROLL for (int i = 0; i < LANES; i++) t[i] = x[k + i];
+        UNROLL for (int i = 0; i < LANES; i++) t[i] = b->x[k + i];
         transpose(t);
         UNROLL for (int i = 0; i < LANES; i++) store(row + 32 * i + k, t[i]);
+        if (SCALAR) store(row + 32 * LANES + k, load(b->z + k));
     }
 }
 
-/* Look up which row each lane needs, and ask for it. */
-INLINE void find_rows(const uint32_t *rows[LANES], const uint32_t *v, const vec x[32]) {
-    uint32_t at[LANES];
-    store(at, (x[16] & (N - 1)) * ROW_WORDS);
-    UNROLL for (int i = 0; i < LANES; i++) {
-        rows[i] = v + at[i] + 32 * i;
+/* Look up which row each hash needs, and ask for it. */
+INLINE void find_rows(const uint32_t *rows[EACH_SET], const uint32_t *v, const block *b) {
+    const uint32_t *word = (const uint32_t *)&b->x[16];
+    UNROLL for (int i = 0; i < EACH_SET; i++) {
+        size_t at = (i < LANES ? word[i] : scalar_word_16(b)) & (N - 1);
+        rows[i] = v + at * ROW_WORDS + 32 * i;
         __builtin_prefetch(rows[i]);
         __builtin_prefetch(rows[i] + 16);
     }
 }
 
-INLINE void xor_rows(vec x[32], const uint32_t *const rows[LANES]) {
+INLINE void xor_rows(block *b, const uint32_t *const rows[EACH_SET]) {
     UNROLL for (int k = 0; k < 32; k += LANES) {
         vec t[LANES];
         UNROLL for (int i = 0; i < LANES; i++) t[i] = load(rows[i] + k);
         transpose(t);
-        UNROLL for (int i = 0; i < LANES; i++) x[k + i] ^= t[i];
+        UNROLL for (int i = 0; i < LANES; i++) b->x[k + i] ^= t[i];
+        if (SCALAR) store(b->z + k, load(b->z + k) ^ load(rows[EACH_SET - 1] + k));
     }
 }
 
-/* `sets` of the SETS are there; z and w are the scalar hash's block and scratchpad. */
-FUNCTION void ro_mix(vec x[SETS][32], uint32_t *v, int sets, uint32_t *z, uint32_t *w) {
-    const uint32_t *rows[SETS][LANES];
+/* `sets` of the SETS are there. */
+FUNCTION void ro_mix(block b[SETS], uint32_t *v, int sets) {
+    const uint32_t *rows[SETS][EACH_SET];
     for (size_t i = 0; i < N; i++) {
-        if (SCALAR) memcpy(w + 32 * i, z, 128);
         for (int s = 0; s < sets; s++) {
-            put_rows(v + s * SET_WORDS + i * ROW_WORDS, x[s]);
-            block_mix(x[s], z);
+            if (SCALAR && i > 0) settle(&b[s]);
+            put_rows(v + s * SET_WORDS + i * ROW_WORDS, &b[s]);
+            block_mix(&b[s]);
         }
     }
-    for (int s = 0; s < sets; s++) find_rows(rows[s], v + s * SET_WORDS, x[s]);
+    for (int s = 0; s < sets; s++) find_rows(rows[s], v + s * SET_WORDS, &b[s]);
     for (int i = 0; i < N; i++) {
-        const uint32_t *row = SCALAR ? w + 32 * (z[16] & (N - 1)) : NULL;
-        UNROLL for (int k = 0; SCALAR && k < 32; k++) z[k] ^= row[k];
         for (int s = 0; s < sets; s++) {
-            xor_rows(x[s], rows[s]);
-            block_mix(x[s], z);
-            find_rows(rows[s], v + s * SET_WORDS, x[s]);
+            if (SCALAR) settle(&b[s]);
+            xor_rows(&b[s], rows[s]);
+            block_mix(&b[s]);
+            find_rows(rows[s], v + s * SET_WORDS, &b[s]);
         }
     }
+    for (int s = 0; SCALAR && s < sets; s++) settle(&b[s]);
 }
 
-/* Up to TOTAL hashes. */
+/* Up to SETS * EACH_SET hashes. The ends of the scalar ones are computed as one more vector, a lane for each set. */
 FUNCTION void hash(void *scratch, const uint8_t *headers, size_t count, uint8_t *digests) {
-    vec x[SETS][32];
-    hmac_key keys[SETS];
-    uint32_t *v = scratch;
-    uint32_t *z = NULL, *w = NULL;
+    block b[SETS];
+    hmac_key keys[SETS], scalar_keys;
+    uint8_t scalar_headers[SETS][MG_HEADER_BYTES] = {{0}}, scalar_digests[SETS][MG_HASH_BYTES];
+    vec scalars[32];
     int sets = 0;
-#if SCALAR
-    uint32_t block[32];
-    mg_hmac_key key;
-    const uint8_t *scalar = headers + MG_HEADER_BYTES * (count - 1); /* the last one, also when lanes stay empty */
-    z = block, w = v + SETS * SET_WORDS;
-    mg_pbkdf2_start(&key, z, scalar);
-#endif
-    size_t vectors = count > SCALAR ? count - SCALAR : count;
-    for (size_t done = 0; done < vectors; done += LANES, sets++) {
-        pbkdf2_start(&keys[sets], x[sets], headers + MG_HEADER_BYTES * done, vectors - done);
+    for (size_t done = 0; done < count; done += EACH_SET, sets++) {
+        const uint8_t *from = headers + MG_HEADER_BYTES * done;
+        size_t some = count - done;
+        pbkdf2_start(&keys[sets], b[sets].x, from, some);
+        /* where the set is not full, a repetition */
+        memcpy(scalar_headers[sets], from + (some > LANES ? MG_HEADER_BYTES * LANES : 0), MG_HEADER_BYTES);
     }
-    ro_mix(x, v, sets, z, w);
+    if (SCALAR) pbkdf2_start(&scalar_keys, scalars, scalar_headers[0], sets);
+    for (int s = 0; SCALAR && s < sets; s++) {
+        for (int k = 0; k < 32; k++) b[s].z[k] = scalars[k][s];
+    }
+    ro_mix(b, scratch, sets);
+    for (int s = 0; SCALAR && s < sets; s++) {
+        for (int k = 0; k < 32; k++) scalars[k][s] = b[s].z[k];
+    }
+    if (SCALAR) pbkdf2_finish(&scalar_keys, scalars, scalar_digests[0], sets);
     for (int s = 0; s < sets; s++) {
-        size_t done = (size_t)s * LANES;
-        pbkdf2_finish(&keys[s], x[s], digests + MG_HASH_BYTES * done, vectors - done);
+        size_t done = (size_t)s * EACH_SET, some = count - done;
+        uint8_t *to = digests + MG_HASH_BYTES * done;
+        pbkdf2_finish(&keys[s], b[s].x, to, some);
+        if (SCALAR && some > LANES) memcpy(to + MG_HASH_BYTES * LANES, scalar_digests[s], MG_HASH_BYTES);
     }
-#if SCALAR
-    mg_pbkdf2_finish(&key, z, digests + MG_HASH_BYTES * (count - 1));
-#endif
 }
 
-const mg_kernel GLUE(mg_, NAME) = {TEXT(NAME), 4 * (SETS * SET_WORDS + SCALAR * 32 * N), TOTAL, hash, NARROW, LANES};
+const mg_kernel GLUE(mg_, NAME) = {
+    TEXT(NAME), 4 * SETS * SET_WORDS, SETS * EACH_SET, hash, NARROW, EACH_SET};

@@ -1,0 +1,14 @@
+/* Eighteen hashes: two sets of eight, and one more for each in the integer unit. */
+#ifdef __x86_64__
+#define NAME avx2_mixed
+#define TARGET target("avx2")
+#define LANES 8
+#define SETS 2
+#define NARROW &mg_avx2_diagonal, 4
+#include "scrypt.h"
+extern const mg_kernel mg_avx2_diagonal;
+#define SCALAR 1
+#include "vertical.h"
+#else
+typedef int mg_not_on_this_machine;
+#endif
