@@ -1,12 +1,15 @@
 /* scrypt(1024, 1, 1) in portable C: RFC 7914 (scrypt), RFC 8018 (PBKDF2), RFC 2104 (HMAC), FIPS 180-4 (SHA-256). */
-#include "portable.h"
-
 #include <string.h>
 
+#include "scrypt.h"
 #include "sha256.h"
 
 #define N 1024
 #define WORDS 32 /* a block of r = 1: two salsa matrices of 16 words */
+
+typedef struct {
+    uint32_t inner[8], outer[8]; /* SHA-256 states after the key's block (RFC 2104) */
+} hmac_key;
 
 static uint32_t load_be(const uint8_t *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
@@ -63,7 +66,7 @@ static void sha256_finish(uint32_t state[8], const uint8_t *data, size_t size, s
     for (int i = 0; i < 8; i++) store_be(digest + 4 * i, state[i]);
 }
 
-static void hmac_start(mg_hmac_key *key, const uint8_t password[MG_HEADER_BYTES]) {
+static void hmac_start(hmac_key *key, const uint8_t password[MG_HEADER_BYTES]) {
     uint8_t digest[32], pad[64];
     uint32_t state[8];
     memcpy(state, sha256_start, sizeof state);
@@ -79,7 +82,7 @@ static void hmac_start(mg_hmac_key *key, const uint8_t password[MG_HEADER_BYTES]
 }
 
 /* One block of PBKDF2-HMAC-SHA256 with one iteration. */
-static void pbkdf2_block(const mg_hmac_key *key, const uint8_t *salt, size_t size, uint32_t index, uint8_t out[32]) {
+static void pbkdf2_block(const hmac_key *key, const uint8_t *salt, size_t size, uint32_t index, uint8_t out[32]) {
     uint8_t message[128 + 4], digest[32];
     uint32_t state[8];
     memcpy(message, salt, size);
@@ -125,26 +128,17 @@ static void ro_mix(uint32_t x[WORDS], uint32_t (*v)[WORDS]) {
     }
 }
 
-void mg_pbkdf2_start(mg_hmac_key *key, uint32_t x[WORDS], const uint8_t header[MG_HEADER_BYTES]) {
-    uint8_t block[4 * WORDS];
-    hmac_start(key, header);
-    for (uint32_t i = 0; i < 4; i++) pbkdf2_block(key, header, MG_HEADER_BYTES, i + 1, block + 32 * i);
-    for (int k = 0; k < WORDS; k++) x[k] = load_le(block + 4 * k);
-}
-
-void mg_pbkdf2_finish(const mg_hmac_key *key, const uint32_t x[WORDS], uint8_t digest[MG_HASH_BYTES]) {
-    uint8_t block[4 * WORDS];
-    for (int k = 0; k < WORDS; k++) store_le(block + 4 * k, x[k]);
-    pbkdf2_block(key, block, sizeof block, 1, digest);
-}
-
 static void hash(void *scratch, const uint8_t *header, size_t count, uint8_t *digest) {
-    mg_hmac_key key;
+    hmac_key key;
+    uint8_t block[4 * WORDS];
     uint32_t x[WORDS];
     (void)count; /* one lane */
-    mg_pbkdf2_start(&key, x, header);
+    hmac_start(&key, header);
+    for (uint32_t i = 0; i < 4; i++) pbkdf2_block(&key, header, MG_HEADER_BYTES, i + 1, block + 32 * i);
+    for (int k = 0; k < WORDS; k++) x[k] = load_le(block + 4 * k);
     ro_mix(x, scratch);
-    mg_pbkdf2_finish(&key, x, digest);
+    for (int k = 0; k < WORDS; k++) store_le(block + 4 * k, x[k]);
+    pbkdf2_block(&key, block, sizeof block, 1, digest);
 }
 
 const mg_kernel mg_portable = {"portable", sizeof(uint32_t[N][WORDS]), 1, hash, NULL, 0, 1};
