@@ -1,18 +1,25 @@
-"""`maxgreen ingest`: run, decide, rebuild-view, config."""
+"""`maxgreen ingest`: run, decide, command, rebuild-view, config."""
 
+import json
 import signal
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ingest.commands import MWS_PER_KWH, give
 from ingest.config import IngestSettings
 from ingest.intake import Intake
 from maxgreen.chain.deployment import Addresses
 from maxgreen.clock import make_clock
 from maxgreen.errors import Fatal, UsageError
+from maxgreen.keyfile import load_key_file
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
+from maxgreen.protocol.backend import CommandKind, decode_command
+from maxgreen.protocol.cose import parse
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import config_commands, load
 from maxgreen.verify.rules import Action, Decision
@@ -22,6 +29,16 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Verify batch
 DEFAULT_CONFIG = Path("/etc/maxgreen/ingest.toml")
 app.add_typer(config_commands(IngestSettings, DEFAULT_CONFIG), name="config")
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="settings file")]
+DeviceArgument = Annotated[str, typer.Argument(help="device id, 32 hex digits")]
+ChannelOption = Annotated[int, typer.Option(min=0, help="the channel whose line is meant")]
+WhoOption = Annotated[str, typer.Option(help="who gives the command")]
+ValidOption = Annotated[
+    int, typer.Option(min=1, help="seconds until it expires; a device that is away ignores it then")
+]
+VALID_S = 60
+
+command_app = typer.Typer(no_args_is_help=True, help="Give a device a signed command; the running service sends it.")
+app.add_typer(command_app, name="command")
 
 
 @app.command()
@@ -39,7 +56,7 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
 @app.command()
 def decide(
     action: Annotated[Action, typer.Argument(help="what is decided")],
-    device: Annotated[str, typer.Argument(help="device id, 32 hex digits")],
+    device: DeviceArgument,
     from_seq: Annotated[int, typer.Argument(min=0)],
     to_seq: Annotated[int, typer.Argument(min=0)],
     text: Annotated[str, typer.Option(help="why: the owner and the auditor read it")],
@@ -49,10 +66,7 @@ def decide(
 ) -> None:
     """Record a decision, and let the chain go on where it allows that (P-ING-3, P-ING-4)."""
     settings = load(IngestSettings, config)
-    try:
-        device_id = bytes.fromhex(device)
-    except ValueError as error:
-        raise UsageError(f"device {device!r}: expected 32 hex digits") from error
+    device_id = _device(device)
     now_ms = make_clock(settings.clock_file).now_ms()
     network = Addresses.load(settings.chain.deployment).network
     with open_engine(settings.ledger).begin() as connection:
@@ -73,3 +87,111 @@ def rebuild_view(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
     count = Projector(open_engine(settings.ledger), InfluxSink(settings.influx)).rebuild()
     print(f"{count} batches written")
+
+
+@command_app.command("start-transfer")
+def start_transfer(
+    device: DeviceArgument,
+    channel: ChannelOption,
+    seconds: Annotated[int, typer.Option(min=1, help="the line opens after this time")],
+    kwh: Annotated[float, typer.Option(min=1e-9, help="the line opens after this energy")],
+    who: WhoOption,
+    valid_s: ValidOption = VALID_S,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Close a device's line until a time or an energy is reached, whichever is first."""
+    arguments = {0: channel, 1: seconds, 2: round(kwh * MWS_PER_KWH)}
+    _give(config, device, CommandKind.START_TRANSFER, arguments, who, valid_s)
+
+
+@command_app.command("stop-transfer")
+def stop_transfer(
+    device: DeviceArgument,
+    channel: ChannelOption,
+    who: WhoOption,
+    valid_s: ValidOption = VALID_S,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Open a device's line."""
+    _give(config, device, CommandKind.STOP_TRANSFER, {0: channel}, who, valid_s)
+
+
+@command_app.command()
+def registers(
+    device: DeviceArgument, who: WhoOption, valid_s: ValidOption = VALID_S, config: ConfigOption = DEFAULT_CONFIG
+) -> None:
+    """Ask a device for its registers and its description."""
+    _give(config, device, CommandKind.SEND_REGISTERS, {}, who, valid_s)
+
+
+@command_app.command()
+def interval(
+    device: DeviceArgument,
+    milliseconds: Annotated[int, typer.Argument(min=1, help="between two samples")],
+    who: WhoOption,
+    valid_s: ValidOption = VALID_S,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Change a device's sampling interval."""
+    _give(config, device, CommandKind.SAMPLING_INTERVAL, {0: milliseconds}, who, valid_s)
+
+
+@command_app.command("list")
+def list_commands(
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON list on stdout")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """List the newest commands; whether a device obeyed one, its batches tell."""
+    with open_engine(load(IngestSettings, config).ledger).connect() as connection:
+        rows = Book(connection).all_commands()
+    given = [(row.who, decode_command(parse(bytes(row.message)).payload)) for row in rows]
+    if as_json:
+        print(
+            json.dumps(
+                [
+                    {
+                        "device": command.device.hex(),
+                        "number": command.number,
+                        "issued_ms": command.issued_ms,
+                        "expires_ms": command.expires_ms,
+                        "kind": command.kind.name.lower(),
+                        "arguments": dict(command.arguments),
+                        "who": who,
+                    }
+                    for who, command in given
+                ]
+            )
+        )
+        return
+    for who, command in given:
+        issued = datetime.fromtimestamp(command.issued_ms / 1000, UTC)
+        kind = command.kind.name.lower().replace("_", " ")
+        print(f"{issued:%Y-%m-%d %H:%M:%S} UTC  {command.device.hex()}  {kind} {dict(command.arguments)}  by {who}")
+
+
+def _give(config: Path, device: str, kind: CommandKind, arguments: Mapping[int, int], who: str, valid_s: int) -> None:
+    settings = load(IngestSettings, config)
+    device_id = _device(device)
+    signer = load_key_file(settings.key_file)
+    network = Addresses.load(settings.chain.deployment).network
+    now_ms = make_clock(settings.clock_file).now_ms()
+    with open_engine(settings.ledger).begin() as connection:
+        command = give(
+            Book(connection),
+            signer,
+            network,
+            device_id,
+            kind,
+            arguments,
+            who=who,
+            now_ms=now_ms,
+            valid_ms=valid_s * 1000,
+        )
+    print(f"command {command.number} is in the ledger; the running service sends it within a second, for {valid_s} s")
+
+
+def _device(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise UsageError(f"device {text!r}: expected 32 hex digits") from error

@@ -31,6 +31,7 @@ LINGER_S: Final = 0.02
 QUEUE: Final = 4_096  # then the connection is not read on
 _POLL_S: Final = 0.05
 _MAX_RETRY_S: Final = 30
+_COMMANDS_EVERY_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,9 @@ class Consumer:
         self._issuer = BeaconIssuer(deployment.chain, signer, self._network)
         self._beacons: dict[int, Beacon] = {}
         self._greet = threading.Event()
+        self._commands_due = 0.0
+        self._command_again = threading.Event()
+        self._command_sent = 0  # the ledger's row
 
     @property
     def alarm(self) -> str | None:
@@ -175,13 +179,15 @@ class Consumer:
         return self._issuer.alarm
 
     def greet(self) -> None:
-        """Publish the newest beacon again: a broker may have lost what it retained."""
+        """Publish the newest beacon and the waiting commands again: a broker may have lost them."""
         self._greet.set()
+        self._command_again.set()
 
     def step(self) -> int:
         """Do what is due; return how many messages were judged."""
         self._refresh()
         self._issue()
+        self._command()
         group = self._collect()
         if group:
             self._judge(group)
@@ -209,6 +215,20 @@ class Consumer:
         if issued is not None:
             self._greet.clear()
             self._broker.publish(BEACON_TOPIC, issued[1], retain=True)
+
+    def _command(self) -> None:
+        """Send the commands that came into the ledger, and after a connection all that have not expired."""
+        if time.monotonic() < self._commands_due:
+            return
+        self._commands_due = time.monotonic() + _COMMANDS_EVERY_S
+        if self._command_again.is_set():
+            self._command_again.clear()
+            self._command_sent = 0
+        with self._engine.connect() as connection:
+            waiting = Book(connection).commands_to_send(self._clock.now_ms(), after=self._command_sent)
+        for row in waiting:
+            self._broker.publish(device_topic(row.device, "command"), row.message, retain=False)
+            self._command_sent = row.id
 
     def _collect(self) -> list[Delivery]:
         """Return the messages that came, up to a group, waiting a little for more."""

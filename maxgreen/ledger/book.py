@@ -8,8 +8,19 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
-from maxgreen.ledger.schema import batches, beacons, decisions, devices, evidence, limits, periods, positions, receipts
-from maxgreen.protocol.backend import Beacon, decode_beacon
+from maxgreen.ledger.schema import (
+    batches,
+    beacons,
+    commands,
+    decisions,
+    devices,
+    evidence,
+    limits,
+    periods,
+    positions,
+    receipts,
+)
+from maxgreen.protocol.backend import Beacon, Command, decode_beacon
 from maxgreen.protocol.cose import parse
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.verify.chain import ChainState
@@ -234,6 +245,25 @@ class Book:
         if rows:
             self._db.execute(update(devices).where(devices.c.device == device).values(reported=rows[-1][2]))
         return [(int(seq), int(reason)) for seq, reason, _ in rows]
+
+    def add_command(self, command: Command, who: str, message: bytes) -> None:
+        """Keep a command that is to be sent."""
+        values = {"device": command.device, "number": command.number, "expires_ms": command.expires_ms}
+        self._db.execute(insert(commands).values(**values, who=who, message=message))
+
+    def newest_command(self, device: bytes) -> int | None:
+        """Return the highest number that a device was sent."""
+        number: int | None = self._db.scalar(select(func.max(commands.c.number)).where(commands.c.device == device))
+        return number
+
+    def commands_to_send(self, now_ms: int, *, after: int) -> list[Any]:
+        """Return the commands that have not expired, of the rows after `after`."""
+        waiting = (commands.c.id > after, commands.c.expires_ms > now_ms)
+        return list(self._db.execute(select(commands).where(*waiting).order_by(commands.c.id)))
+
+    def all_commands(self, limit: int = 100) -> list[Any]:
+        """Return the newest commands, newest first."""
+        return list(self._db.execute(select(commands).order_by(commands.c.id.desc()).limit(limit)))
 
     def add_decision(self, decision: Decision) -> None:
         """Record a decision of the operator or the DAO."""

@@ -86,6 +86,18 @@ receipts: Final = Table(
     Column("message", LargeBinary, nullable=False),
 )
 
+commands: Final = Table(
+    "commands",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("device", LargeBinary(16), nullable=False),
+    Column("number", _Id, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("message", LargeBinary, nullable=False),
+    UniqueConstraint("device", "number"),
+)
+
 decisions: Final = Table(
     "decisions",
     metadata,

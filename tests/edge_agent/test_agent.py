@@ -23,7 +23,8 @@ from simulator.lab import NETWORK, T0_MS, Lab
 from tests.fakes.link import FakeLink
 from tests.verify.test_verdict import Ledger
 
-BACKEND = MemorySigner.from_secret(2)
+BACKEND_SECRET = 2
+BACKEND = MemorySigner.from_secret(BACKEND_SECRET)
 BOOT = bytes(range(16))
 
 

@@ -1,0 +1,43 @@
+"""Commands to devices: numbered, signed and kept in the ledger, from where the running service sends them (P-CMD-1)."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from maxgreen.errors import UsageError
+from maxgreen.ledger.book import Book
+from maxgreen.protocol.backend import Command, CommandKind, sign_command
+from maxgreen.protocol.keys import Signer
+
+MWS_PER_KWH: Final = 3_600_000_000
+
+
+def give(
+    book: Book,
+    signer: Signer,
+    network: str,
+    device: bytes,
+    kind: CommandKind,
+    arguments: Mapping[int, int],
+    *,
+    who: str,
+    now_ms: int,
+    valid_ms: int,
+) -> Command:
+    """Sign a command and keep it in the ledger; UsageError when the device is unknown or has no such channel.
+
+    Numbers follow the clock, so that they rise even over a ledger that was restored from a backup.
+    """
+    known = book.device(device)
+    if known is None:
+        raise UsageError(f"device {device.hex()}: not registered; /api/devices lists them")
+    if kind in (CommandKind.START_TRANSFER, CommandKind.STOP_TRANSFER):
+        channels = sorted(known.chain.channels) if known.chain else []
+        if arguments[0] not in channels:
+            raise UsageError(
+                f"device {device.hex()}: has no channel {arguments[0]}; it has {channels or 'sent nothing'}"
+            )
+    newest = book.newest_command(device)
+    number = now_ms if newest is None else max(now_ms, newest + 1)
+    command = Command(device, number, now_ms, now_ms + valid_ms, kind, arguments)
+    book.add_command(command, who, sign_command(command, signer, network))
+    return command

@@ -1,0 +1,154 @@
+"""Commands from the operator's hands to a device's relay."""
+
+import json
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from sqlalchemy import inspect
+from typer.testing import CliRunner
+
+from ingest.cli import app
+from ingest.commands import give
+from ingest.consumer import Consumer, Metrics
+from maxgreen.chain.deployment import Addresses
+from maxgreen.errors import UsageError
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import open_engine
+from maxgreen.protocol.backend import CommandKind
+from maxgreen.protocol.identity import device_topic
+from simulator.lab import NETWORK, T0_MS, Lab
+from tests.edge_agent.test_agent import BACKEND, BACKEND_SECRET, Clock
+from tests.edge_agent.test_operation import Rig
+from tests.ingest.test_intake import engine, send  # noqa: F401
+
+NOBODY = "0x" + 40 * "0"
+
+
+class Wire:
+    """The broker side of ingest, in memory."""
+
+    def __init__(self):
+        self.sent = []
+
+    def publish(self, topic, payload, *, retain):
+        self.sent.append((topic, payload, retain))
+
+
+class Station:
+    """An operator's machine: settings, key and ledger in a folder, and the running service's consumer."""
+
+    def __init__(self, folder, engine):  # noqa: F811
+        key = ec.derive_private_key(BACKEND_SECRET, ec.SECP256R1())
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (folder / "backend.pem").write_bytes(pem)
+        (folder / "backend.pem").chmod(0o600)
+        chain_id, registry = NETWORK.removeprefix("eip155:").split(":")
+        addresses = Addresses(int(chain_id), *[NOBODY] * 4, registry, NOBODY)
+        addresses.save(folder / "deployment.json")
+        self.clock_file = folder / "clock"
+        self.config = folder / "ingest.toml"
+        self.config.write_text(
+            f'ledger = "sqlite:///{folder}/ledger.db"\nkey_file = "{folder}/backend.pem"\n'
+            f'clock_file = "{self.clock_file}"\n[chain]\ndeployment = "{folder}/deployment.json"\n'
+        )
+        self.wire, self.clock = Wire(), Clock()
+        deployment = type("Deployment", (), {"network": NETWORK, "chain": None})()
+        self.consumer = Consumer(engine, self.wire, deployment, BACKEND, self.clock, Metrics(), refresh_s=1)
+        self.at(T0_MS + 10_000)
+
+    def at(self, t_ms):
+        self.clock.t_ms = t_ms
+        self.clock_file.write_text(str(t_ms))
+
+    def run(self, *arguments):
+        return CliRunner().invoke(app, ["command", *map(str, arguments), "--config", str(self.config)])
+
+    def sends(self):
+        self.wire.sent.clear()
+        self.consumer._commands_due = 0
+        self.consumer._command()
+        return list(self.wire.sent)
+
+
+@pytest.fixture
+def station(tmp_path, engine):  # noqa: F811
+    send(engine, Lab().next())
+    return Station(tmp_path, engine)
+
+
+@pytest.mark.rule("P-CMD-1")
+def test_an_operators_command_closes_and_opens_a_devices_relay(station, tmp_path):
+    rig = Rig(tmp_path)
+    rig.tick(3)
+    device = rig.lab.device.hex()
+    station.at(rig.clock.t_ms)
+    assert (
+        station.run("start-transfer", device, "--channel", 1, "--seconds", 60, "--kwh", 0.5, "--who", "Ann").exit_code
+        == 0
+    )
+    [(topic, message, retained)] = station.sends()
+    assert not retained
+    rig.link.deliver(topic, message)
+    rig.agent.exchange()
+    assert rig.board.closed
+    assert station.run("stop-transfer", device, "--channel", 1, "--who", "Ann").exit_code == 0
+    [(topic, message, _)] = station.sends()
+    rig.link.deliver(topic, message)
+    rig.agent.exchange()
+    assert not rig.board.closed
+    listed = json.loads(station.run("list", "--json").stdout)
+    assert [(entry["kind"], entry["who"]) for entry in listed] == [("stop_transfer", "Ann"), ("start_transfer", "Ann")]
+    assert listed[1]["arguments"] == {"0": 1, "1": 60, "2": 1_800_000_000}
+    assert "start transfer" in station.run("list").stdout
+
+
+def test_a_command_is_sent_once_a_connection_until_it_expires(station):
+    device = Lab().device.hex()
+    station.run("interval", device, 500, "--who", "Ann", "--valid-s", 100)
+    station.run("registers", device, "--who", "Ann", "--valid-s", 10)
+    first = station.sends()
+    assert [topic for topic, _, _ in first] == [device_topic(Lab().device, "command")] * 2
+    assert station.sends() == []
+    station.consumer.greet()
+    assert station.sends() == first
+    station.at(station.clock.t_ms + 10_000)
+    station.consumer.greet()
+    assert station.sends() == first[:1]
+    station.at(station.clock.t_ms + 90_000)
+    station.consumer.greet()
+    assert station.sends() == []
+
+
+def test_numbers_rise_also_within_a_millisecond_and_over_a_lost_ledger(engine, tmp_path):  # noqa: F811
+    def given(ledger, now_ms):
+        with ledger.begin() as connection:
+            return give(
+                Book(connection), BACKEND, NETWORK, Lab().device, CommandKind.SEND_REGISTERS, {},
+                who="Ann", now_ms=now_ms, valid_ms=1_000,
+            ).number  # fmt: skip
+
+    numbers = [given(engine, T0_MS), given(engine, T0_MS), given(engine, T0_MS - 5_000)]
+    fresh = open_engine(f"sqlite:///{tmp_path / 'fresh.db'}")
+    with fresh.begin() as connection:
+        Book(connection).put_device(Lab().record(), 1, NOBODY, {"kind": "miner", "channels": []})
+    numbers.append(given(fresh, T0_MS + 60_000))
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_device_or_channel_that_is_not_there_is_said(station):
+    unknown = station.run("registers", "00" * 16, "--who", "Ann")
+    assert isinstance(unknown.exception, UsageError)
+    assert "not registered" in str(unknown.exception)
+    wrong = station.run("stop-transfer", Lab().device.hex(), "--channel", 9, "--who", "Ann")
+    assert "no channel 9; it has [0, 1]" in str(wrong.exception)
+    assert "32 hex digits" in str(station.run("registers", "miner", "--who", "Ann").exception)
+    assert station.sends() == []
+
+
+def test_a_ledger_from_before_commands_gets_their_table(tmp_path):
+    url = f"sqlite:///{tmp_path / 'old.db'}"
+    with open_engine(url).begin() as connection:
+        connection.exec_driver_sql("DROP TABLE commands")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    assert "commands" in inspect(open_engine(url)).get_table_names()
