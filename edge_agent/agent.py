@@ -88,6 +88,7 @@ class Agent:
         self._tamper_open: bool | None = None
         self._day_begin: tuple[int, dict[int, int]] = (-1, {})
         self._pause: str | None = None
+        self._slow = False  # the spool was at its limit, and is not empty yet
         self._wanted_interval_ms = parts.interval_ms
         self._windows = ProofWindows()
         self.key_finished = False
@@ -332,7 +333,7 @@ class Agent:
                 self.sealer.state_birth()
             case CommandKind.SAMPLING_INTERVAL:
                 self._wanted_interval_ms = command.arguments[0]
-                self._sample_at(command.arguments[0])
+                self._keep_within_spool()
 
     def _impossible(self, command: Command) -> str | None:
         match command.kind:
@@ -343,8 +344,11 @@ class Agent:
         return None
 
     def _sample_at(self, interval_ms: int, why: EventKind | None = None) -> None:
+        """Sample at another interval; while the key does not sign it stays, and is tried again later."""
+        before = self.sealer.interval_ms
         self.sealer.set_interval(interval_ms, self._parts.source.boot_ms(), why)
-        self._parts.source.set_interval(interval_ms)
+        if self.sealer.interval_ms != before:
+            self._parts.source.set_interval(interval_ms)
 
     @property
     def _is_dated(self) -> bool:
@@ -369,12 +373,14 @@ class Agent:
 
     def _keep_within_spool(self) -> None:
         """At the limit nothing is dropped: the agent samples less often, until receipts have made room."""
-        full = self._parts.spool.used_bytes() > self._parts.most_spool_bytes
-        interval_ms = max(self._wanted_interval_ms, _SLOW_MS) if full else self._wanted_interval_ms
-        if interval_ms == self.sealer.interval_ms or (not full and self._parts.spool.waiting() > 1):
-            return
-        _LOG.warning("spool: %s; sampling every %g s", "at its limit" if full else "has room again", interval_ms / 1000)
-        self._sample_at(interval_ms, EventKind.SPOOL_LIMIT if full else None)
+        spool, was_slow = self._parts.spool, self._slow
+        self._slow = spool.used_bytes() > self._parts.most_spool_bytes or (was_slow and spool.waiting() > 1)
+        interval_ms = max(self._wanted_interval_ms, _SLOW_MS) if self._slow else self._wanted_interval_ms
+        if self._slow != was_slow:
+            _LOG.warning(
+                "spool: %s; sampling every %g s", "at its limit" if self._slow else "has room again", interval_ms / 1000
+            )
+        self._sample_at(interval_ms, EventKind.SPOOL_LIMIT if self._slow and not was_slow else None)
 
     def _conditions(self) -> Conditions:
         generation = [

@@ -135,7 +135,10 @@ class Sealer:
         return self._wanted_ms
 
     def set_interval(self, interval_ms: int, boot_ms: int, why: EventKind | None = None) -> None:
-        """Sample at another interval from the next batch on (P-BAT-4 holds one interval per batch)."""
+        """Sample at another interval from the next batch on (P-BAT-4 holds one interval per batch).
+
+        While the key does not sign, `interval_ms` stays what it was.
+        """
         if interval_ms == self._wanted_ms:
             return
         if why is not None:

@@ -181,6 +181,18 @@ def test_a_token_that_is_pulled_out_for_a_while_loses_no_reading(tmp_path):
     assert {ledger.send(m) for _, m in rig.spool.messages(0, 100)} == {Reason.NONE}
 
 
+def test_an_interval_changes_for_meter_and_source_together_also_when_the_key_is_away(tmp_path):
+    token = Token(Lab().signer)
+    rig = Rig(tmp_path, signer=token)
+    rig.tick(3)
+    token.out = True
+    rig.command(1, CommandKind.SAMPLING_INTERVAL, {0: 2_000})
+    assert (rig.source.interval_ms, rig.agent.sealer.interval_ms) == (None, 1_000)  # the source was not told
+    token.out = False
+    rig.tick(60)
+    assert rig.source.interval_ms == rig.agent.sealer.interval_ms == 2_000
+
+
 def test_a_shorter_interval_loses_nothing_of_the_segment_that_it_ends(tmp_path):
     rig = Rig(tmp_path, interval_ms=60_000)
     at = [60_000 * k for k in range(4)] + [180_000 + 30_000 + 1_000 * k for k in range(20)]
