@@ -26,7 +26,7 @@ from maxgreen.protocol.identity import BEACON_TOPIC, ROOT, device_topic
 from maxgreen.protocol.keys import Signer
 
 _LOG: Final = logging.getLogger(__name__)
-GROUP: Final = 480  # a multiple of the scrypt lanes
+GROUP: Final = 576  # whole rounds of every x86-64 scrypt kernel
 LINGER_S: Final = 0.02
 QUEUE: Final = 4_096  # then the connection is not read on
 _POLL_S: Final = 0.05

@@ -37,7 +37,7 @@ INLINE void transpose(vec t[LANES]) {
 #else
 /* One step of four quarter rounds that do not depend on each other; the scalar hash's follows each vector's. */
 #if SCALAR
-/* held in this order: the compiler's own mixes vector and integer instructions less well */
+/* NEON only; held in this order: the compiler's own mixes vector and integer instructions less well */
 INLINE vec hold(vec v) {
     __asm__ volatile("" : "+w"(v));
     return v;
@@ -143,7 +143,7 @@ FUNCTION void ro_mix(block b[SETS], uint32_t *v, int sets) {
 FUNCTION void hash(void *scratch, const uint8_t *headers, size_t count, uint8_t *digests) {
     block b[SETS];
     hmac_key keys[SETS], scalar_keys;
-    uint8_t scalar_headers[SETS][MG_HEADER_BYTES] = {{0}}, scalar_digests[SETS][MG_HASH_BYTES];
+    uint8_t scalar_headers[SETS * MG_HEADER_BYTES] = {0}, scalar_digests[SETS * MG_HASH_BYTES];
     vec scalars[32];
     int sets = 0;
     for (size_t done = 0; done < count; done += EACH_SET, sets++) {
@@ -151,9 +151,10 @@ FUNCTION void hash(void *scratch, const uint8_t *headers, size_t count, uint8_t 
         size_t some = count - done;
         pbkdf2_start(&keys[sets], b[sets].x, from, some);
         /* where the set is not full, a repetition */
-        memcpy(scalar_headers[sets], from + (some > LANES ? MG_HEADER_BYTES * LANES : 0), MG_HEADER_BYTES);
+        const uint8_t *scalar = from + (some > LANES ? MG_HEADER_BYTES * LANES : 0);
+        memcpy(scalar_headers + MG_HEADER_BYTES * sets, scalar, MG_HEADER_BYTES);
     }
-    if (SCALAR) pbkdf2_start(&scalar_keys, scalars, scalar_headers[0], sets);
+    if (SCALAR) pbkdf2_start(&scalar_keys, scalars, scalar_headers, sets);
     for (int s = 0; SCALAR && s < sets; s++) {
         for (int k = 0; k < 32; k++) b[s].z[k] = scalars[k][s];
     }
@@ -161,12 +162,12 @@ FUNCTION void hash(void *scratch, const uint8_t *headers, size_t count, uint8_t 
     for (int s = 0; SCALAR && s < sets; s++) {
         for (int k = 0; k < 32; k++) scalars[k][s] = b[s].z[k];
     }
-    if (SCALAR) pbkdf2_finish(&scalar_keys, scalars, scalar_digests[0], sets);
+    if (SCALAR) pbkdf2_finish(&scalar_keys, scalars, scalar_digests, sets);
     for (int s = 0; s < sets; s++) {
         size_t done = (size_t)s * EACH_SET, some = count - done;
         uint8_t *to = digests + MG_HASH_BYTES * done;
         pbkdf2_finish(&keys[s], b[s].x, to, some);
-        if (SCALAR && some > LANES) memcpy(to + MG_HASH_BYTES * LANES, scalar_digests[s], MG_HASH_BYTES);
+        if (SCALAR && some > LANES) memcpy(to + MG_HASH_BYTES * LANES, scalar_digests + MG_HASH_BYTES * s, MG_HASH_BYTES);
     }
 }
 

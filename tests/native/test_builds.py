@@ -24,9 +24,9 @@ def program(name):
     return name
 
 
-def build(tmp_path, compiler, *flags):
+def build(tmp_path, compiler, *flags, main="harness.c"):
     target = tmp_path / "harness"
-    sources = [*SOURCES, ROOT / "tests/native/harness.c"]
+    sources = [*SOURCES, ROOT / "tests/native" / main]
     if set(BROKEN) <= set(flags):
         sources.append(ROOT / "tests/native/broken.c")
     subprocess.run([program(compiler), *FLAGS, *flags, *map(str, sources), "-o", str(target)], check=True)
@@ -64,6 +64,12 @@ def test_sanitizers_find_nothing_for_any_size_and_alignment(tmp_path, pairs, com
 def test_valgrind_finds_nothing(tmp_path, pairs):
     harness = build(tmp_path, "gcc", "-O2", "-g", *NO_VECTORIZER)
     assert run(program("valgrind"), "--quiet", "--error-exitcode=9", "--leak-check=full", harness, pairs, 18)
+
+
+@pytest.mark.parametrize("flags", [["-O0"], ["-O3"], ["-O3", "-fno-omit-frame-pointer"]], ids=" ".join)
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_a_profiler_can_walk_the_stack_at_any_instant_of_a_kernel(tmp_path, compiler, flags):
+    assert run(build(tmp_path, compiler, *flags, *NO_VECTORIZER, main="unwind.c"))[-1] == "portable"
 
 
 def test_a_kernel_that_is_wrong_in_one_lane_fails_its_self_test(tmp_path, pairs):
