@@ -163,6 +163,8 @@ def list_commands(
             )
         )
         return
+    if not given:
+        print("no command was given yet")
     for who, command in given:
         issued = datetime.fromtimestamp(command.issued_ms / 1000, UTC)
         kind = command.kind.name.lower().replace("_", " ")
@@ -172,6 +174,8 @@ def list_commands(
 def _give(config: Path, device: str, kind: CommandKind, arguments: Mapping[int, int], who: str, valid_s: int) -> None:
     settings = load(IngestSettings, config)
     device_id = _device(device)
+    if not settings.key_file.exists():
+        raise Fatal(f"key {settings.key_file}: not there; the service makes it: run this on its machine, as its user")
     signer = load_key_file(settings.key_file)
     network = Addresses.load(settings.chain.deployment).network
     now_ms = make_clock(settings.clock_file).now_ms()

@@ -142,8 +142,11 @@ def test_a_device_or_channel_that_is_not_there_is_said(station):
     assert "not registered" in str(unknown.exception)
     wrong = station.run("stop-transfer", Lab().device.hex(), "--channel", 9, "--who", "Ann")
     assert "no channel 9; it has [0, 1]" in str(wrong.exception)
+    assert "no command was given yet" in station.run("list").stdout
     assert "32 hex digits" in str(station.run("registers", "miner", "--who", "Ann").exception)
     assert station.sends() == []
+    (station.config.parent / "backend.pem").unlink()
+    assert "on its machine" in str(station.run("registers", Lab().device.hex(), "--who", "Ann").exception)
 
 
 def test_a_ledger_from_before_commands_gets_their_table(tmp_path):
