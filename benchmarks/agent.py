@@ -162,12 +162,8 @@ def _birth() -> Birth:
     return Birth(DEVICE.spki, sensors, "benchmark", bytes(32), "none", 0, "none", 0)
 
 
-def medium(folder: Path) -> dict[str, Any]:
-    """Return what a day writes to the medium."""
-    network, begin_ms = "eip155:1:0x" + "00" * 20, time.time_ns() // 10**6 // 86_400_000 * 86_400_000
-    before, samples_s = written_bytes(), 86_400
-    spool = Spool(folder / "spool.db", network_digest(network))
-    sealer = Sealer(
+def _sealer(spool: Spool, network: str) -> Sealer:
+    return Sealer(
         spool,
         DEVICE,
         network,
@@ -177,6 +173,14 @@ def medium(folder: Path) -> dict[str, Any]:
         seal_ms=SEAL_S * 1000,
         harvest=lambda _prev: None,
     )
+
+
+def medium(folder: Path) -> dict[str, Any]:
+    """Return what a day writes to the medium."""
+    network, begin_ms = "eip155:1:0x" + "00" * 20, time.time_ns() // 10**6 // 86_400_000 * 86_400_000
+    before, samples_s = written_bytes(), 86_400
+    spool = Spool(folder / "spool.db", network_digest(network))
+    sealer = _sealer(spool, network)
     for second in range(samples_s):
         boot_ms = second * 1000 + 60_000
         samples = {n: Sample(18_000_000 + 4_000 * (second % 60), 1_000_000 + second % 999, boot_ms) for n in (0, 1)}
@@ -236,16 +240,7 @@ def fill(spool: Spool, network: str, count: int) -> None:
     """Seal `count` batches of one minute, two channels at 1 Hz, the last one ending now."""
     from rich.progress import track
 
-    sealer = Sealer(
-        spool,
-        DEVICE,
-        network,
-        _birth(),
-        bytes(16),
-        interval_ms=1_000,
-        seal_ms=SEAL_S * 1000,
-        harvest=lambda _prev: None,
-    )
+    sealer = _sealer(spool, network)
     minutes = count - 1  # the first sample is a batch of its own
     begin_ms = (time.time_ns() // 10**6 - minutes * SEAL_S * 1000) // (SEAL_S * 1000) * SEAL_S * 1000
     for minute in track(range(minutes), "spooling", transient=True):

@@ -147,15 +147,10 @@ class Agent:
             self._power_mw.pop(channel, None)
         for channel, sample in tick.samples.items():
             self._power_mw[channel] = sample.power_pw(0) // 10**9
-        if (
-            self._parts.finish_key
-            and not self.key_finished
-            and self.sealer.finish_key(
-                tick.boot_ms, without=tick.faults if tick.boot_ms - self._first_tick_ms >= _DEAD_AFTER_MS else ()
-            )
-        ):
-            self.key_finished = True
-            self.stop()
+        if self._parts.finish_key and not self.key_finished:
+            self.key_finished = self.sealer.finish_key(tick.boot_ms, without=tick.faults if self._was_patient else ())
+            if self.key_finished:
+                self.stop()
         self.exchange()
 
     def exchange(self, timeout_s: float = 0) -> None:
@@ -203,14 +198,13 @@ class Agent:
     @property
     def is_well(self) -> bool:
         """Whether every channel gave a sample (or failed for half a minute) and batches are sealed in their time."""
-        if self._latest is None or self._first_tick_ms is None:
+        if self._latest is None:
             return False
         silence_ms = self._parts.source.boot_ms() - self._latest.boot_ms
         if silence_ms > 60_000 + 2 * self.sealer.interval_ms:
             return False
         channels = {sensor.channel for sensor in self._parts.birth.sensors}
-        dead = self._latest.boot_ms - self._first_tick_ms >= _DEAD_AFTER_MS
-        if not (channels <= self._seen or dead):
+        if not (channels <= self._seen or self._was_patient):
             return False
         excused = (
             self._latest.wall_ms is None
@@ -318,14 +312,14 @@ class Agent:
         if refused:
             _LOG.warning("command %d is not obeyed: %s", command.number, refused)
             return
+        boot_ms = self._parts.source.boot_ms()
         if command.kind is CommandKind.STOP_TRANSFER:  # opening needs no note: doing it twice does no harm
-            self.line.obey(command, self._parts.source.boot_ms())
+            self.line.obey(command, boot_ms)
         try:
             self._parts.spool.obey(command.number)
         except sqlite3.OperationalError as error:  # obeyed without a note, a restart would obey it again
             _LOG.warning("command %d is not obeyed: spool: %s", command.number, error)
             return
-        boot_ms = self._parts.source.boot_ms()
         match command.kind:
             case CommandKind.START_TRANSFER:
                 self.line.obey(command, boot_ms)
@@ -333,7 +327,7 @@ class Agent:
                 self.sealer.state_birth()
             case CommandKind.SAMPLING_INTERVAL:
                 self._wanted_interval_ms = command.arguments[0]
-                self._keep_within_spool()
+                self._choose_interval()
 
     def _impossible(self, command: Command) -> str | None:
         match command.kind:
@@ -343,12 +337,12 @@ class Agent:
                 return f"an interval of {command.arguments[0]} ms is outside {_MIN_INTERVAL_MS} to {MAX_INTERVAL_MS}"
         return None
 
-    def _sample_at(self, interval_ms: int, why: EventKind | None = None) -> None:
-        """Sample at another interval; while the key does not sign it stays, and is tried again later."""
-        before = self.sealer.interval_ms
-        self.sealer.set_interval(interval_ms, self._parts.source.boot_ms(), why)
-        if self.sealer.interval_ms != before:
-            self._parts.source.set_interval(interval_ms)
+    @property
+    def _was_patient(self) -> bool:
+        """Whether every sensor had its time to answer: one that fails now is dead."""
+        if self._latest is None or self._first_tick_ms is None:
+            return False
+        return self._latest.boot_ms - self._first_tick_ms >= _DEAD_AFTER_MS
 
     @property
     def _is_dated(self) -> bool:
@@ -367,20 +361,26 @@ class Agent:
             self.line.open("the case was opened", parts.source.boot_ms())
             self.sealer.event(EventKind.TAMPER, parts.source.boot_ms())
             _LOG.warning("the case was opened")
-        self._keep_within_spool()
+        self._choose_interval()
         self.status = self._status()
         self._show()
 
-    def _keep_within_spool(self) -> None:
-        """At the limit nothing is dropped: the agent samples less often, until receipts have made room."""
-        spool, was_slow = self._parts.spool, self._slow
+    def _choose_interval(self) -> None:
+        """Sample as often as is wished; less often while the spool is at its limit, where nothing is dropped.
+
+        While the key does not sign, the interval stays, and is chosen again later.
+        """
+        spool, was_slow, before = self._parts.spool, self._slow, self.sealer.interval_ms
         self._slow = spool.used_bytes() > self._parts.most_spool_bytes or (was_slow and spool.waiting() > 1)
         interval_ms = max(self._wanted_interval_ms, _SLOW_MS) if self._slow else self._wanted_interval_ms
         if self._slow != was_slow:
             _LOG.warning(
                 "spool: %s; sampling every %g s", "at its limit" if self._slow else "has room again", interval_ms / 1000
             )
-        self._sample_at(interval_ms, EventKind.SPOOL_LIMIT if self._slow and not was_slow else None)
+        why = EventKind.SPOOL_LIMIT if self._slow and not was_slow else None
+        self.sealer.set_interval(interval_ms, self._parts.source.boot_ms(), why)
+        if self.sealer.interval_ms != before:
+            self._parts.source.set_interval(interval_ms)
 
     def _conditions(self) -> Conditions:
         generation = [

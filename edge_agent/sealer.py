@@ -143,13 +143,8 @@ class Sealer:
             return
         if why is not None:
             self.event(why, boot_ms)
-        if self._open is not None:
-            try:
-                self._seal()
-            except Retryable as error:
-                self._note_key_fault(error)
-                return
-        self._wanted_ms = interval_ms
+        if self._try_seal():
+            self._wanted_ms = interval_ms
 
     def take(self, tick: Tick) -> None:
         """Add a round of readings; seals what was open when the tick lies beyond its cut.
@@ -172,6 +167,15 @@ class Sealer:
                 if self._open is None or self._open.ticks[-1].boot_ms != tick.boot_ms:
                     return  # it is taken again when the key signs
             self._stalled.popleft()
+
+    def _try_seal(self, *, attesting: bool = False) -> bool:
+        """Seal what is open; False while the key does not sign: then it is sealed as soon as it does."""
+        try:
+            self._seal(attesting=attesting)
+        except Retryable as error:
+            self._note_key_fault(error)
+            return False
+        return True
 
     def _note_key_fault(self, error: Retryable) -> None:
         if not self.key_fault:
@@ -202,18 +206,12 @@ class Sealer:
             self._pending.append(happening)
             return
         self._open.events.append(happening)
-        try:
-            self._seal(attesting=kind in _ATTESTING)
-        except Retryable as error:  # it is sealed as soon as the key signs
-            self._note_key_fault(error)
+        self._try_seal(attesting=kind in _ATTESTING)
 
     def state_birth(self) -> None:
         """State birth and registers in a batch at once (command 2)."""
         self._tip = replace(self._tip, birth=b"")
-        try:
-            self._seal()
-        except Retryable as error:
-            self._note_key_fault(error)
+        self._try_seal()
 
     def finish_key(self, boot_ms: int, without: Iterable[int] = ()) -> bool:
         """Seal this key's last batch, with its channels attested (event 6); False while one has no sample.
@@ -230,10 +228,7 @@ class Sealer:
     def stop(self) -> None:
         """Seal what is open, with the attestations of a clean stop (P-ATT-1); what waits for a date waits on disk."""
         self._hold()
-        try:
-            self._seal(attesting=True)
-        except Retryable as error:
-            self._note_key_fault(error)
+        self._try_seal(attesting=True)
 
     def _enter_boots(self, boot_id: bytes) -> None:
         """Take what waits in the spool: an earlier boot's ticks will never have a date, this boot's may."""

@@ -16,7 +16,7 @@ from maxgreen.chain.deployment import Addresses
 from maxgreen.clock import make_clock
 from maxgreen.errors import Fatal, UsageError
 from maxgreen.keyfile import load_key_file
-from maxgreen.ledger.book import Book
+from maxgreen.ledger.book import Book, KnownDevice
 from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.backend import CommandKind, decode_command
 from maxgreen.protocol.cose import parse
@@ -66,13 +66,11 @@ def decide(
 ) -> None:
     """Record a decision, and let the chain go on where it allows that (P-ING-3, P-ING-4)."""
     settings = load(IngestSettings, config)
-    device_id = _device(device)
     now_ms = make_clock(settings.clock_file).now_ms()
     network = Addresses.load(settings.chain.deployment).network
     with open_engine(settings.ledger).begin() as connection:
         book = Book(connection)
-        if book.device(device_id) is None:
-            raise UsageError(f"device {device}: not registered; /api/devices lists them")
+        device_id = _known(book, device).record.device
         book.add_decision(Decision(device_id, from_seq, to_seq, action, reason, who, now_ms, text))
         Intake(book, network, book.rules(network)).resume(device_id)
 
@@ -173,29 +171,24 @@ def list_commands(
 
 def _give(config: Path, device: str, kind: CommandKind, arguments: Mapping[int, int], who: str, valid_s: int) -> None:
     settings = load(IngestSettings, config)
-    device_id = _device(device)
     if not settings.key_file.exists():
         raise Fatal(f"key {settings.key_file}: not there; the service makes it: run this on its machine, as its user")
     signer = load_key_file(settings.key_file)
     network = Addresses.load(settings.chain.deployment).network
     now_ms = make_clock(settings.clock_file).now_ms()
     with open_engine(settings.ledger).begin() as connection:
-        command = give(
-            Book(connection),
-            signer,
-            network,
-            device_id,
-            kind,
-            arguments,
-            who=who,
-            now_ms=now_ms,
-            valid_ms=valid_s * 1000,
-        )
+        book = Book(connection)
+        known = _known(book, device)
+        command = give(book, signer, network, known, kind, arguments, who=who, now_ms=now_ms, valid_ms=valid_s * 1000)
     print(f"command {command.number} is in the ledger; the running service sends it within a second, for {valid_s} s")
 
 
-def _device(text: str) -> bytes:
+def _known(book: Book, device: str) -> KnownDevice:
+    """Return the registered device of an id in hex; UsageError when there is none."""
     try:
-        return bytes.fromhex(text)
+        known = book.device(bytes.fromhex(device))
     except ValueError as error:
-        raise UsageError(f"device {text!r}: expected 32 hex digits") from error
+        raise UsageError(f"device {device!r}: expected 32 hex digits") from error
+    if known is None:
+        raise UsageError(f"device {device}: not registered; /api/devices lists them")
+    return known

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from maxgreen.errors import UsageError
-from maxgreen.ledger.book import Book
+from maxgreen.ledger.book import Book, KnownDevice
 from maxgreen.protocol.backend import Command, CommandKind, sign_command
 from maxgreen.protocol.keys import Signer
 
@@ -15,7 +15,7 @@ def give(
     book: Book,
     signer: Signer,
     network: str,
-    device: bytes,
+    known: KnownDevice,
     kind: CommandKind,
     arguments: Mapping[int, int],
     *,
@@ -23,13 +23,11 @@ def give(
     now_ms: int,
     valid_ms: int,
 ) -> Command:
-    """Sign a command and keep it in the ledger; UsageError when the device is unknown or has no such channel.
+    """Sign a command and keep it in the ledger; UsageError when the device has no such channel.
 
     Numbers follow the clock, so that they rise even over a ledger that was restored from a backup.
     """
-    known = book.device(device)
-    if known is None:
-        raise UsageError(f"device {device.hex()}: not registered; /api/devices lists them")
+    device = known.record.device
     if kind in (CommandKind.START_TRANSFER, CommandKind.STOP_TRANSFER):
         channels = sorted(known.chain.channels) if known.chain else []
         if arguments[0] not in channels:

@@ -28,20 +28,23 @@ class Ina219Bus:
             return
         self.pointer = data[0]
         if len(data) == 3:
-            value = int.from_bytes(data[1:], "big")
-            if self.pointer == 0:
-                self.config = value
-            elif self.pointer == 5:
-                self.calibration = value & 0xFFFE
+            self._write(int.from_bytes(data[1:], "big"))
 
     def readfrom_into(self, address, buffer, *, start=0, end=None):
         self._check(address)
         end = len(buffer) if end is None else end
-        buffer[start:end] = self._register().to_bytes(2, "big")[: end - start]
+        size = end - start
+        buffer[start:end] = (self._register() & (256**size - 1)).to_bytes(size, "big")
 
     def writeto_then_readfrom(self, address, out, into, *, out_start=0, out_end=None, in_start=0, in_end=None):
         self.writeto(address, out, start=out_start, end=out_end)
         self.readfrom_into(address, into, start=in_start, end=in_end)
+
+    def _write(self, value):
+        if self.pointer == 0:
+            self.config = value
+        elif self.pointer == 5:
+            self.calibration = value & 0xFFFE
 
     def _register(self):
         shunt = round(self.current * self.shunt_ohm / 10e-6)

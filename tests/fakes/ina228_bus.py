@@ -8,31 +8,18 @@ class Ina228Bus(Ina219Bus):
 
     def __init__(self, *, voltage=18.0, current=1.0, shunt_ohm=0.1, address=0x40):
         super().__init__(voltage=voltage, current=current, shunt_ohm=shunt_ohm, address=address)
-        self.energy_j = 0.0
         self.brown_out()
 
     def brown_out(self):
         self.registers = {0x00: 0, 0x01: 0xFB68, 0x02: 0x1000}
         self.energy_j = 0.0
 
-    def writeto(self, address, buffer, *, start=0, end=None):
-        self._check(address)
-        data = bytes(buffer[start:end])
-        if not data:
-            return
-        self.pointer = data[0]
-        if len(data) == 3:
-            self.registers[self.pointer] = int.from_bytes(data[1:], "big")
-            if self.pointer == 0 and data[1] & 0x80:
-                self.brown_out()
+    def _write(self, value):
+        self.registers[self.pointer] = value
+        if self.pointer == 0 and value & 0x8000:
+            self.brown_out()
 
-    def readfrom_into(self, address, buffer, *, start=0, end=None):
-        self._check(address)
-        end = len(buffer) if end is None else end
-        size = end - start
-        buffer[start:end] = (self._value() & (256**size - 1)).to_bytes(size, "big")
-
-    def _value(self):
+    def _register(self):
         shunt = max(-(2**19), min(2**19 - 1, round(self.current * self.shunt_ohm / 312.5e-9)))
         current_lsb = self.registers[2] / (13107.2e6 * self.shunt_ohm)
         return {

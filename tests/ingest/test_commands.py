@@ -123,8 +123,9 @@ def test_a_command_is_sent_once_a_connection_until_it_expires(station):
 def test_numbers_rise_also_within_a_millisecond_and_over_a_lost_ledger(engine, tmp_path):  # noqa: F811
     def given(ledger, now_ms):
         with ledger.begin() as connection:
+            book = Book(connection)
             return give(
-                Book(connection), BACKEND, NETWORK, Lab().device, CommandKind.SEND_REGISTERS, {},
+                book, BACKEND, NETWORK, book.device(Lab().device), CommandKind.SEND_REGISTERS, {},
                 who="Ann", now_ms=now_ms, valid_ms=1_000,
             ).number  # fmt: skip
 
