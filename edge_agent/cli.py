@@ -11,11 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from edge_agent import status as agent_status
+from edge_agent.board.gpio import GpioBoard, open_noted_relay
 from edge_agent.config import AgentSettings, SensorName
 from edge_agent.identity import Identities
 from edge_agent.keystore import KeySettings, store_of
-from edge_agent.spool import Spool, read_spool_state
-from maxgreen.errors import Fatal, MaxgreenError, Retryable, UsageError
+from edge_agent.recovery import recovered
+from edge_agent.spool import read_spool_state
+from maxgreen.errors import MaxgreenError, UsageError
+from maxgreen.lock import FolderLock
 from maxgreen.protocol.attestation import prove_possession
 from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.cose import network_digest
@@ -76,32 +79,36 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     from edge_agent.compose import build_agent  # noqa: PLC0415 - sensors and miner only where they run
 
     heartbeat = Heartbeat()
+    runtime = agent_status.runtime_folder()
     stopped = False
-    while not stopped:
-        agent = build_agent(settings)
+    with FolderLock(settings.state_dir, "maxgreen agent run", status=str(runtime / agent_status.STATUS)):
+        while not stopped:
+            agent = build_agent(settings, runtime)
 
-        def stop(*_: object, running: Any = agent) -> None:
-            nonlocal stopped
-            stopped = True
-            running.stop()
+            def stop(*_: object, running: Any = agent) -> None:
+                nonlocal stopped
+                stopped = True
+                running.stop()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        shown = agent_status.Shown(agent, settings.metrics_port)
-        try:
-            agent.run(linger=settings.replay.linger, progress=heartbeat, show=shown.refresh)
-        finally:
-            shown.close()
-        if not agent.key_finished:
-            return
-        _LOG.warning("this key had its last batch; going on with the next one")
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, stop)
+            shown = agent_status.Shown(agent, settings.metrics_port, runtime)
+            try:
+                agent.run(
+                    linger=settings.replay.linger, progress=heartbeat, show=shown.refresh, alive=heartbeat.guarded
+                )
+            finally:
+                shown.close()
+            if not agent.key_finished:
+                return
+            _LOG.warning("this key had its last batch; going on with the next one")
 
 
 @app.command()
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Show power, energy, spool, the last receipt, clock, temperature, mining and alarms."""
     settings = load(AgentSettings, config)
-    value = agent_status.read_running() or _resting_status(settings)
+    value = agent_status.read_running(settings.state_dir) or _resting_status(settings)
     if as_json:
         print(json.dumps(value))
     else:
@@ -214,24 +221,13 @@ def recover(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a new key after the spool was damaged or lost; the old key and what is left stay as evidence."""
+    """Go on after the spool was damaged or lost: with what is whole, or else with a new key; all stays as evidence."""
     log_to_stderr()
     settings = load(AgentSettings, config)
     _refuse_strangers(settings.state_dir)
-    genesis_head = network_digest(settings.network)
-    identities = Identities(settings.state_dir, settings.key)
-    if not identities.switch(genesis_head):
-        try:
-            Spool(settings.spool_file, genesis_head).close()
-        except (Fatal, Retryable):
-            pass
-        else:
-            raise UsageError(
-                f"spool {settings.spool_file}: it is in order; 'maxgreen agent rotate' changes a sound key"
-            )
-    receipt = _last_receipt(settings, receipt_file, key_id(identities.signer().spki))
-    signer = identities.replace_damaged(receipt.head, genesis_head)
-    _LOG.warning("batches from %d on are lost to the ledger; registers begin at 0 with the new key", receipt.next_seq)
+    with FolderLock(settings.state_dir, "maxgreen agent recover"):
+        signer, said = recovered(settings, lambda device: _last_receipt(settings, receipt_file, device))
+    _LOG.warning("%s", said)
     _show_keys(settings.state_dir, signer, as_json=as_json)
 
 
@@ -252,12 +248,11 @@ def replace(
 @app.command("open-relay")
 def open_relay(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Open the relay, whatever the agent does; systemd runs it after every stop."""
+    if open_noted_relay(agent_status.runtime_folder(make=False)):
+        return  # as the agent noted it, whatever the settings say now
     settings = load(AgentSettings, config)
-    if settings.board.relay_pin < 0:
-        return
-    from edge_agent.board.gpio import GpioBoard  # noqa: PLC0415 - needs pins
-
-    GpioBoard(settings.board).release()
+    if settings.board.relay_pin >= 0:
+        GpioBoard(settings.board).release()
 
 
 def _refuse_strangers(state_dir: Path) -> None:
@@ -276,8 +271,8 @@ def _show_keys(folder: Path, signer: Signer, *, as_json: bool) -> None:
     print(f"next: give {request} to the broker's operator, and register the public key with the DAO")
 
 
-def _last_receipt(settings: AgentSettings, file: Path | None, device: bytes) -> Receipt:
-    """Return the newest receipt: the file's, else the one that the broker retains."""
+def _last_receipt(settings: AgentSettings, file: Path | None, device: bytes) -> Receipt | None:
+    """Return the newest receipt: the file's, else the one that the broker retains, if it does."""
     from edge_agent.compose import backend_keys, make_link  # noqa: PLC0415
     from edge_agent.uplink import retained_receipt  # noqa: PLC0415
 
@@ -287,10 +282,7 @@ def _last_receipt(settings: AgentSettings, file: Path | None, device: bytes) -> 
         if receipt.device != device:
             raise UsageError(f"receipt {file}: it is for device {receipt.device.hex()}, not {device.hex()}")
         return receipt
-    found = retained_receipt(make_link(settings, settings.broker, device, bytes(16)), device, keys, RECEIPT_WAIT_S)
-    if found is None:
-        raise Fatal("the broker gave no receipt; ask the operator for the device's last one, and use --receipt FILE")
-    return found
+    return retained_receipt(make_link(settings.broker, device, bytes(16)), device, keys, RECEIPT_WAIT_S)
 
 
 def _receipt_of(settings: AgentSettings, file: Path) -> Receipt:
@@ -317,7 +309,7 @@ def _resting_status(settings: AgentSettings) -> dict[str, Any]:
         "device": key_id(Identities(settings.state_dir, settings.key).signer().spki).hex(),
         "running": False,
         "seq": tip.next_seq if tip else 0,
-        "waiting": state["waiting"],
+        "waiting": tip.next_seq - (receipt.next_seq if receipt else 0) if tip else 0,
         "channels": {
             str(n): {"role": roles.get(n, "unknown"), "power_w": None, "energy_j": m.register_mws / 1000}
             for n, m in (tip.meters.items() if tip else ())

@@ -5,20 +5,22 @@ import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
-from edge_agent.agent import Agent, AgentParts, Retired
-from edge_agent.board.base import NoBoard
-from edge_agent.board.gpio import GpioBoard
+from edge_agent.agent import Agent
+from edge_agent.board.base import Board, NoBoard
+from edge_agent.board.gpio import BoardSettings, GpioBoard, note_relay
 from edge_agent.config import AgentSettings, BrokerSettings, ChannelSettings, SensorName
-from edge_agent.identity import SPOOL, Identities
+from edge_agent.identity import Identities
 from edge_agent.keystore import store_of
+from edge_agent.mqtt_link import MqttLink
+from edge_agent.parts import AgentParts, Retired
 from edge_agent.sensors.base import Electrical, Sensor
 from edge_agent.sensors.calibrated import CalibratedSensor
 from edge_agent.sensors.trace import read_trace
 from edge_agent.source import LiveSource, ReplaySource, Source
 from edge_agent.spool import Spool
-from edge_agent.uplink import MqttLink, Uplink
+from edge_agent.uplink import Uplink
 from edge_agent.work import Worker
 from maxgreen import __version__
 from maxgreen.clock import Clock, make_clock
@@ -34,13 +36,10 @@ _MODEL: Final = Path("/proc/device-tree/model")
 REPLAY_FULL_SCALE: Final = Electrical(26_000_000, 3_200_000)
 
 
-def build_agent(settings: AgentSettings) -> Agent:
-    """Return the agent that the settings describe; Fatal when they cannot be met."""
-    if settings.seal_s <= 0 or 600 % settings.seal_s:
-        raise Fatal(f"seal_s = {settings.seal_s}: it must divide 600 (P-BAT-5)")
-    numbers = [channel.number for channel in settings.channels]
-    if len(set(numbers)) != len(numbers):
-        raise Fatal(f"channels: numbers {numbers} are not distinct")
+def build_agent(settings: AgentSettings, runtime: Path | None = None) -> Agent:
+    """Return the agent that the settings describe; Fatal when they cannot be met. `runtime`: its folder in /run."""
+    for fault in settings.faults():
+        raise Fatal(f"settings: {fault}")
     genesis_head = network_digest(settings.network)
     identities = Identities(settings.state_dir, settings.key)
     identities.switch(genesis_head)
@@ -64,7 +63,7 @@ def build_agent(settings: AgentSettings) -> Agent:
         seal_ms=settings.seal_s * 1000,
         home_assistant=settings.home_assistant,
         clock=clock,
-        board=GpioBoard(settings.board) if settings.board.is_wired else NoBoard(),
+        board=_board(settings.board, runtime),
         line_channel=settings.board.relay_channel,
         budget=settings.budget,
         most_spool_bytes=settings.spool.max_mib * 2**20,
@@ -74,27 +73,29 @@ def build_agent(settings: AgentSettings) -> Agent:
     return Agent(parts)
 
 
+def _board(settings: BoardSettings, runtime: Path | None) -> Board:
+    """Take the pins; which of them opens the relay is noted first, so that it can be opened without the settings."""
+    if not settings.is_wired:
+        return NoBoard()
+    if runtime is not None:
+        note_relay(settings, runtime)
+    return GpioBoard(settings)
+
+
 def backend_keys(settings: AgentSettings) -> BackendKeys:
     """Return the backend's keys that the settings pin."""
-    try:
-        return BackendKeys(tuple(bytes.fromhex(key) for key in settings.backend_keys), settings.network)
-    except ValueError as error:
-        raise Fatal(f"backend_keys: {error}; the operator gives them") from error
+    return BackendKeys(tuple(bytes.fromhex(key) for key in settings.backend_keys), settings.network)
 
 
-def make_link(settings: AgentSettings, broker: BrokerSettings, device: bytes, boot_id: bytes) -> MqttLink:
-    """Return the way to the broker; Fatal when a certificate can't be read."""
+def make_link(broker: BrokerSettings, device: bytes, boot_id: bytes) -> MqttLink:
+    """Return the way to the broker; its certificates are read at each connection."""
     offline = b'{"status": "offline", "boot": "%s"}' % boot_id.hex().encode()
-    try:
-        return MqttLink(broker, device, offline)
-    except OSError as error:
-        files = ", ".join(str(path) for path in (broker.ca, broker.certificate, broker.key) if path)
-        raise Fatal(f"broker certificates ({files}): {error}; have {settings.state_dir / 'tls.csr'} signed") from error
+    return MqttLink(broker, device, offline)
 
 
 def _uplink(settings: AgentSettings, broker: BrokerSettings, device: bytes, spool: Spool, boot_id: bytes) -> Uplink:
     return Uplink(
-        make_link(settings, broker, device, boot_id),
+        make_link(broker, device, boot_id),
         spool,
         device,
         backend_keys(settings),
@@ -107,8 +108,8 @@ def _uplink(settings: AgentSettings, broker: BrokerSettings, device: bytes, spoo
 
 def _retired(settings: AgentSettings, identities: Identities, boot_id: bytes) -> Iterator[Retired]:
     """Return the earlier keys of which the ledger has not everything yet; each logs in with its own certificate."""
-    for folder in identities.retired():
-        spool = Spool(folder / SPOOL, network_digest(settings.network))
+    for device, folder, path in identities.retired():
+        spool = Spool(path, network_digest(settings.network))
         if not spool.waiting():
             spool.close()
             continue
@@ -118,7 +119,7 @@ def _retired(settings: AgentSettings, identities: Identities, boot_id: bytes) ->
             if (path := getattr(settings.broker, name)) and path.is_relative_to(settings.state_dir)
         }
         broker = settings.broker.model_copy(update=own)
-        yield Retired(spool, _uplink(settings, broker, bytes.fromhex(folder.name), spool, boot_id))
+        yield Retired(spool, _uplink(settings, broker, device, spool, boot_id))
 
 
 def make_birth(
@@ -157,9 +158,7 @@ def make_birth(
 def _source(settings: AgentSettings, clock: Clock) -> tuple[dict[int, Sensor], Source]:
     replayed = {c.number: c for c in settings.channels if c.sensor is SensorName.REPLAY}
     if replayed:
-        if len(replayed) != len(settings.channels) or settings.replay.trace is None:
-            raise Fatal("channels: replayed and live channels do not mix, and a replay needs [replay] trace")
-        trace = read_trace(settings.replay.trace)
+        trace = read_trace(cast("Path", settings.replay.trace))  # the settings see to it
         channels = {n: (c.trace_channel, c.line_resistance_uohm) for n, c in replayed.items()}
         return {}, ReplaySource(trace, channels, clock=clock, speed=settings.replay.speed)
     sensors = {channel.number: make_sensor(channel) for channel in settings.channels}

@@ -1,19 +1,22 @@
 """The agent's settings."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from edge_agent.board.gpio import BoardSettings
 from edge_agent.governor import BudgetSettings
-from edge_agent.keystore import KeySettings
+from edge_agent.keystore import KeySettings, key_faults
 from maxgreen.mqtt import BrokerTable
 from maxgreen.protocol.batch import MAX_INTERVAL_MS
 from maxgreen.protocol.identity import check_network
-from maxgreen.settings import ServiceSettings, Table
+from maxgreen.protocol.keys import Verifier
+from maxgreen.protocol.reasons import Rejected
+from maxgreen.settings import NoPath, ServiceSettings, Table, missing_file
 
 
 class RoleName(StrEnum):
@@ -45,7 +48,7 @@ class ChannelSettings(Table):
     number: int = Field(default=0, ge=0, description="channel number, fixed for a sensor for ever")
     role: RoleName = Field(default=RoleName.GENERATION, description="generation, sent, received, delivered, taken_out")
     sensor: SensorName = Field(default=SensorName.INA219, description="ina219, ina228, or replay of a trace")
-    bus: int = Field(default=1, description="I2C bus number")
+    bus: int = Field(default=1, ge=0, description="I2C bus number")
     address: int = Field(default=0x40, ge=0x08, le=0x77, description="I2C address, 0x40 = 64")
     shunt_uohm: int = Field(default=100_000, gt=0, description="shunt resistance, µΩ")
     dead_band_ua: int = Field(default=5_000, ge=0, description="currents below this are zero, µA (P-BAT-4)")
@@ -96,14 +99,30 @@ class SpoolSettings(Table):
 class ReplaySettings(Table):
     """A trace instead of sensors."""
 
-    trace: Path | None = Field(
+    trace: NoPath = Field(
         default=None, description="CSV or JSON lines with ts_utc, channel, v_bus_V, i_A; empty = live sensors"
     )
     speed: float = Field(default=0, ge=0, description="times real time; 0 = as fast as it can be metered")
     linger: bool = Field(default=False, description="stay connected after the trace's end")
 
 
+def _check_seal(seal_s: int) -> int:
+    if seal_s <= 0 or 600 % seal_s:
+        raise ValueError(f"{seal_s} does not divide 600 (P-BAT-5)")
+    return seal_s
+
+
+def _check_key(key: str) -> str:
+    try:
+        Verifier(bytes.fromhex(key))
+    except (ValueError, Rejected) as error:
+        raise ValueError(f"not a P-256 public key of 182 hex digits ({error}); the operator gives it") from error
+    return key
+
+
 NetworkName = Annotated[str, AfterValidator(check_network)]
+SealTime = Annotated[int, AfterValidator(_check_seal)]
+BackendKey = Annotated[str, AfterValidator(_check_key)]
 
 
 class AgentSettings(ServiceSettings):
@@ -112,12 +131,14 @@ class AgentSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="MAXGREEN_AGENT__")
 
     network: NetworkName = Field(description="the deployment's name, from its operator (P-ID-3)")
-    backend_keys: tuple[str, ...] = Field(description="the backend's public keys, 182 hex digits each: pinned")
+    backend_keys: tuple[BackendKey, ...] = Field(description="the backend's public keys, 182 hex digits each: pinned")
     state_dir: Path = Field(default=Path("/var/lib/maxgreen-agent"), description="keys, spool, receipts")
     interval_ms: int = Field(default=1_000, ge=10, le=MAX_INTERVAL_MS, description="sampling interval, ms")
-    seal_s: int = Field(default=60, description="a batch closes at every multiple of this, s; it divides 600 (P-BAT-5)")
+    seal_s: SealTime = Field(
+        default=60, description="a batch closes at every multiple of this, s; it divides 600 (P-BAT-5)"
+    )
     metrics_port: int = Field(default=9464, ge=0, le=65535, description="Prometheus on 127.0.0.1; 0 = none")
-    clock_file: Path | None = Field(default=None, description="trials only: a file that holds the time, ms")
+    clock_file: NoPath = Field(default=None, description="trials only: a file that holds the time, ms")
     broker: BrokerSettings = Field(default=BrokerSettings(), description="the MQTT broker")
     work: WorkSettings = Field(default=WorkSettings(), description="proof of work")
     budget: BudgetSettings = Field(default=BudgetSettings(), description="when mining pauses (P-POW-5)")
@@ -129,6 +150,31 @@ class AgentSettings(ServiceSettings):
     channels: tuple[ChannelSettings, ...] = Field(
         default=(ChannelSettings(),), min_length=1, description="one table per channel"
     )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse tables that contradict each other."""
+        numbers = [channel.number for channel in self.channels]
+        if len(set(numbers)) != len(numbers):
+            raise ValueError(f"channels: numbers {numbers} are not distinct")
+        replayed = [channel for channel in self.channels if channel.sensor is SensorName.REPLAY]
+        if replayed and (len(replayed) != len(self.channels) or self.replay.trace is None):
+            raise ValueError("channels: replayed and live channels do not mix, and a replay needs [replay] trace")
+        places = [
+            (channel.bus, channel.address) for channel in self.channels if channel.sensor is not SensorName.REPLAY
+        ]
+        if len(set(places)) != len(places):
+            raise ValueError("channels: two of them read the same chip: the same bus and address")
+        if self.board.relay_pin >= 0 and self.board.relay_channel not in numbers:
+            raise ValueError(f"board.relay_channel: {self.board.relay_channel} is not one of the channels {numbers}")
+        return self
+
+    def faults(self) -> Iterator[str]:
+        """Yield what `run` would refuse: files that are not there."""
+        for name in ("ca", "certificate", "key"):
+            yield from missing_file(f"broker.{name}", getattr(self.broker, name))
+        yield from missing_file("replay.trace", self.replay.trace)
+        yield from key_faults(self.state_dir, self.key)
 
     @property
     def spool_file(self) -> Path:

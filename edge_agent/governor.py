@@ -8,15 +8,22 @@ from pydantic import Field
 from maxgreen.settings import Table
 
 _THROTTLED_NOW: Final = 0b1111  # firmware's get_throttled: under-voltage, capped, throttled, too hot, each now
-_COOLER_MDEG: Final = 5_000  # resume so much below the limit
+# mining resumes so far on the other side of its limit, so that a value at the limit does not make it flap
+_COOLER_MDEG: Final = 5_000
+_MORE_POWER: Final = 1.1
+_MORE_VOLTAGE: Final = 1.02
 
 
 class BudgetSettings(Table):
     """When not to mine."""
 
     max_cpu_c: float = Field(default=75, description="pause above this CPU temperature, °C; resume 5 °C below")
-    min_power_w: float = Field(default=0, ge=0, description="pause while the panels give less, W; 0 = never")
-    min_battery_v: float = Field(default=0, ge=0, description="pause while the battery has less, V; 0 = never")
+    min_power_w: float = Field(
+        default=0, ge=0, description="pause while the panels give less, W; resume 10 % above; 0 = never"
+    )
+    min_battery_v: float = Field(
+        default=0, ge=0, description="pause while the battery has less, V; resume 2 % above; 0 = never"
+    )
     battery_channel: int = Field(default=0, ge=0, description="the channel whose voltage is the battery's")
 
 
@@ -37,8 +44,10 @@ def pause_reason(budget: BudgetSettings, now: Conditions, *, paused: bool) -> st
     limit_mdeg = round(budget.max_cpu_c * 1000) - (_COOLER_MDEG if paused else 0)
     if now.cpu_mdeg is not None and now.cpu_mdeg > limit_mdeg:
         return f"CPU at {now.cpu_mdeg / 1000:.0f} °C"
-    if budget.min_power_w and (now.generation_mw is None or now.generation_mw < budget.min_power_w * 1000):
+    least_mw = budget.min_power_w * 1000 * (_MORE_POWER if paused else 1)
+    if least_mw and (now.generation_mw is None or now.generation_mw < least_mw):
         return f"panels below {budget.min_power_w:g} W"
-    if budget.min_battery_v and (now.battery_uv is None or now.battery_uv < budget.min_battery_v * 1e6):
+    least_uv = budget.min_battery_v * 1e6 * (_MORE_VOLTAGE if paused else 1)
+    if least_uv and (now.battery_uv is None or now.battery_uv < least_uv):
         return f"battery below {budget.min_battery_v:g} V"
     return None

@@ -24,7 +24,7 @@ def discovery_topic(device: bytes) -> str:
 
 
 def discovery(device: bytes, birth: Birth) -> dict[str, Any]:
-    """Return the description: power and energy of every channel, temperature, spool, online."""
+    """Return the description: power and energy of every channel, temperature, spool, alarms, online."""
     identity = f"mg_{device.hex()}"
     components: dict[str, dict[str, Any]] = {}
     for sensor in birth.sensors:
@@ -61,6 +61,24 @@ def discovery(device: bytes, birth: Birth) -> dict[str, Any]:
         "ent_cat": "diagnostic",
         "val_tpl": "{{ value_json.spool }}",
     }
+    components["problem"] = {
+        "p": "binary_sensor",
+        "name": "Problem",
+        "dev_cla": "problem",
+        "ent_cat": "diagnostic",
+        "val_tpl": "{{ 'ON' if value_json.alarms else 'OFF' }}",
+        "json_attr_t": device_topic(device, "state"),
+        "json_attr_tpl": "{{ {'alarms': value_json.alarms} | tojson }}",
+    }
+    for component in components.values():  # gone with the agent, instead of the last value for ever
+        component["avty"] = [
+            {
+                "t": device_topic(device, "status"),
+                "val_tpl": "{{ value_json.status }}",
+                "pl_avail": "online",
+                "pl_not_avail": "offline",
+            }
+        ]
     components["online"] = {
         "p": "binary_sensor",
         "name": "Online",

@@ -29,6 +29,7 @@ SPOOL: Final = "spool.db"
 _JOURNAL: Final = "rotation.json"
 _CONFIRMED: Final = "confirmed"
 _DAMAGED: Final = "damaged"
+SALVAGED: Final = "salvaged"  # what of a damaged spool the ledger may still have
 _BELONGINGS: Final = (
     *REFERENCES.values(),
     *("tls.key", "tls.csr", "tls.crt"),
@@ -111,11 +112,19 @@ class Identities:
         Spool(self.folder / SPOOL, genesis_head, predecessor=(device, head)).close()
         return signer
 
-    def retired(self) -> list[Path]:
-        """Return the folders of earlier keys whose spool can still be delivered."""
+    def retired(self) -> list[tuple[bytes, Path, Path]]:
+        """Return the earlier keys of which something can still be delivered: device id, folder, spool."""
+        found = [path for path in self.folder.glob(f"old/*/{SPOOL}") if not (path.parent / _DAMAGED).exists()]
+        salvaged = list(self.folder.glob(f"old/*/{SALVAGED}/{SPOOL}"))
         return sorted(
-            path.parent for path in self.folder.glob(f"old/*/{SPOOL}") if not (path.parent / _DAMAGED).exists()
+            (bytes.fromhex(folder.name), folder, path)
+            for path in (*found, *salvaged)
+            for folder in [path.parent if path.parent.name != SALVAGED else path.parent.parent]
         )
+
+    def old_folder(self, device: bytes) -> Path:
+        """Return where an earlier key's belongings are."""
+        return self.folder / "old" / device.hex()
 
     def _keys_in(self, folder: Path) -> Signer:
         """Return the signer of a folder's keys; what is missing of them is made."""
@@ -127,7 +136,7 @@ class Identities:
 
     def _begin(self, device: bytes, head: bytes, genesis_head: bytes, *, damaged: bool) -> None:
         Spool(self.next_folder / SPOOL, genesis_head, predecessor=(device, head)).close()
-        old = self.folder / "old" / device.hex()
+        old = self.old_folder(device)
         old.mkdir(parents=True, exist_ok=True, mode=0o700)
         if damaged:
             (old / _DAMAGED).touch(mode=0o600)

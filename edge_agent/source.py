@@ -24,6 +24,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _REPLAY_BOOT_MS: Final = 60_000  # a replayed trace begins this long after its boot
 _STA_UNSYNC: Final = 0x0040
 _TIME_ERROR: Final = 5
+MIN_STEP_MS: Final = 10  # between two readings, whatever is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,14 @@ class LiveSource:
             synchronised, error_ms = kernel_clock()
             wall_ms = due_ms + (time.time_ns() // 1_000_000 - _boot_ms()) if synchronised else None
             yield Tick(wall_ms, due_ms, samples, error_ms, tuple(faults))
-            now_ms = _boot_ms()
-            due_ms += self._interval_ms * (max(0, now_ms - due_ms) // self._interval_ms + 1)
+            last_ms, interval_ms = due_ms, self._interval_ms
+            due_ms += interval_ms * (max(0, _boot_ms() - due_ms) // interval_ms + 1)
             if self._changed.wait(max(0, due_ms - _boot_ms()) / 1000):
                 self._changed.clear()
-                due_ms = _boot_ms()
+                # at once, but never at the instant of a reading that there is (P-BAT-6)
+                latest_ms = max((sample.boot_ms for sample in samples.values()), default=last_ms)
+                due_ms = max(_boot_ms(), latest_ms + MIN_STEP_MS)
+                time.sleep(max(0, due_ms - _boot_ms()) / 1000)
 
 
 class ReplaySource:

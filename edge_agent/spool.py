@@ -1,72 +1,72 @@
 """The spool: signed batches and the registers behind them, in one SQLite transaction each.
 
-A batch leaves only when a signed receipt says that the ledger has it (P-RCT-2).
+A batch leaves only when a signed receipt says that the ledger has it (P-RCT-2). Whatever is read is compared with the
+digest that was written beside it: a medium may forget, never invent.
 """
 
 import hashlib
 import json
 import logging
+import secrets
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, astuple, dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from edge_agent.chain_tip import ChainTip, decode_tip, encode_tip
 from edge_agent.source import Tick
-from maxgreen.errors import Fatal, Retryable
-from maxgreen.keyfile import sync_folder
-from maxgreen.protocol.backend import Receipt
+from maxgreen.errors import Fatal, MaxgreenError, Retryable
+from maxgreen.keyfile import write_durably
+from maxgreen.protocol import cose
+from maxgreen.protocol.backend import Receipt, decode_receipt
 from maxgreen.protocol.batch import Batch, parse_batch
-from maxgreen.verify.meter import MeterState, Sample
+from maxgreen.verify.meter import Sample
 
 KEEP_AFTER_RECEIPT_MS: Final = 7 * 86_400_000
+RECOVER: Final = "stop the agent and run 'maxgreen agent recover': it keeps what is whole, and says what is not"
+_VERSION: Final = 2
+_DAY_MS: Final = 86_400_000
 _NOTE_BATCHES: Final = 10
 _NOTE_MS: Final = 600_000
+_MOST_FREED: Final = 200  # batches that one note of a receipt deletes
+_CHECKED_WHOLE: Final = 64 * 2**20  # bytes: larger ones are not read through at each start
 _LOG: Final = logging.getLogger(__name__)
-RECOVER: Final = (
-    "stop the agent and run 'maxgreen agent recover': it makes a new key that goes on from the last receipt"
-)
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 1), value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS batches (
-    seq INTEGER PRIMARY KEY, message BLOB NOT NULL, digest BLOB NOT NULL, receipted_ms INTEGER
-);
-CREATE TABLE IF NOT EXISTS receipts (day INTEGER PRIMARY KEY, message BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY, message BLOB NOT NULL, digest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS receipts (day INTEGER PRIMARY KEY, message BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS undated (
-    boot BLOB NOT NULL, boot_ms INTEGER NOT NULL, samples TEXT NOT NULL, PRIMARY KEY (boot, boot_ms)
+    boot BLOB NOT NULL, boot_ms INTEGER NOT NULL, samples BLOB NOT NULL, digest BLOB NOT NULL,
+    PRIMARY KEY (boot, boot_ms)
 );
-CREATE TABLE IF NOT EXISTS predecessor (
-    id INTEGER PRIMARY KEY CHECK (id = 1), device BLOB NOT NULL, head BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS command (id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL);
 """
 
 
-@dataclass(frozen=True, slots=True)
-class ChainTip:
-    """What the next batch is built on; committed in one transaction with the batch before it (P-BAT-3)."""
+class MediumError(Retryable):
+    """The medium takes or gives nothing now: full, read-only, locked, failing."""
 
-    next_seq: int
-    head: bytes
-    boot: bytes = b""
-    birth: bytes = b""
-    opened: bool = False  # the opening attestation of every channel was sealed
-    closed: bool = False  # the key's last batch was sealed (event 6)
-    meters: Mapping[int, MeterState] = field(default_factory=dict)
 
-    @property
-    def last_boot_ms(self) -> int:
-        """Boot time of the last sealed sample of this boot; -1 when there is none."""
-        return max((m.last.boot_ms for m in self.meters.values() if m.last), default=-1)
+class DamagedError(Fatal):
+    """What was read is not what was written; `seq` names the batch when it is one."""
 
-    def entered(self, boot: bytes) -> "ChainTip":
-        """Return the tip as seen in `boot`: nothing is counted across a boot (P-BAT-4)."""
-        if boot == self.boot:
-            return self
-        meters = {n: replace(m, last=None, last_power_pw=0) for n, m in self.meters.items()}
-        return replace(self, boot=boot, birth=b"", meters=meters)
+    def __init__(self, message: str, seq: int | None = None) -> None:
+        super().__init__(message)
+        self.seq = seq
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a spool is whole."""
+
+    tip: ChainTip
+    batches: Sequence[tuple[int, bytes]] = ()
+    receipts: Sequence[tuple[int, bytes]] = ()  # day, message
+    undated: Sequence[tuple[bytes, int, bytes, bytes]] = ()
+    obeyed: int = -1
+    predecessor: tuple[bytes, bytes] | None = None
 
 
 class Spool:
@@ -75,40 +75,45 @@ class Spool:
     def __init__(self, path: Path, genesis_head: bytes, *, predecessor: tuple[bytes, bytes] | None = None) -> None:
         """Open or make the spool; `predecessor`: a new one goes on after that device and head (field 14).
 
-        Fatal when it is damaged, or gone: registers are never invented.
+        DamagedError when it is damaged, or gone: registers are never invented. MediumError when it may be there later.
         """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        begun = path.with_name(f"{path.name}.begun")
-        if begun.exists() and not path.exists():
-            raise Fatal(f"spool {path}: it is gone, and with it this key's registers; {RECOVER}")
-        try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA cache_size=-512")  # KiB: a batch touches a few pages
-            _check(self._db)
+        self._mark = path.with_name(f"{path.name}.begun")
+        if self._mark.exists() and not (path.exists() and path.stat().st_size):
+            raise DamagedError(f"spool {path}: it is gone or empty, and with it this key's registers; {RECOVER}")
+        with self._medium():
+            self._db = open_database(path)
             self._db.executescript(_SCHEMA)
-            row = self._db.execute("SELECT value FROM state").fetchone()
-            if predecessor is not None:
-                self._db.execute("INSERT OR IGNORE INTO predecessor VALUES (1, ?, ?)", predecessor)
-            origin = self._db.execute("SELECT device, head FROM predecessor").fetchone()
-            self.tip = _tip_from_json(json.loads(row[0])) if row else ChainTip(0, genesis_head)
-        except (sqlite3.DatabaseError, ValueError, KeyError) as error:
-            if isinstance(error, sqlite3.OperationalError):  # full, read-only, locked: not damaged
-                raise Retryable(f"spool {path}: {error}; check free space, permissions and the medium") from error
-            raise Fatal(f"spool {path}: damaged ({error}); it stays as evidence; {RECOVER}") from error
+            self._db.execute(f"PRAGMA user_version = {_VERSION}")
+            self._begin(predecessor)
+            found = self._fact("tip")
+            self.tip = decode_tip(found) if found else ChainTip(0, genesis_head)
+            if not found and self._db.execute("SELECT 1 FROM batches").fetchone():
+                raise ValueError("batches without registers")
+            self.predecessor, self._obeyed = read_origin(self._db)
         self._unnoted: tuple[Receipt, bytes] | None = None
         self._noted = (-_NOTE_BATCHES, -_NOTE_MS)
-        unreceipted = self._db.execute("SELECT min(seq) FROM batches WHERE receipted_ms IS NULL").fetchone()[0]
-        self._receipted_seq: int = self.tip.next_seq if unreceipted is None else unreceipted
+        last = self._receipt_on_or_before(2**62)
+        self._receipted_seq = last.next_seq if last else 0
         path.chmod(0o600)
-        if not begun.exists():
-            # the file itself and its name are durable before the first batch, not only its write-ahead log
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            begun.touch(mode=0o600)
-            sync_folder(path.parent)
-        self.predecessor: tuple[bytes, bytes] | None = (bytes(origin[0]), bytes(origin[1])) if origin else None
+
+    def _begin(self, predecessor: tuple[bytes, bytes] | None) -> None:
+        """Make sure that this file is the one that the mark beside it names."""
+        identity = self._fact("spool")
+        if self._mark.exists():
+            if identity is None or self._mark.read_text().strip() != identity.hex():
+                raise ValueError("it is not the file that was begun here")
+            return
+        if identity is None:
+            identity = secrets.token_bytes(16)
+            with _Transaction(self._db):
+                self._put("spool", identity)
+                if predecessor is not None:
+                    self._put("predecessor", b"".join(predecessor))
+        # the file itself and its name are durable before the first batch, not only its write-ahead log
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        write_durably(self._mark, f"{identity.hex()}\n".encode())
 
     def close(self) -> None:
         """Note what is known and close the file."""
@@ -120,77 +125,100 @@ class Spool:
         digest = hashlib.sha256(message).digest()
         if tip.head != digest or tip.next_seq != self.tip.next_seq + 1:
             raise ValueError("the tip does not follow from the message")
-        with self._transaction():
-            self._db.execute("INSERT INTO batches VALUES (?, ?, ?, NULL)", (self.tip.next_seq, message, digest))
-            self._db.execute("INSERT OR REPLACE INTO state VALUES (1, ?)", (json.dumps(_tip_json(tip)),))
+        with self._medium(), _Transaction(self._db):
+            self._db.execute("INSERT INTO batches VALUES (?, ?, ?)", (self.tip.next_seq, message, digest))
+            self._put("tip", encode_tip(tip))
             self._db.execute("DELETE FROM undated WHERE boot = ? AND boot_ms <= ?", (tip.boot, tip.last_boot_ms))
         self.tip = tip
 
     def obeyed(self) -> int:
         """Return the number of the newest command that was obeyed; -1 when there was none (P-CMD-1)."""
-        row = self._db.execute("SELECT number FROM command").fetchone()
-        return int(row[0]) if row else -1
+        return self._obeyed
 
     def obey(self, number: int) -> None:
         """Note a command before it is obeyed, so that no restart obeys it again (P-CMD-1)."""
-        with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO command VALUES (1, ?)", (number,))
+        with self._medium(), _Transaction(self._db):
+            self._put("command", str(number).encode())
+        self._obeyed = number
 
     def used_bytes(self) -> int:
         """Return how much of the file is in use; what receipts freed is used again."""
-        pages, free, size = (
-            int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
-            for name in ("page_count", "freelist_count", "page_size")
-        )
+        with self._medium():
+            pages, free, size = (
+                int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+                for name in ("page_count", "freelist_count", "page_size")
+            )
         return (pages - free) * size
 
     def hold(self, boot: bytes, ticks: Sequence[Tick]) -> None:
         """Keep ticks that have no date yet; the batch that seals one takes it away in its transaction (P-BAT-7)."""
         if not ticks:
             return
-        rows = [(boot, t.boot_ms, json.dumps({n: astuple(s) for n, s in t.samples.items()})) for t in ticks]
-        with self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO undated VALUES (?, ?, ?)", rows)
+        rows = []
+        for tick in ticks:
+            samples = json.dumps({n: astuple(s) for n, s in tick.samples.items()}).encode()
+            rows.append((boot, tick.boot_ms, samples, row_digest(boot, tick.boot_ms, samples)))
+        with self._medium(), _Transaction(self._db):
+            self._db.executemany("INSERT OR REPLACE INTO undated VALUES (?, ?, ?, ?)", rows)
 
     def held_ticks(self) -> tuple[bytes, list[Tick]]:
-        """Return the ticks without a date and the boot that they are of; empty when there is none."""
-        rows = list(self._db.execute("SELECT boot, boot_ms, samples FROM undated ORDER BY boot_ms"))
+        """Return the ticks without a date and the boot that they are of; empty when there is none.
+
+        One that is damaged is left out: it is a gap, and counted as one.
+        """
+        with self._medium():
+            rows = list(self._db.execute("SELECT boot, boot_ms, samples, digest FROM undated ORDER BY boot_ms"))
+        whole = [row for row in rows if row_digest(*row[:3]) == row[3]]
+        if len(whole) < len(rows):
+            _LOG.error("spool %s: %d damaged readings are left out", self.path, len(rows) - len(whole))
         ticks = [
             Tick(None, boot_ms, {int(n): Sample(*values) for n, values in json.loads(samples).items()})
-            for _, boot_ms, samples in rows
+            for _, boot_ms, samples, _ in whole
         ]
-        return (bytes(rows[0][0]) if rows else b""), ticks
+        return (bytes(whole[0][0]) if whole else b""), ticks
 
     def messages(self, from_seq: int, limit: int) -> list[tuple[int, bytes]]:
-        """Return up to `limit` spooled batches from `from_seq` on."""
-        query = "SELECT seq, message FROM batches WHERE seq >= ? ORDER BY seq LIMIT ?"
-        return [(int(seq), bytes(message)) for seq, message in self._db.execute(query, (from_seq, limit))]
+        """Return up to `limit` spooled batches from `from_seq` on; DamagedError names the first that is not whole."""
+        query = "SELECT seq, message, digest FROM batches WHERE seq >= ? ORDER BY seq LIMIT ?"
+        with self._medium(from_seq):
+            rows = self._db.execute(query, (from_seq, max(0, min(limit, self.tip.next_seq - from_seq)))).fetchall()
+        found = []
+        for seq, (stated, message, digest) in enumerate(rows, from_seq):
+            if stated != seq or hashlib.sha256(message).digest() != digest:
+                raise DamagedError(f"spool {self.path}: batch {seq} is damaged; {RECOVER}", seq)
+            found.append((seq, bytes(message)))
+        if not found and from_seq < self.tip.next_seq:
+            raise DamagedError(f"spool {self.path}: batch {from_seq} is gone; {RECOVER}", from_seq)
+        return found
 
     def digest(self, seq: int) -> bytes | None:
-        """Return the SHA-256 of a spooled batch, or None when it is gone or was never made."""
-        row = self._db.execute("SELECT digest FROM batches WHERE seq = ?", (seq,)).fetchone()
+        """Return the SHA-256 of a spooled batch, or None when it is gone, damaged or was never made."""
+        with self._medium(seq):
+            row = self._db.execute("SELECT digest FROM batches WHERE seq = ?", (seq,)).fetchone()
         return bytes(row[0]) if row else None
 
     def registers_before(self, t_ms: int) -> dict[int, int]:
         """Return each channel's register, mW·s, after the last spooled batch that began before `t_ms`."""
         low, high = self.oldest_seq(), self.tip.next_seq
-        if low == high:
+        try:
+            found = bisect_left(range(low, high), t_ms, key=lambda seq: self._batch(seq).t0_ms) + low
+            batch = self._batch(max(found - 1, low)) if low < high else None
+        except MaxgreenError:  # it is for show, and damage is said where it matters
             return {}
-        found = bisect_left(range(low, high), t_ms, key=lambda seq: self._batch(seq).t0_ms) + low
-        batch = self._batch(max(found - 1, low))
-        return {channel.number: channel.register_mws for channel in batch.channels}
+        return {channel.number: channel.register_mws for channel in batch.channels} if batch else {}
 
     def _batch(self, seq: int) -> Batch:
         return parse_batch(self.messages(seq, 1)[0][1]).batch
 
     def oldest_seq(self) -> int:
         """Return the oldest seq in the spool; the next one when it is empty."""
-        row = self._db.execute("SELECT min(seq) FROM batches").fetchone()
+        with self._medium():
+            row = self._db.execute("SELECT min(seq) FROM batches").fetchone()
         return self.tip.next_seq if row[0] is None else int(row[0])
 
     def waiting(self) -> int:
         """Return how many batches have no receipt."""
-        return self.tip.next_seq - max(self.oldest_seq(), self._receipted_seq)
+        return max(0, self.tip.next_seq - self._receipted_seq)
 
     def receipted(self, receipt: Receipt, message: bytes) -> None:
         """Note a receipt: what it covers may go seven days later; the day's last is kept for ever (P-RCT-4).
@@ -202,14 +230,17 @@ class Spool:
         self._unnoted = receipt, message
         noted_seq, noted_ms = self._noted
         self._receipted_seq = receipt.next_seq
-        if receipt.next_seq >= noted_seq + _NOTE_BATCHES or receipt.server_ms >= noted_ms + _NOTE_MS:
+        # a ledger that was restored from a backup asks again for what it had receipted: that is noted at once
+        restored = receipt.next_seq < noted_seq
+        if restored or receipt.next_seq >= noted_seq + _NOTE_BATCHES or receipt.server_ms >= noted_ms + _NOTE_MS:
             self._note_receipt()
 
     def last_receipt(self) -> bytes | None:
         """Return the newest receipt, as signed."""
         if self._unnoted:
             return self._unnoted[1]
-        row = self._db.execute("SELECT message FROM receipts ORDER BY day DESC LIMIT 1").fetchone()
+        with self._medium():
+            row = self._db.execute("SELECT message FROM receipts ORDER BY day DESC LIMIT 1").fetchone()
         return bytes(row[0]) if row else None
 
     def _note_receipt(self) -> None:
@@ -217,29 +248,66 @@ class Spool:
             return
         receipt, message = self._unnoted
         try:
-            self._write_receipt(receipt, message)
-        except sqlite3.OperationalError as error:  # the next receipt says it again
-            _LOG.warning("spool: a receipt is not written down: %s", error)
+            with self._medium(), _Transaction(self._db):
+                self._write_receipt(receipt, message)
+        except MediumError as error:  # the next receipt says it again
+            _LOG.warning("a receipt is not written down: %s", error)
             return
         self._unnoted = None
         self._noted = receipt.next_seq, receipt.server_ms
 
-    def _write_receipt(self, receipt: Receipt, message: bytes) -> None:
-        with self._transaction():
-            self._db.execute(
-                "UPDATE batches SET receipted_ms = ? WHERE seq < ? AND receipted_ms IS NULL",
-                (receipt.server_ms, receipt.next_seq),
-            )
-            # a ledger that was restored from a backup asks again for what it had receipted
-            self._db.execute("UPDATE batches SET receipted_ms = NULL WHERE seq >= ?", (receipt.next_seq,))
-            self._db.execute(
-                "DELETE FROM batches WHERE receipted_ms <= ? AND seq < ?",
-                (receipt.server_ms - KEEP_AFTER_RECEIPT_MS, receipt.next_seq),
-            )
-            self._db.execute("INSERT OR REPLACE INTO receipts VALUES (?, ?)", (_day(receipt), message))
+    def restore(self, kept: "Kept") -> None:
+        """Fill a spool that was just begun with what was kept of a damaged one, in one transaction."""
+        with self._medium(), _Transaction(self._db):
+            self._put("tip", encode_tip(kept.tip))
+            self._put("command", str(kept.obeyed).encode())
+            if kept.predecessor is not None:
+                self._put("predecessor", b"".join(kept.predecessor))
+            rows = ((seq, message, hashlib.sha256(message).digest()) for seq, message in kept.batches)
+            self._db.executemany("INSERT INTO batches VALUES (?, ?, ?)", rows)
+            days = ((day, message, hashlib.sha256(message).digest()) for day, message in kept.receipts)
+            self._db.executemany("INSERT INTO receipts VALUES (?, ?, ?)", days)
+            self._db.executemany("INSERT INTO undated VALUES (?, ?, ?, ?)", kept.undated)
+        self.tip = kept.tip
 
-    def _transaction(self) -> "_Transaction":
-        return _Transaction(self._db)
+    def _write_receipt(self, receipt: Receipt, message: bytes) -> None:
+        """Write a receipt, and free batches that an earlier one covered seven days ago, some at a time."""
+        digest = hashlib.sha256(message).digest()
+        self._db.execute("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?)", (_day(receipt), message, digest))
+        covering = self._receipt_on_or_before(receipt.server_ms - KEEP_AFTER_RECEIPT_MS)
+        if covering is not None:
+            # one that an earlier receipt covered and this one asks for again stays
+            end = min(covering.next_seq, receipt.next_seq, self.oldest_seq() + _MOST_FREED)
+            self._db.execute("DELETE FROM batches WHERE seq < ?", (end,))
+
+    def _receipt_on_or_before(self, server_ms: int) -> Receipt | None:
+        query = "SELECT message, digest FROM receipts WHERE day <= ? ORDER BY day DESC LIMIT 2"
+        with self._medium():
+            rows = self._db.execute(query, (server_ms // _DAY_MS,)).fetchall()
+        for message, digest in rows:
+            if hashlib.sha256(message).digest() != digest:
+                continue  # then what it covered stays longer
+            receipt = decode_receipt(cose.parse(bytes(message)).payload)
+            if receipt.server_ms <= server_ms:
+                return receipt
+        return None
+
+    def _fact(self, name: str) -> bytes | None:
+        return read_fact(self._db, name)
+
+    def _put(self, name: str, value: bytes) -> None:
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, value, row_digest(name, value)))
+
+    @contextmanager
+    def _medium(self, seq: int | None = None) -> Iterator[None]:
+        """Say of the medium's errors whether they may pass (MediumError) or not (DamagedError)."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
+            if may_pass(error):
+                text = f"spool {self.path}: {error}; check free space, permissions and the medium"
+                raise MediumError(text) from error
+            raise DamagedError(f"spool {self.path}: damaged ({error}); it stays as evidence; {RECOVER}", seq) from error
 
 
 class _Transaction:
@@ -265,51 +333,60 @@ class _Transaction:
             self._db.execute("ROLLBACK")
 
 
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open a spool's file for one writer that loses nothing at a power cut; one of moderate size is read through."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.text_factory = bytes  # a medium can make text of what was written as bytes
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute("PRAGMA cache_size=-512")  # KiB: a batch touches a few pages
+    if path.stat().st_size <= _CHECKED_WHOLE:
+        found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != b"ok":
+            raise sqlite3.DatabaseError(" ".join(found.decode(errors="replace").split()))
+    if db.execute("PRAGMA user_version").fetchone()[0] not in {0, _VERSION}:
+        raise ValueError("another version of the agent wrote it")
+    return db
+
+
+def may_pass(error: Exception) -> bool:
+    """Tell whether an error is of a medium that is full, read-only, locked or failing, not of what lies on it."""
+    # a table or column that is not there is said by the same kind of error
+    return isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_ERROR
+
+
+def read_fact(db: sqlite3.Connection, name: str) -> bytes | None:
+    """Return a named value, None when there is none; ValueError when it is damaged."""
+    row = db.execute("SELECT value, digest FROM facts WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        return None
+    if row_digest(name, row[0]) != row[1]:
+        raise ValueError(f"{name}: not what was written")
+    return bytes(row[0])
+
+
+def read_origin(db: sqlite3.Connection) -> tuple[tuple[bytes, bytes] | None, int]:
+    """Return the device and head that the chain goes on after, and the newest command that was obeyed."""
+    origin, number = read_fact(db, "predecessor"), read_fact(db, "command")
+    return (origin[:16], origin[16:]) if origin else None, int(number) if number else -1
+
+
 def read_spool_state(path: Path) -> dict[str, Any]:
     """Read a spool's state without disturbing its agent, for `maxgreen agent status`."""
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            row = db.execute("SELECT value FROM state").fetchone()
-            waiting = db.execute("SELECT count(*) FROM batches WHERE receipted_ms IS NULL").fetchone()[0]
+            found = read_fact(db, "tip")
             receipt = db.execute("SELECT message FROM receipts ORDER BY day DESC LIMIT 1").fetchone()
-    except sqlite3.Error as error:
+        tip = decode_tip(found) if found else None
+    except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
         raise Fatal(f"spool {path}: {error}; has the agent run yet?") from error
-    tip = _tip_from_json(json.loads(row[0])) if row else None
-    return {"tip": tip, "waiting": int(waiting), "receipt": bytes(receipt[0]) if receipt else None}
+    return {"tip": tip, "receipt": bytes(receipt[0]) if receipt else None}
 
 
-def _check(db: sqlite3.Connection) -> None:
-    found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise sqlite3.DatabaseError(" ".join(found.split()))
+def row_digest(*parts: object) -> bytes:
+    """Return a digest of what a row holds."""
+    return hashlib.sha256(repr(parts).encode()).digest()
 
 
 def _day(receipt: Receipt) -> int:
-    return receipt.server_ms // 86_400_000
-
-
-def _tip_json(tip: ChainTip) -> dict[str, Any]:
-    return {
-        "next_seq": tip.next_seq,
-        "head": tip.head.hex(),
-        "boot": tip.boot.hex(),
-        "birth": tip.birth.hex(),
-        "opened": tip.opened,
-        "closed": tip.closed,
-        "meters": {str(number): asdict(meter) for number, meter in tip.meters.items()},
-    }
-
-
-def _tip_from_json(value: Mapping[str, Any]) -> ChainTip:
-    return ChainTip(
-        next_seq=value["next_seq"],
-        head=bytes.fromhex(value["head"]),
-        boot=bytes.fromhex(value["boot"]),
-        birth=bytes.fromhex(value["birth"]),
-        opened=value["opened"],
-        closed=value.get("closed", False),
-        meters={
-            int(number): MeterState(**{**meter, "last": Sample(**meter["last"]) if meter["last"] else None})
-            for number, meter in value["meters"].items()
-        },
-    )
+    return receipt.server_ms // _DAY_MS

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,16 +13,20 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from edge_agent.agent import Agent
+from edge_agent.report import ALARM_CODES, Report
 from edge_agent.source import DelayHistogram
 from maxgreen.clock import utc
+from maxgreen.lock import holder_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edge_agent.agent import Agent
-
 _LOG: Final = logging.getLogger(__name__)
 Status = Mapping[str, Any]
+STATUS: Final = "status.json"
+SYSTEMD_FOLDER: Final = Path("/run/maxgreen-agent")
+SILENT_S: Final = 60.0
 # metric: key of the status, help
 _GAUGES: Final = {
     "spool_records": ("waiting", "sealed batches without a receipt"),
@@ -30,46 +36,53 @@ _GAUGES: Final = {
     "clock_synchronised": ("synchronised", "1 while the clock is synchronised"),
     "mining_paused": ("mining_paused", "1 while mining pauses"),
     "cpu_celsius": ("cpu_c", "CPU temperature"),
-    "alarm": ("alarmed", "1 while an alarm needs the owner"),
 }
 
 
-def runtime_file() -> Path | None:
-    """Return where the status file lies: systemd's RUNTIME_DIRECTORY, None outside of it."""
-    folder = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    return Path(folder) / "status.json" if folder else None
+def runtime_folder(*, make: bool = True) -> Path:
+    """Return where what lasts as long as the agent lies: systemd's RUNTIME_DIRECTORY, else a fresh folder."""
+    found = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if found:
+        return Path(found)
+    return Path(tempfile.mkdtemp(prefix="maxgreen-agent-")) if make else SYSTEMD_FOLDER
 
 
-def read_running(path: Path = Path("/run/maxgreen-agent/status.json")) -> dict[str, Any] | None:
-    """Return the status of the agent that runs, None when none does."""
+def read_running(state_dir: Path) -> dict[str, Any] | None:
+    """Return the status of the agent that runs on a state folder, None when none does; `silent_s` tells its age."""
+    holder = holder_of(state_dir)
+    path = Path(holder["status"]) if holder and "status" in holder else SYSTEMD_FOLDER / STATUS
     try:
-        value = json.loads((runtime_file() or path).read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    now_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 10**6
+    value["silent_s"] = max(0, now_ms - int(value.get("boot_ms", now_ms))) / 1000
+    return value
 
 
 class Shown:
-    """Shows an agent's status while it runs: the file under /run, and metrics on 127.0.0.1."""
+    """Shows an agent's report while it runs: the file under /run, and metrics on 127.0.0.1."""
 
-    def __init__(self, agent: "Agent", port: int) -> None:
+    def __init__(self, agent: Agent, port: int, folder: Path) -> None:
         self._agent = agent
-        self._path = runtime_file()
-        self._written: Status | None = None
+        self._path: Path | None = folder / STATUS
+        self._written: Report | None = None
         self._stop_metrics: Callable[[], None] = lambda: None
         if port:
             try:
-                self._stop_metrics = Exporter(lambda: agent.status, agent.delays).serve(port)
+                self._stop_metrics = Exporter(lambda: agent.report, agent.delays).serve(port)
             except OSError as error:
                 _LOG.warning("no metrics on port %d: %s; set metrics_port", port, error)
 
     def refresh(self) -> None:
-        """Write the file when the status is a newer one."""
-        if self._path is None or self._agent.status is self._written:
+        """Write the file when the report is a newer one."""
+        if self._path is None or self._agent.report is self._written:
             return
-        self._written = self._agent.status
+        self._written = self._agent.report
         try:
-            write(self._path, self._written)
+            write(self._path, self._written.to_json())
         except OSError as error:
             _LOG.warning("status file %s: %s", self._path, error)
             self._path = None
@@ -92,8 +105,8 @@ def write(path: Path, status: Status) -> None:
 class Exporter(Collector):
     """Prometheus metrics of an agent on the loopback interface."""
 
-    def __init__(self, status: Callable[[], Status], delays: DelayHistogram | None) -> None:
-        self._status = status
+    def __init__(self, report: Callable[[], Report], delays: DelayHistogram | None) -> None:
+        self._report = report
         self._delays = delays
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -111,20 +124,24 @@ class Exporter(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now."""
-        status = self._status()
+        report = self._report()
         for name, (key, text) in _GAUGES.items():
-            if (value := status.get(key)) is not None:
+            if (value := getattr(report, key)) is not None:
                 yield GaugeMetricFamily(f"maxgreen_agent_{name}", text, value=float(value))
-        channels = status.get("channels", {})
-        for name, key, text in (
-            ("power_watts", "power_w", "power of a channel"),
-            ("energy_joules_total", "energy_j", "energy register of a channel"),
-        ):
-            family = GaugeMetricFamily(f"maxgreen_agent_{name}", text, labels=["channel", "role"])
-            for number, channel in channels.items():
-                if channel[key] is not None:
-                    family.add_metric([number, channel["role"]], channel[key])
-            yield family
+        alarms = GaugeMetricFamily("maxgreen_agent_alarm", "1 while an alarm needs the owner", labels=["code"])
+        for code in ALARM_CODES:
+            alarms.add_metric([code], float(any(alarm.code == code for alarm in report.alarms)))
+        yield alarms
+        power = GaugeMetricFamily("maxgreen_agent_power_watts", "power of a channel", labels=["channel", "role"])
+        energy = GaugeMetricFamily(
+            "maxgreen_agent_energy_joules_total", "energy register of a channel", labels=["channel", "role"]
+        )
+        for number, channel in report.channels.items():
+            energy.add_metric([str(number), channel.role], channel.energy_j)
+            if channel.power_w is not None:
+                power.add_metric([str(number), channel.role], channel.power_w)
+        yield power
+        yield energy
         if self._delays is not None:
             yield _histogram(self._delays)
 
@@ -163,6 +180,9 @@ def page(status: Status) -> "Table":
         )
     if status.get("running") is False:
         table.add_row("agent", "does not run; what follows is what its spool says")
+    elif status.get("silent_s", 0) > SILENT_S:
+        said = f"has told nothing for {status['silent_s']:.0f} s: it hangs; journalctl -u maxgreen-agent"
+        table.add_row("agent", said, style="red")
     table.add_row("batches", f"{status['seq']} sealed, {status['waiting']} without a receipt")
     receipt = status.get("receipt")
     table.add_row(

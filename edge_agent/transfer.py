@@ -1,8 +1,8 @@
-"""A transfer of energy over the line: when the relay closes, and what opens it again (P-CMD-1)."""
+"""A transfer of energy over the line: what opens the relay again, backend or not (P-CMD-1)."""
 
 from dataclasses import dataclass, field, replace
 
-from maxgreen.verify.meter import MeterState, Sample, advance
+from maxgreen.verify.meter import HALF_FEMTOJOULES_PER_MWS, MeterState, Sample, advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,12 @@ class Transfer:
         return replace(self, meter=advance(self.meter, [sample], interval_ms=interval_ms, dead_band_ua=dead_band_ua))
 
     def limit_reached(self, boot_ms: int) -> str | None:
-        """Return the first limit that is reached, None when there is none."""
+        """Return the first limit that is reached, None when there is none; since the last sample its power flows on."""
         if boot_ms - self.begun_boot_ms >= self.most_ms:
             return f"{self.most_ms / 1000:.0f} s are over"
-        if self.meter.register_mws >= self.most_mws:
+        sent = self.meter.forward
+        if self.meter.last is not None:
+            sent += 2 * max(0, self.meter.last_power_pw) * max(0, boot_ms - self.meter.last.boot_ms)
+        if sent >= self.most_mws * HALF_FEMTOJOULES_PER_MWS:
             return f"{self.most_mws / 3.6e6:.3f} Wh are sent"
         return None

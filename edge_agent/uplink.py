@@ -1,145 +1,37 @@
-"""MQTT: batches out at QoS 1, receipts, beacons and commands in; nothing is kept in the client's own queue."""
+"""Sends the spool in order and listens to the backend; nothing waits anywhere but in the spool."""
 
 import json
 import logging
 import queue
+import random
 import time
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final
 
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import MQTTErrorCode
-
-from edge_agent.config import BrokerSettings, ProtocolName
-from edge_agent.spool import Spool
+from edge_agent import resend
+from edge_agent.mqtt_link import Link
+from edge_agent.resend import Flight
+from edge_agent.spool import DamagedError, MediumError, Spool
 from maxgreen.clock import Clock
-from maxgreen.mqtt import Connection, make_client
-from maxgreen.protocol.backend import BackendKeys, Beacon, Command, Receipt
+from maxgreen.mqtt import Acknowledged, Connected, Denied, Disconnected, Incoming, Notice
+from maxgreen.protocol.backend import BackendKeys, Beacon, Command, Receipt, UnknownKey
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 from maxgreen.protocol.reasons import Rejected
 
 _LOG: Final = logging.getLogger(__name__)
-_VERSIONS: Final = {
-    ProtocolName.AUTO: (mqtt.MQTTv5, mqtt.MQTTv311),
-    ProtocolName.MQTT5: (mqtt.MQTTv5,),
-    ProtocolName.MQTT311: (mqtt.MQTTv311,),
-}
 FUTURE_S: Final = 300
-_MAX_RETRY_S: Final = 300
-_CLOSE_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The broker took us."""
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The broker is away."""
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
-    """The broker has a message; its ledger may not."""
-
-    packet: int
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A message from the broker."""
-
-    topic: str
-    payload: bytes
-
-
-Notice = Connected | Disconnected | Acknowledged | Incoming
-
-
-class Link(Protocol):
-    """A connection to a broker; what happens on it is put into `notices`."""
-
-    notices: "queue.SimpleQueue[Notice]"
-
-    def start(self) -> None:
-        """Begin to connect, and reconnect for ever."""
-        ...
-
-    def publish(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
-        """Hand a QoS 1 message over; return its packet id, or None when not connected."""
-        ...
-
-    def stop(self) -> None:
-        """Close the connection."""
-        ...
-
-
-class MqttLink:
-    """paho-mqtt: MQTT 5, or 3.1.1 where the broker knows no other; a persistent session; paho queues nothing."""
-
-    def __init__(self, settings: BrokerSettings, device: bytes, will: bytes) -> None:
-        self._settings = settings
-        self._device = device
-        self._will = will
-        self.notices: queue.SimpleQueue[Notice] = queue.SimpleQueue()
-        self._subscriptions = [
-            (device_topic(device, "receipt"), 1),
-            (device_topic(device, "command"), 1),
-            (BEACON_TOPIC, 1),
-        ]
-        self._connection = Connection(
-            self._make_client, settings, max_retry_s=_MAX_RETRY_S, versions=_VERSIONS[settings.protocol]
-        )
-
-    def _make_client(self, version: int) -> mqtt.Client:
-        client = make_client(self._settings, self._device.hex(), version=version)
-        client.max_inflight_messages_set(2 * self._settings.window)
-        client.will_set(device_topic(self._device, "status"), self._will, qos=1, retain=True)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
-        client.on_message = self._on_message
-        return client
-
-    def start(self) -> None:
-        """Begin to connect, and reconnect for ever."""
-        self._connection.start()
-
-    def publish(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
-        """Hand a QoS 1 message over; return its packet id, or None when not connected."""
-        client = self._connection.client
-        if not client.is_connected():
-            return None  # paho would queue it, without a limit
-        result = client.publish(topic, payload, qos=1, retain=retain)
-        return result.mid if result.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
-
-    def stop(self) -> None:
-        """Close the connection."""
-        self._connection.stop()
-
-    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
-        if code.is_failure:
-            _LOG.warning("broker refused the connection: %s", code)
-            return
-        self._connection.accepted()
-        client.subscribe(self._subscriptions)
-        self.notices.put(Connected())
-
-    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
-        _LOG.info("broker connection closed: %s", code)
-        self.notices.put(Disconnected())
-
-    def _on_publish(self, _client: mqtt.Client, _data: Any, packet: int, _code: Any, _properties: Any) -> None:
-        self.notices.put(Acknowledged(packet))
-
-    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        self.notices.put(Incoming(message.topic, bytes(message.payload)))
+RECEIPT_WAIT_S: Final = 5.0  # after a connection, for the receipt that the broker retains
+_DENIED_WAIT_S: Final = 300.0
+_AHEAD_WINDOWS: Final = 3  # batches without a receipt, in windows of batches that the broker has not answered
+_READ: Final = 20  # batches read from the spool at once
+_MOST_NOTICES: Final = 200  # handled in one call
+_BACKEND_SILENCE_S: Final = 300.0  # a beacon after so long says that the backend is back
+_SAY_EVERY_S: Final = 60.0
 
 
 class Uplink:
-    """Sends the spool in order and listens to the backend; one thread calls it."""
+    """One device's batches out, receipts, beacons and commands in; one thread calls it."""
 
     def __init__(
         self,
@@ -161,15 +53,27 @@ class Uplink:
         self._clock = clock
         self._window = window
         self._resend_s = resend_s
-        self._connected = False
-        self.sessions = 0  # how often the broker took us
-        self._next_to_send = 0
-        self._in_flight: set[int] = set()
-        self._progress = time.monotonic()
+        self._chance = random.random
+        self._flight = Flight()
+        self._tickets: dict[int, int] = {}  # batches that the broker has not answered: seq
+        self._retained: dict[str, int] = {}  # topics whose last value the broker has not answered: ticket
+        self._chunk: dict[int, bytes] = {}
+        self._hold_s = 0.0  # nothing is sent before
+        self._connected_s: float | None = None
+        self._unanswered_s = time.monotonic()
         self._receipt: Receipt | None = None
-        self.alarm: str | None = None
+        self._beacon: tuple[int, float] = (-1, float("-inf"))  # newest number, when it was heard
+        self._dropped = 0
+        self._say_due_s = 0.0
+        self.sessions = 0  # how often the broker took us
         self.dated = True  # whether the clock is synchronised
-        self.missing: str | None = None  # an alarm that does not stop sending (P-RCT-2)
+        self.alarm: str | None = None  # the backend's receipt contradicts this chain: nothing is sent (P-RCT-3)
+        self.missing: str | None = None  # the ledger asks for what is not in the spool any more (P-RCT-2)
+        self.damaged: set[int] = set()  # batches that the medium changed
+        self.unknown_key: str | None = None  # receipts come from a key that is not pinned
+        self.denied: str | None = None  # the broker refuses what we publish or listen to
+        self.refused: str | None = None  # the broker refuses us
+        self.medium_fault = ""
         self.beacons: list[Beacon] = []
         self.commands: list[Command] = []
         last = spool.last_receipt()
@@ -178,12 +82,20 @@ class Uplink:
                 self._receipt = keys.open_receipt(last)
             except Rejected as error:  # the backend's key was replaced: the broker retains a newer receipt
                 _LOG.warning("the spool's last receipt is not used: %s", error)
-            else:
-                self._next_to_send = self._receipt.next_seq
+        self._flight = Flight(self._sendable(self._receipt.next_seq if self._receipt else 0))
 
     def start(self) -> None:
         """Begin to connect."""
         self._link.start()
+
+    def listen(self, heard: Callable[[bytes], None]) -> None:
+        """Let `heard` hear each command as it comes, in the connection's own thread."""
+        self._link.heard = heard
+
+    @property
+    def keys(self) -> BackendKeys:
+        """The backend's keys that are pinned."""
+        return self._keys
 
     @property
     def receipt(self) -> Receipt | None:
@@ -193,64 +105,127 @@ class Uplink:
     @property
     def connected(self) -> bool:
         """Whether the broker is there."""
-        return self._connected
+        return self._connected_s is not None
 
     @property
     def delivered(self) -> bool:
         """Whether the ledger has everything that was sealed."""
         return self._receipt is not None and self._receipt.next_seq >= self._spool.tip.next_seq
 
+    @property
+    def unanswered_s(self) -> float:
+        """How long the backend has not answered what was sent over this connection, s."""
+        if self._connected_s is None or not self._flight.sent_s:
+            return 0.0
+        return time.monotonic() - max(self._connected_s, self._unanswered_s)
+
     def process(self, timeout_s: float = 0) -> None:
         """Handle what came in, then send what may be sent; waits up to `timeout_s` for something to come."""
         try:
-            self._handle(self._link.notices.get(timeout=timeout_s) if timeout_s else self._link.notices.get_nowait())
-            while True:
-                self._handle(self._link.notices.get_nowait())
+            self._listen(timeout_s)
+            self._send()
+        except MediumError as error:  # nothing is lost by it: batches stay, and receipts come again
+            if not self.medium_fault:
+                _LOG.error("%s", error)
+            self.medium_fault = str(error)
+        else:
+            self.medium_fault = ""
+
+    def _listen(self, timeout_s: float) -> None:
+        notices = self._link.notices
+        try:
+            self._handle(notices.get(timeout=timeout_s) if timeout_s else notices.get_nowait())
+            for _ in range(_MOST_NOTICES):
+                self._handle(notices.get_nowait())
         except queue.Empty:
             pass
-        self._send()
 
-    def publish_json(self, channel: str, value: dict[str, Any]) -> None:
-        """Publish a retained plain JSON message for people and Home Assistant."""
-        self.publish_retained(device_topic(self._device, channel), value)
+    def publish_json(self, channel: str, value: dict[str, Any]) -> bool:
+        """Publish a retained plain JSON message for people and Home Assistant; False when it can't go now."""
+        return self.publish_retained(device_topic(self._device, channel), value)
 
-    def publish_retained(self, topic: str, value: dict[str, Any]) -> None:
-        """Publish retained plain JSON on any topic of this device."""
-        self._link.publish(topic, json.dumps(value).encode(), retain=True)
+    def publish_retained(self, topic: str, value: dict[str, Any]) -> bool:
+        """Publish retained plain JSON on a topic of this device; False while the value before it has no answer."""
+        if topic in self._retained:
+            return False
+        ticket = self._link.publish(topic, json.dumps(value).encode(), retain=True)
+        if ticket is not None:
+            self._retained[topic] = ticket
+        return ticket is not None
 
     def stop(self, boot_id: bytes | None) -> None:
         """Say goodbye (a retired key has said it already) and close."""
         if boot_id is not None:
+            self._retained.clear()
             self.publish_json("status", {"status": "offline", "boot": boot_id.hex()})
-        deadline = time.monotonic() + _CLOSE_S
-        while self._connected and self._in_flight and time.monotonic() < deadline:
-            self.process(0.05)
         self._link.stop()
 
     def _handle(self, notice: Notice) -> None:
         match notice:
             case Connected():
-                self._connected = True
+                self._connected_s = time.monotonic()
                 self.sessions += 1
-                self._in_flight.clear()
-                self._next_to_send = self._receipt.next_seq if self._receipt else 0
-            case Disconnected():
-                self._connected = False
-            case Acknowledged(packet):
-                self._in_flight.discard(packet)
+                self.refused = None
+                self._hold_s = self._connected_s + RECEIPT_WAIT_S
+            case Disconnected(reason, refused):
+                self._connected_s = None
+                self.refused = reason if refused or "taken over" in reason else None
+                if self._tickets:
+                    self._flight = resend.unsent(self._flight, min(self._tickets.values()))
+                self._tickets.clear()
+                self._retained.clear()
+            case Denied(topic, reason):
+                self.denied = f"listening to {topic}: {reason}"
+            case Acknowledged(ticket, refused):
+                self._acknowledged(ticket, refused)
             case Incoming(topic, payload):
                 try:
                     self._receive(topic, payload)
                 except Rejected as error:
-                    _LOG.warning("message on %s dropped: %s", topic, error)
+                    self._drop(topic, error)
+
+    def _acknowledged(self, ticket: int, refused: str) -> None:
+        seq = self._tickets.pop(ticket, None)
+        if seq is None:
+            self._retained = {topic: one for topic, one in self._retained.items() if one != ticket}
+            return
+        if not refused:
+            self.denied = None
+            return
+        if self.denied is None:
+            _LOG.error("the broker refuses this device's batches: %s", refused)
+        self.denied = f"sending batches: {refused}"
+        self._flight = resend.unsent(self._flight, seq)
+        self._hold_s = time.monotonic() + _DENIED_WAIT_S * (1 + self._chance())
 
     def _receive(self, topic: str, payload: bytes) -> None:
         if topic == BEACON_TOPIC:
-            self.beacons.append(self._keys.open_beacon(payload))
+            self._take_beacon(self._keys.open_beacon(payload))
         elif topic == device_topic(self._device, "receipt"):
-            self._take_receipt(self._keys.open_receipt(payload), payload)
+            try:
+                receipt = self._keys.open_receipt(payload)
+            except UnknownKey as error:
+                self.unknown_key = str(error)
+                raise
+            self._take_receipt(receipt, payload)
         elif topic == device_topic(self._device, "command"):
             self.commands.append(self._keys.open_command(payload))
+
+    def _drop(self, topic: str, error: Rejected) -> None:
+        self._dropped += 1
+        if time.monotonic() >= self._say_due_s:
+            _LOG.warning("message on %s dropped: %s (%d so far)", topic, error, self._dropped)
+            self._say_due_s = time.monotonic() + _SAY_EVERY_S
+
+    def _take_beacon(self, beacon: Beacon) -> None:
+        number, heard_s = self._beacon
+        if beacon.number <= number:
+            return
+        now_s = time.monotonic()
+        if now_s - heard_s > _BACKEND_SILENCE_S:
+            self._flight = resend.awake(self._flight, now_s, resend_s=self._resend_s, chance=self._chance)
+        self._beacon = beacon.number, now_s
+        self.beacons.append(beacon)
 
     def _take_receipt(self, receipt: Receipt, message: bytes) -> None:
         """Note how far the ledger is (P-RCT-2), or stop sending when it contradicts the chain (P-RCT-3)."""
@@ -260,52 +235,95 @@ class Uplink:
             return
         if self.dated and receipt.server_ms > self._clock.now_ms() + FUTURE_S * 1000:
             return
-        if not self._agrees(receipt):
+        self.unknown_key = None
+        if not (agrees(self._spool, receipt, self._network) or receipt.next_seq - 1 in self.damaged):
             if self.alarm is None:
                 _LOG.error("the backend's receipt contradicts this chain at seq %d; sending stops", receipt.next_seq)
-            self.alarm = f"receipt for seq {receipt.next_seq} contradicts this device's chain; ask the operator"
+            self.alarm = f"receipt for seq {receipt.next_seq} contradicts this device's chain"
             return
-        if self._receipt is None or receipt.next_seq != self._receipt.next_seq:
-            self._progress = time.monotonic()
         self._receipt = receipt
-        self._next_to_send = max(self._next_to_send, receipt.next_seq)
+        self._hold_s = 0.0 if self.denied is None else self._hold_s
+        self.damaged = {seq for seq in self.damaged if seq >= receipt.next_seq}
+        self._go_on_at(receipt.next_seq)
         self._spool.receipted(receipt, message)
+        self._note_missing()
 
-    def _agrees(self, receipt: Receipt) -> bool:
-        tip = self._spool.tip
-        if receipt.next_seq > tip.next_seq:
-            return False
-        if receipt.next_seq == 0:
-            return receipt.head == network_digest(self._network)
-        if receipt.next_seq == tip.next_seq:
-            return receipt.head == tip.head
-        known = self._spool.digest(receipt.next_seq - 1)
-        return known is None or receipt.head == known
+    def _sendable(self, seq: int) -> int:
+        """Return the first batch from `seq` on that can be sent; what is gone or damaged leaves a hole (P-ING-4)."""
+        seq = max(seq, self._spool.oldest_seq())
+        while seq in self.damaged:
+            seq += 1
+        return seq
+
+    def _go_on_at(self, seq: int) -> None:
+        """Wait for no receipt below `seq` any longer."""
+        first = self._sendable(seq)
+        if first != self._flight.first:
+            self._unanswered_s = time.monotonic()
+        self._flight = resend.receipted(self._flight, first, resend_s=self._resend_s, chance=self._chance)
+
+    def _note_missing(self) -> None:
+        """Raise the alarm, or end it, that the ledger asks for batches that are not here any more (P-RCT-2)."""
+        asked, oldest = self._receipt.next_seq if self._receipt else 0, self._spool.oldest_seq()
+        if asked >= oldest:
+            self.missing = None
+            return
+        text = f"the ledger asks for batch {asked}, the spool begins at {oldest}"
+        if text != self.missing:
+            _LOG.error("%s", text)
+        self.missing = text
 
     def _send(self) -> None:
-        if not self._connected or self.alarm is not None:
+        now_s = time.monotonic()
+        if self._connected_s is None or self.alarm is not None or now_s < self._hold_s:
             return
-        expected = self._receipt.next_seq if self._receipt else 0
-        stalled = time.monotonic() - self._progress > self._resend_s
-        if stalled and self._next_to_send > expected:
-            self._next_to_send = expected
-            self._progress = time.monotonic()
-        oldest = self._spool.oldest_seq()
-        if self._next_to_send < oldest:
-            self.missing = (
-                f"the ledger asks for batch {self._next_to_send}, the spool begins at {oldest}; ask the operator"
-            )
-            _LOG.error("%s", self.missing)
-            self._next_to_send = oldest
-        room = self._window - len(self._in_flight)
-        if room <= 0 or self._next_to_send >= self._spool.tip.next_seq:
-            return
-        for seq, message in self._spool.messages(self._next_to_send, room):
-            packet = self._link.publish(device_topic(self._device, "batch"), message, retain=False)
-            if packet is None:
+        for _ in range(self._window):
+            tip, ahead = self._spool.tip, _AHEAD_WINDOWS * self._window
+            seq = resend.due(self._flight, now_s, next_seq=tip.next_seq, ahead=ahead)
+            if seq is None:
                 return
-            self._in_flight.add(packet)
-            self._next_to_send = seq + 1
+            message = self._message(seq)
+            if message is None:
+                if seq == self._flight.first:
+                    self._go_on_at(seq)
+                    continue
+            else:
+                ticket = self._link.publish(device_topic(self._device, "batch"), message, retain=False)
+                if ticket is None:
+                    return
+                self._tickets[ticket] = seq
+            if not self._flight.sent_s:
+                self._unanswered_s = now_s
+            self._flight = resend.sent(self._flight, seq, now_s, resend_s=self._resend_s, chance=self._chance)
+
+    def _message(self, seq: int) -> bytes | None:
+        """Return a batch; None for one that the medium changed: what is whole goes on without it."""
+        if seq in self.damaged:
+            return None
+        if seq not in self._chunk:
+            try:
+                self._chunk = dict(self._spool.messages(seq, _READ))
+            except DamagedError as error:
+                first = seq if error.seq is None else error.seq
+                self.damaged.add(first)
+                _LOG.error("%s", error)
+                if first == seq:
+                    return None
+                self._chunk = dict(self._spool.messages(seq, first - seq))
+        return self._chunk[seq]
+
+
+def agrees(spool: Spool, receipt: Receipt, network: str) -> bool:
+    """Tell whether a receipt is one for this chain (P-RCT-3)."""
+    tip = spool.tip
+    if receipt.next_seq > tip.next_seq:
+        return False
+    if receipt.next_seq == 0:
+        return receipt.head == network_digest(network)
+    if receipt.next_seq == tip.next_seq:
+        return receipt.head == tip.head
+    known = spool.digest(receipt.next_seq - 1)
+    return known is None or receipt.head == known
 
 
 def retained_receipt(link: Link, device: bytes, keys: BackendKeys, wait_s: float) -> Receipt | None:

@@ -13,6 +13,7 @@ from maxgreen.protocol.work import header_prefix, target_of
 from native.scrypt import Miner
 
 _NICE: Final = 19
+_RETRY_S: Final = 60.0
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -44,6 +45,7 @@ class Worker:
         self._stopping = False
         self._paused = False
         self._finished_hashes = 0
+        self.fault = ""  # why mining failed; empty when it goes on
         self._thread = threading.Thread(target=self._run, name="mining", daemon=True)
 
     def start(self) -> None:
@@ -153,26 +155,42 @@ class Worker:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # this thread: only what nobody else wants
         except OSError as error:
             _LOG.info("mining runs at nice %d, not as SCHED_IDLE: %s", _NICE, error)
-        while True:
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: self._stopping or (not self._paused and self._prev is not None and self._beacon is not None)
-                )
-                if self._stopping or self._prev is None or self._beacon is None:
-                    return
-                if self._job is None:
-                    self._job = self._new_job(self._prev, self._beacon)
-                job = self._job
-                job.miner.resume()
-                if len(job.nonces) >= max(1, self._wait_shares or MAX_NONCES):
-                    # enough for a batch: rest until it is sealed
-                    self._changed.wait_for(lambda job=job: self._is_over(job))  # type: ignore[misc]
-                    continue
-            nonce = job.miner.find()
-            with self._changed:
-                if nonce is not None and self._job is job:
-                    job.nonces.append(nonce)
-                    self._changed.notify_all()
+        while not self._stopping:
+            try:
+                self._mine()
+                if self.fault:
+                    _LOG.warning("mining goes on")
+                self.fault = ""
+            except Exception as error:  # noqa: BLE001 - whatever happens here is said, and tried again
+                said = str(error) or type(error).__name__
+                if said != self.fault:
+                    _LOG.error("mining failed: %s", said)
+                self.fault = said
+                with self._changed:
+                    self._job = None
+                    self._changed.wait_for(lambda: self._stopping, timeout=_RETRY_S)
+
+    def _mine(self) -> None:
+        """Look for one share of the batch that comes, or wait until there is something to look for."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._stopping or (not self._paused and self._prev is not None and self._beacon is not None)
+            )
+            if self._stopping or self._prev is None or self._beacon is None:
+                return
+            if self._job is None:
+                self._job = self._new_job(self._prev, self._beacon)
+            job = self._job
+            job.miner.resume()
+            if len(job.nonces) >= max(1, self._wait_shares or MAX_NONCES):
+                # enough for a batch: rest until it is sealed
+                self._changed.wait_for(lambda: self._is_over(job))
+                return
+        nonce = job.miner.find()
+        with self._changed:
+            if nonce is not None and self._job is job:
+                job.nonces.append(nonce)
+                self._changed.notify_all()
 
     def _new_job(self, prev: bytes, beacon: Beacon) -> _Job:
         prefix = header_prefix(prev, beacon.value, self._device, beacon.issued_s, self._nbits)

@@ -4,9 +4,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import paho.mqtt.client as mqtt
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -20,7 +20,7 @@ from maxgreen.chain.deployment import Deployment
 from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
-from maxgreen.mqtt import Connection, make_client
+from maxgreen.mqtt import Connected, Connection, Denied, Disconnected, Incoming, Notice
 from maxgreen.protocol.backend import Beacon, sign_receipt
 from maxgreen.protocol.identity import BEACON_TOPIC, ROOT, device_topic
 from maxgreen.protocol.keys import Signer
@@ -29,32 +29,24 @@ _LOG: Final = logging.getLogger(__name__)
 GROUP: Final = 576  # whole rounds of every x86-64 scrypt kernel
 LINGER_S: Final = 0.02
 QUEUE: Final = 4_096  # then the connection is not read on
+_IN_FLIGHT: Final = 1_000  # receipts that the broker has not answered
+_WAITING: Final = 10_000
 _POLL_S: Final = 0.05
 _MAX_RETRY_S: Final = 30
 _COMMANDS_EVERY_S: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A message that is not acknowledged yet; `arrived` orders it, mid and qos acknowledge it."""
-
-    topic: str
-    payload: bytes
-    mid: int
-    qos: int
-
-
 class Broker(Protocol):
     """The ingest side of a broker."""
 
-    deliveries: "queue.Queue[Delivery]"
+    deliveries: "queue.Queue[Incoming]"
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""
         ...
 
-    def acknowledge(self, delivery: Delivery) -> None:
-        """Tell the broker that the ledger has a message."""
+    def acknowledge(self, deliveries: Sequence[Incoming]) -> None:
+        """Tell the broker that the ledger has messages."""
         ...
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
@@ -67,59 +59,62 @@ class Broker(Protocol):
 
 
 class MqttBroker:
-    """paho-mqtt with manual acknowledgement and a persistent session."""
+    """The one owner of ingest's socket, with manual acknowledgement and a persistent session."""
 
-    def __init__(self, settings: BrokerSettings, on_connect: Callable[[], None]) -> None:
-        self.deliveries: queue.Queue[Delivery] = queue.Queue(QUEUE)
+    def __init__(
+        self, settings: BrokerSettings, on_connect: Callable[[], None], is_up: Callable[[bool], None] = lambda _up: None
+    ) -> None:
+        """`on_connect` is called after each connection, `is_up` when it comes and goes."""
+        self.deliveries: queue.Queue[Incoming] = queue.Queue()
         self.connected = threading.Event()
+        self.denied = ""  # what the broker does not let us listen to
         self._greet = on_connect
-        self._stopping = False
-        client = make_client(settings, settings.client_id, manual_ack=True)
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        self._client = client
+        self._is_up = is_up
         self._connection = Connection(
-            lambda _version: client, settings, max_retry_s=_MAX_RETRY_S, versions=(mqtt.MQTTv311,)
+            settings,
+            settings.client_id,
+            sink=self._take,
+            has_room=lambda: self.deliveries.qsize() < QUEUE,
+            subscriptions=[(f"{ROOT}/+/+/batch", 1)],
+            versions=(mqtt.MQTTv311,),
+            manual_ack=True,
+            in_flight=_IN_FLIGHT,
+            waiting=_WAITING,
+            max_retry_s=_MAX_RETRY_S,
         )
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""
         self._connection.start()
 
-    def acknowledge(self, delivery: Delivery) -> None:
-        """Tell the broker that the ledger has a message."""
-        self._client.ack(delivery.mid, delivery.qos)
+    def acknowledge(self, deliveries: Sequence[Incoming]) -> None:
+        """Tell the broker that the ledger has messages."""
+        self._connection.acknowledge(deliveries)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        """Send a message at QoS 1."""
-        self._client.publish(topic, payload, qos=1, retain=retain)
+        """Send a message at QoS 1; what can't go now is said again by the next one (P-RCT-2)."""
+        self._connection.publish(topic, payload, retain=retain)
 
     def stop(self) -> None:
         """Close the connection."""
-        self._stopping = True
         self._connection.stop()
 
-    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
-        if code.is_failure:
-            _LOG.warning("broker refused the connection: %s", code)
-            return
-        client.subscribe(f"{ROOT}/+/+/batch", 1)
-        self.connected.set()
-        self._greet()
-
-    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
-        _LOG.info("broker connection closed: %s", code)
-        self.connected.clear()
-
-    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
-        delivery = Delivery(message.topic, bytes(message.payload), message.mid, message.qos)
-        while not self._stopping:
-            try:
-                self.deliveries.put(delivery, timeout=_POLL_S)
-            except queue.Full:  # not reading on is the only bound that brokers respect
-                continue
-            return
+    def _take(self, notice: Notice) -> None:
+        match notice:
+            case Incoming():
+                self.deliveries.put(notice)
+            case Connected():
+                self.connected.set()
+                self._is_up(True)
+                self._greet()
+            case Disconnected():
+                self.denied = ""
+                self.connected.clear()
+                self._is_up(False)
+            case Denied(topic, reason):
+                self.denied = f"{topic}: {reason}"
+            case _:
+                pass  # a receipt that the broker has; devices say when it does not reach them
 
 
 @dataclass(slots=True)
@@ -230,9 +225,9 @@ class Consumer:
             self._broker.publish(device_topic(row.device, "command"), row.message, retain=False)
             self._command_sent = row.id
 
-    def _collect(self) -> list[Delivery]:
+    def _collect(self) -> list[Incoming]:
         """Return the messages that came, up to a group, waiting a little for more."""
-        group: list[Delivery] = []
+        group: list[Incoming] = []
         try:
             group.append(self._broker.deliveries.get(timeout=_POLL_S))
             deadline = time.monotonic() + LINGER_S
@@ -242,7 +237,7 @@ class Consumer:
             pass
         return group
 
-    def _judge(self, group: list[Delivery]) -> None:
+    def _judge(self, group: list[Incoming]) -> None:
         now_ms = self._clock.now_ms()
         devices: dict[bytes, None] = {}
         outcomes = []
@@ -260,8 +255,7 @@ class Consumer:
                 message = sign_receipt(receipt, self._signer, self._network)
                 book.put_receipt(device, now_ms, message)
                 receipts.append((device, message))
-        for delivery in group:
-            self._broker.acknowledge(delivery)
+        self._broker.acknowledge(group)
         for device, message in receipts:
             self._broker.publish(device_topic(device, "receipt"), message, retain=True)
         for outcome in outcomes:

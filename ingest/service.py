@@ -33,7 +33,11 @@ class IngestService:
     ) -> None:
         self.metrics = Metrics()
         self.engine = engine
-        self._broker = MqttBroker(settings.broker, lambda: self.consumer.greet())  # noqa: PLW0108 - made below
+        self._broker = MqttBroker(
+            settings.broker,
+            lambda: self.consumer.greet(),  # noqa: PLW0108 - made below
+            self.metrics.connected.set,
+        )
         self.consumer = Consumer(
             engine,
             self._broker,
@@ -67,6 +71,8 @@ class IngestService:
         """Return what keeps the service from being ready, or None."""
         if not self._broker.connected.is_set():
             return "no connection to the broker"
+        if self._broker.denied:
+            return f"the broker does not let us listen to {self._broker.denied}"
         return self.consumer.alarm
 
     def run(self) -> None:

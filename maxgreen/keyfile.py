@@ -44,6 +44,18 @@ def write_secret(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file by one that is on the medium, whole or not at all."""
+    fresh = path.with_name(f".{path.name}.new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,155 +1,413 @@
-"""MQTT clients of agent and ingest: one way to reach the broker."""
+"""MQTT for agent and ingest: one owner of the socket, one way to the broker.
+
+    callers ── publish, acknowledge ──▶ outbox ─▶┐
+                                                 ├─ thread "mqtt": poll, then paho's loop_read, loop_write, loop_misc
+    callers ◀── sink(notice) ◀───────────────────┘
+
+Nobody but that thread touches the paho client, so no two writers ever meet on a TLS socket.
+"""
 
 import logging
 import random
+import select
+import socket
 import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from pydantic import Field
 
-from maxgreen.settings import Table
+from maxgreen.settings import NoPath, Table
 
 KEEPALIVE_S: Final = 60
 SESSION_EXPIRY_S: Final = 60 * 86_400  # as persistent_client_expiration in broker_config/mosquitto.conf
+MAX_PACKET_BYTES: Final = 2**20  # sixteen times the largest message of the protocol (P-BAT-1)
 _FIRST_RETRY_S: Final = 1.0
-_STABLE_S: Final = 300.0
-_CLOSE_S: Final = 5.0
+_CLOSE_S: Final = 2.0  # what is under way may still go out
 _GREETING_S: Final = 10.0
+_POLL_S: Final = 0.5  # keep-alive has to be looked after
+_READS: Final = 64  # packets between two looks at what waits to go out
+_UNGREETED: Final = 5  # so often a broker that has accepted us once may close before it greets
 _LOG: Final = logging.getLogger(__name__)
 
 
 class BrokerTable(Table):
     """The MQTT broker."""
 
-    host: str = Field(default="127.0.0.1", description="host name")
-    port: int = Field(default=8883, description="port; 8883 is MQTT over TLS")
-    ca: Path | None = Field(default=None, description="certificate authority; empty = no TLS (trials only)")
-    certificate: Path | None = Field(default=None, description="this client's TLS certificate; CN = its client id")
-    key: Path | None = Field(default=None, description="this client's TLS key, never a signing key (P-ID-1)")
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=255, description="host name")
+    port: int = Field(default=8883, ge=1, le=65_535, description="port; 8883 is MQTT over TLS")
+    ca: NoPath = Field(default=None, description="certificate authority; empty = no TLS (trials only)")
+    certificate: NoPath = Field(default=None, description="this client's TLS certificate; CN = its client id")
+    key: NoPath = Field(default=None, description="this client's TLS key, never a signing key (P-ID-1)")
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that a connection reads."""
+        return tuple(path for path in (self.ca, self.certificate, self.key) if path is not None)
 
 
-def make_client(
-    settings: BrokerTable, client_id: str, *, version: int = mqtt.MQTTv311, manual_ack: bool = False
-) -> mqtt.Client:
-    """Return a client with a persistent session, not connected yet; OSError when a certificate is not readable."""
-    client = mqtt.Client(
-        CallbackAPIVersion.VERSION2,
-        client_id=client_id,
-        clean_session=None if version == mqtt.MQTTv5 else False,
-        protocol=MQTTProtocolVersion(version),
-        manual_ack=manual_ack,
-        reconnect_on_failure=False,
-    )
-    if settings.ca is None:
-        client.username_pw_set(client_id)
-        return client
-    client.tls_set(
-        ca_certs=str(settings.ca),
-        certfile=str(settings.certificate) if settings.certificate else None,
-        keyfile=str(settings.key) if settings.key else None,
-        tls_version=ssl.PROTOCOL_TLS_CLIENT,
-    )
-    return client
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The broker took us, and has answered our subscriptions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The broker is away, or does not want us (`refused`); what was not acknowledged may be lost."""
+
+    reason: str = ""
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """The broker does not let us listen to a topic."""
+
+    topic: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The broker answered a message: it has it (its ledger may not), or refuses it for a reason."""
+
+    ticket: int
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message from the broker; `packet`, `qos` and `session` are what `acknowledge` needs."""
+
+    topic: str
+    payload: bytes
+    packet: int = 0
+    qos: int = 0
+    session: int = 0
+
+
+Notice = Connected | Disconnected | Denied | Acknowledged | Incoming
+
+
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    ticket: int
+    topic: str
+    payload: bytes
+    retain: bool
 
 
 class Connection:
-    """Keeps a client connected in a thread of its own.
+    """Keeps a client connected in a thread of its own, for ever.
 
-    Between attempts it waits a random part of a time that doubles from 1 s to `max_retry_s` ("full jitter"), so that a
-    fleet does not come back all at once; a connection that held for five minutes begins again at 1 s. A broker that
-    closes before it accepted is asked next in the other protocol version, until it has accepted one.
+    Certificates are read at every attempt, so that renewed ones serve without a restart. Between attempts it waits a
+    random part of a time that doubles from 1 s to `max_retry_s` ("full jitter"), so that a fleet does not come back all
+    at once; a connection that held longer than the next wait may be begins again at 1 s. A broker that closes before it
+    greets is asked next in the other protocol version.
     """
 
     def __init__(
         self,
-        make: Callable[[int], mqtt.Client],
         settings: BrokerTable,
+        client_id: str,
         *,
-        max_retry_s: float,
-        versions: tuple[int, ...] = (mqtt.MQTTv5, mqtt.MQTTv311),
+        sink: Callable[[Notice], None],
+        has_room: Callable[[], bool] = lambda: True,
+        subscriptions: Sequence[tuple[str, int]] = (),
+        will: tuple[str, bytes] | None = None,
+        versions: Sequence[int] = (mqtt.MQTTv5, mqtt.MQTTv311),
+        manual_ack: bool = False,
+        in_flight: int = 20,
+        waiting: int = 100,
+        max_retry_s: float = 300,
     ) -> None:
-        """`make` returns a client for a protocol version."""
-        self._make = make
-        self._versions = deque(versions)
-        self.client = make(versions[0])
-        self._accepted = False
+        """Touch nothing yet.
+
+        `sink` hears of everything, in the thread "mqtt", and must not block; while `has_room` says no, nothing is read
+        on. At most `in_flight` messages (or what the broker allows) wait for its answer, `waiting` more for their turn.
+        """
         self._settings = settings
+        self._client_id = client_id
+        self._sink = sink
+        self._has_room = has_room
+        self._subscriptions = list(subscriptions)
+        self._will = will
+        self._versions = deque(versions)
+        self._manual_ack = manual_ack
+        self._most_in_flight = in_flight
+        self._most_waiting = waiting
         self._max_retry_s = max_retry_s
+        self._lock = threading.Lock()
+        self._outbox: deque[_Outgoing] = deque()
+        self._answers: deque[Incoming] = deque()  # to acknowledge
+        self._ticket = 0
+        self._session = 0
+        self._up = False
+        self._in_flight: dict[int, int] = {}  # packet id: ticket
+        self._limit = in_flight
+        self._greeted = False
+        self._opened = False
+        self._ungreeted = _UNGREETED  # a broker that never accepted us is asked in both versions by turns
+        self._refusal = ""
+        self._end = ""
+        self._heard = 0
+        self._said = ""
         self._stopping = threading.Event()
+        self._waker, self._wake_end = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wake_end.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""
         self._thread.start()
 
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
+        """Hand a QoS 1 message over; return its ticket, or None when not connected or too many wait."""
+        with self._lock:
+            if not self._up or len(self._outbox) >= self._most_waiting:
+                return None
+            self._ticket += 1
+            self._outbox.append(_Outgoing(self._ticket, topic, payload, retain))
+            ticket = self._ticket
+        self._wake()
+        return ticket
+
+    def acknowledge(self, messages: Sequence[Incoming]) -> None:
+        """Tell the broker that messages are kept, in their order; those of an earlier connection come again."""
+        with self._lock:
+            self._answers.extend(message for message in messages if message.qos)
+        self._wake()
+
     def stop(self) -> None:
-        """Close the connection and end."""
+        """Let what is under way go out, for two seconds at most; then close and end."""
         self._stopping.set()
-        self.client.disconnect()
+        self._wake()
         if self._thread.is_alive():
-            self._thread.join(_CLOSE_S)
+            self._thread.join(2 * _CLOSE_S)
 
-    def accepted(self) -> None:
-        """Stay with this protocol version: the broker took it."""
-        self._accepted = True
-
-    def _connect(self) -> None:
-        if self._versions[0] != mqtt.MQTTv5:
-            self.client.connect(self._settings.host, self._settings.port, KEEPALIVE_S)
-            return
-        # clean_start False at every connection: paho's default wipes the session at each start of the process
-        session = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        session.SessionExpiryInterval = SESSION_EXPIRY_S
-        self.client.connect(
-            self._settings.host, self._settings.port, KEEPALIVE_S, clean_start=False, properties=session
-        )
-
-    def _loop(self) -> None:
-        """Run the connection until it ends; one that the broker does not greet is ended."""
-        impatient = threading.Timer(_GREETING_S, self._give_up, [self.client])
-        impatient.daemon = True
-        impatient.start()
-        try:
-            self.client.loop_forever()
-        finally:
-            impatient.cancel()
-
-    @staticmethod
-    def _give_up(client: mqtt.Client) -> None:
-        if not client.is_connected():
-            client.disconnect()
-
-    def _try_other_version(self) -> None:
-        self._versions.rotate(1)
-        self.client = self._make(self._versions[0])
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):  # then it is awake already
+            self._wake_end.send(b"\0")
 
     def _run(self) -> None:
         longest_s = _FIRST_RETRY_S
-        failure = ""
         while not self._stopping.is_set():
             begun_s = time.monotonic()
-            try:
-                self._connect()
-                failure = ""
-                if self._stopping.is_set():  # stopped while it connected
-                    self.client.disconnect()
-                self._loop()
-                if not self._accepted and len(self._versions) > 1 and not self._stopping.is_set():
-                    self._try_other_version()
-            except (OSError, ValueError) as error:  # ValueError: a host name that can be none
-                if str(error) != failure:
-                    _LOG.warning("broker %s:%d: %s", self._settings.host, self._settings.port, error)
-                failure = str(error)
-            if time.monotonic() - begun_s >= _STABLE_S:
+            reason = self._connect_once()
+            held_s = time.monotonic() - begun_s if self._greeted else 0.0
+            if held_s > longest_s:
                 longest_s = _FIRST_RETRY_S
-            self._stopping.wait(random.uniform(0, longest_s))
+            self._down(reason)
+            if not self._stopping.is_set():
+                self._wait(random.uniform(0, longest_s))
             longest_s = min(2 * longest_s, self._max_retry_s)
+
+    def _wait(self, seconds: float) -> None:
+        self._stopping.wait(seconds)
+
+    def _connect_once(self) -> str:
+        """Connect and serve until the connection ends; return why it did."""
+        self._greeted, self._opened, self._refusal, self._end = False, False, "", ""
+        self._session += 1
+        version = self._versions[0]
+        try:
+            client = self._make_client(version)
+            self._open(client, version)
+            self._serve(client)
+        except Exception as error:  # noqa: BLE001 - any bytes of a broker end a connection, never this thread
+            return str(error) or type(error).__name__
+        finally:
+            if self._opened:
+                self._note_greeting()
+        return self._refusal or self._end or "the broker closed the connection"
+
+    def _note_greeting(self) -> None:
+        """Ask in the other protocol version next, where the broker does not answer this one."""
+        self._ungreeted = 0 if self._greeted else self._ungreeted + 1
+        if self._ungreeted > _UNGREETED:
+            self._versions.rotate(1)
+
+    def _make_client(self, version: int) -> mqtt.Client:
+        settings = self._settings
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            clean_session=None if version == mqtt.MQTTv5 else False,
+            protocol=MQTTProtocolVersion(version),
+            manual_ack=self._manual_ack,
+            reconnect_on_failure=False,
+        )
+        client.enable_logger(_LastError(self._note_error))  # type: ignore[arg-type]
+        client.max_inflight_messages_set(0)  # the outbox holds the limit
+        client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        client.on_disconnect = self._on_disconnect
+        if self._will is not None:
+            client.will_set(*self._will, qos=1, retain=True)
+        if settings.ca is None:
+            client.username_pw_set(self._client_id)
+            return client
+        client.tls_set(
+            ca_certs=str(settings.ca),
+            certfile=str(settings.certificate) if settings.certificate else None,
+            keyfile=str(settings.key) if settings.key else None,
+            tls_version=ssl.PROTOCOL_TLS_CLIENT,
+        )
+        return client
+
+    def _open(self, client: mqtt.Client, version: int) -> None:
+        options: dict[str, Any] = {}
+        if version == mqtt.MQTTv5:
+            # clean_start False at every connection: paho's default wipes the session at each start of the process
+            session = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            session.SessionExpiryInterval = SESSION_EXPIRY_S
+            session.MaximumPacketSize = MAX_PACKET_BYTES
+            options = {"clean_start": False, "properties": session}
+        client.connect(self._settings.host, self._settings.port, KEEPALIVE_S, **options)
+        self._opened = True
+
+    def _serve(self, client: mqtt.Client) -> None:
+        """Read and write until the connection ends."""
+        poller = select.poll()
+        poller.register(self._waker, select.POLLIN)
+        greeting_ends_s = time.monotonic() + _GREETING_S
+        closing_ends_s = None
+        handle = None
+        try:
+            while (sock := client.socket()) is not None:
+                handle = sock.fileno()
+                now_s = time.monotonic()
+                if not self._up and not self._greeted and now_s > greeting_ends_s:
+                    self._end = f"no answer within {_GREETING_S:g} s"
+                    return
+                if self._stopping.is_set():
+                    closing_ends_s = closing_ends_s or now_s + _CLOSE_S
+                    if now_s > closing_ends_s or not (self._outbox or self._in_flight or self._answers):
+                        client.disconnect()
+                        client.loop_write()
+                        return
+                self._pump(client)
+                room = self._has_room()
+                poller.register(handle, (select.POLLIN if room else 0) | (select.POLLOUT if client.want_write() else 0))
+                pending = room and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+                ready = dict(poller.poll(0 if pending else 1000 * _POLL_S if not self._stopping.is_set() else 50))
+                if self._waker.fileno() in ready:
+                    self._waker.recv(4_096)
+                events = ready.get(handle, 0)
+                if pending or events & ~select.POLLOUT:
+                    self._read(client)
+                if client.socket() is not None and client.want_write():
+                    client.loop_write()
+                client.loop_misc()
+        finally:
+            if handle is not None:
+                poller.unregister(handle)
+            if (left := client.socket()) is not None:
+                left.close()
+
+    def _read(self, client: mqtt.Client) -> None:
+        for _ in range(_READS):
+            before = self._heard
+            client.loop_read()
+            if client.socket() is None or self._heard == before or not self._has_room():
+                break
+        if client._in_packet["remaining_length"] > MAX_PACKET_BYTES:  # noqa: SLF001 - paho has no limit of its own
+            raise ConnectionError("the broker announces a packet that is larger than any of the protocol's")
+
+    def _pump(self, client: mqtt.Client) -> None:
+        """Hand paho what may go out now."""
+        with self._lock:
+            answers = [message for message in self._answers if message.session == self._session]
+            self._answers.clear()
+            free = self._limit - len(self._in_flight) if self._up else 0
+            outgoing = [self._outbox.popleft() for _ in range(min(free, len(self._outbox)))]
+        for message in answers:
+            client.ack(message.packet, message.qos)
+        for one in outgoing:
+            result = client.publish(one.topic, one.payload, qos=1, retain=one.retain)
+            if result.rc not in {MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_AGAIN}:
+                raise ConnectionError(mqtt.error_string(result.rc))
+            self._in_flight[result.mid] = one.ticket
+
+    def _down(self, reason: str) -> None:
+        with self._lock:
+            self._up = False
+            self._outbox.clear()
+            self._answers.clear()
+            self._in_flight.clear()
+        if reason != self._said and not self._stopping.is_set():
+            _LOG.warning("broker %s:%d: %s", self._settings.host, self._settings.port, reason)
+            self._said = reason
+        self._sink(Disconnected(reason, bool(self._refusal)))
+
+    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, code: Any, properties: Any) -> None:
+        self._heard += 1
+        if code.is_failure:
+            self._refusal = f"it refused the connection: {code}"
+            # a broker that does not know this version says so here (MQTT 5, 3.2.2.2), and others close
+            self._greeted = "protocol version" not in str(code).lower()
+            return
+        self._greeted = True
+        self._limit = min(self._most_in_flight, getattr(properties, "ReceiveMaximum", 65_535))
+        if self._subscriptions:
+            client.subscribe(self._subscriptions)
+        else:
+            self._accept()
+
+    def _on_subscribe(self, _client: mqtt.Client, _data: Any, _packet: int, codes: Any, _properties: Any) -> None:
+        self._heard += 1
+        for (topic, _), code in zip(self._subscriptions, codes, strict=False):
+            if code.is_failure:
+                _LOG.error("broker: it does not let us listen to %s: %s", topic, code)
+                self._sink(Denied(topic, str(code)))
+        self._accept()
+
+    def _accept(self) -> None:
+        with self._lock:
+            self._up = True
+        _LOG.info("broker %s:%d: connected", self._settings.host, self._settings.port)
+        self._said = ""
+        self._sink(Connected())
+
+    def _on_publish(self, _client: mqtt.Client, _data: Any, packet: int, code: Any, _properties: Any) -> None:
+        self._heard += 1
+        ticket = self._in_flight.pop(packet, None)
+        if ticket is not None:
+            self._sink(Acknowledged(ticket, str(code) if code.is_failure else ""))
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        self._heard += 1
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # no topic of ours; whoever judges it says so
+            topic = bytes(message._topic).decode(errors="replace")  # noqa: SLF001
+        self._sink(Incoming(topic, bytes(message.payload), message.mid, message.qos, self._session))
+
+    def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
+        self._end = self._end or str(code)
+
+    def _note_error(self, text: str) -> None:
+        self._end = text
+
+
+class _LastError:
+    """What paho asks of a logger; it says there, and nowhere else, what the socket's error was."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+
+    def log(self, level: int, text: str, *arguments: object) -> None:
+        if level >= logging.ERROR:
+            self._note(text % arguments)

@@ -3,40 +3,77 @@
 import logging
 import os
 import socket
+import threading
 import time
 from typing import Final
 
 from maxgreen.errors import Fatal
 from native import kernels
 
+_LOG: Final = logging.getLogger(__name__)
 _HEARTBEAT_S: Final = 10.0
+_STUCK_S: Final = 180.0  # WatchdogSec of the units
+_GUARDED_S: Final = 10.0  # the watchdog's time while a transfer runs
+_GUARDED_BEAT_S: Final = 2.0
+_said: set[str] = set()
 
 
 def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); without NOTIFY_SOCKET it does nothing."""
+    """Tell systemd (sd_notify(3)); without NOTIFY_SOCKET it does nothing, and a socket that is away is said once."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.connect("\0" + address[1:] if address.startswith("@") else address)
-        channel.sendall(state.encode())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.connect("\0" + address[1:] if address.startswith("@") else address)
+            channel.sendall(state.encode())
+    except OSError as error:
+        if address not in _said:
+            _said.add(address)
+            _LOG.warning("systemd does not hear us at %s: %s", address, error)
 
 
 class Heartbeat:
-    """Tells systemd of progress: ready at the first call, then alive, at most once in ten seconds (sd_notify(3))."""
+    """Tells systemd of progress: ready at the first call, then alive, at most once in ten seconds (sd_notify(3)).
+
+    While a transfer runs the watchdog's time is ten seconds: `guarded` feeds it, as long as there is progress too, so
+    that a process that is stopped altogether is killed, and its relay opened, within that time.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._due_s: float | None = None
+        self._progress_s = 0.0
+        self._guarding = False
+        self._usual_us = os.environ.get("WATCHDOG_USEC", "")
 
     def __call__(self) -> None:
-        """Tell it, when it is time."""
-        now_s = time.monotonic()
-        if self._due_s is None:
-            notify("READY=1")
-        elif now_s < self._due_s:
+        """Tell of progress, when it is time."""
+        with self._lock:
+            now_s = self._progress_s = time.monotonic()
+            if self._due_s is None:
+                notify("READY=1")
+            elif now_s < self._due_s:
+                return
+            self._beat(now_s)
+
+    def guarded(self, transferring: bool) -> None:
+        """Keep the watchdog's time short while a transfer runs; the relay's guard calls it many times a second."""
+        if not transferring and not self._guarding:
             return
+        with self._lock:
+            now_s = time.monotonic()
+            if transferring != self._guarding and self._usual_us:
+                usec = f"{_GUARDED_S * 1e6:.0f}" if transferring else self._usual_us
+                notify(f"WATCHDOG_USEC={usec}")
+                self._due_s = now_s
+            self._guarding = transferring
+            if (self._due_s is None or now_s >= self._due_s) and now_s - self._progress_s < _STUCK_S:
+                self._beat(now_s)
+
+    def _beat(self, now_s: float) -> None:
         notify("WATCHDOG=1")
-        self._due_s = now_s + _HEARTBEAT_S
+        self._due_s = now_s + (_GUARDED_BEAT_S if self._guarding else _HEARTBEAT_S)
 
 
 def scrypt_kernel() -> str:

@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from maxgreen.errors import Fatal
+
+
+def _path_or_none(value: Any) -> Any:
+    return None if value in {"", None} else value
+
+
+NoPath = Annotated[Path | None, BeforeValidator(_path_or_none)]
+"""A path that may be left out; an empty string leaves it out."""
 
 
 class Table(BaseModel):
@@ -36,12 +44,24 @@ class ServiceSettings(BaseSettings):
         """The environment comes before the file, which is handed over as arguments."""
         return env_settings, init_settings
 
+    def faults(self) -> Iterator[str]:
+        """Yield what `run` would refuse though every value has the right form; touches files, no network."""
+        yield from ()
+
 
 S = TypeVar("S", bound=ServiceSettings)
 
 
 def load(kind: type[S], path: Path) -> S:
     """Read a settings file; Fatal names the file, the key and the cure. Relative paths stay as they are."""
+    settings, mistakes = _read(kind, path)
+    if settings is None:
+        raise Fatal(f"settings {path}: {mistakes[0]}; see 'config sample'")
+    return settings
+
+
+def _read(kind: type[S], path: Path) -> tuple[S | None, list[str]]:
+    """Return the settings, or None and one sentence per mistake."""
     try:
         value = tomllib.loads(path.read_text())
     except OSError as error:
@@ -49,11 +69,23 @@ def load(kind: type[S], path: Path) -> S:
     except tomllib.TOMLDecodeError as error:
         raise Fatal(f"settings {path}: {error}") from error
     try:
-        return kind(**value)
+        return kind(**value), []
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "file"
-        raise Fatal(f"settings {path}: {key}: {first['msg']}; see 'config sample'") from error
+        return None, [
+            f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors()
+        ]
+
+
+def missing_file(name: str, path: Path | None) -> Iterator[str]:
+    """Yield a sentence when a file that settings name can't be read."""
+    if path is None:
+        return
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        yield f"{name} = {path}: {error.strerror}"
 
 
 def config_commands(kind: type[ServiceSettings], default: Path) -> typer.Typer:
@@ -67,8 +99,13 @@ def config_commands(kind: type[ServiceSettings], default: Path) -> typer.Typer:
 
     @app.command("check")
     def check(config: Annotated[Path, typer.Option("--config", "-c", help="settings file")] = default) -> None:
-        """Validate the settings without touching the network."""
-        load(kind, config)
+        """Find all that 'run' would refuse, without touching the network."""
+        settings, mistakes = _read(kind, config)
+        mistakes += settings.faults() if settings is not None else ()
+        for mistake in mistakes[:-1]:
+            typer.echo(f"maxgreen: settings {config}: {mistake}", err=True)
+        if mistakes:
+            raise Fatal(f"settings {config}: {mistakes[-1]}")
         typer.echo(f"{config}: ok")
 
     return app

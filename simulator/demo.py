@@ -81,6 +81,7 @@ class DemoResult:
     hashes: int
     online_windows: int
     windows: int
+    reverse_mws: int  # against the direction of the line
     forged: str
     page: str | None
 
@@ -97,6 +98,14 @@ class DemoResult:
             for line in json.loads(settled.closed.entries["statement.json"])["lines"]
         )
 
+    def total_of(self, name: str) -> int:
+        """Return the sum over the reasons of a statement's `held` or `disputed`."""
+        return sum(
+            sum(map(int, line[name].values()))
+            for settled in self.settled
+            for line in json.loads(settled.closed.entries["statement.json"])["lines"]
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the result for scripts: decimal integers."""
         last = self.settled[-1]
@@ -106,6 +115,9 @@ class DemoResult:
             "loss_mws": self.total("loss_mws"),
             "expected_loss_mws": self.total("expected_loss_mws"),
             "payable_mws": self.total("payable_mws"),
+            "held_mws": self.total_of("held"),
+            "disputed_mws": self.total_of("disputed"),
+            "reverse_mws": self.reverse_mws,
             "mint_wei": max(settled.minted_wei for settled in self.settled),
             "token_balance_wei": sum(self.balances.values()),
             "balances_wei": {self.owners[name]: balance for name, balance in self.balances.items()},
@@ -163,7 +175,8 @@ class _Demo:
         forged = self._replay(agents, settlement, ends, broker.port, progress)
         settled = self._settle(settlement, progress)
         audits = self._audit(settled, deployment, progress)
-        result = self._result(ingest, deployment, tokens, settled, audits, forged, page, keys["miner"])
+        reverse_mws = agents["miner"].sealer.tip.meters[SENT_CHANNEL].reverse_mws
+        result = self._result(ingest, deployment, tokens, settled, audits, forged, page, keys["miner"], reverse_mws)
         serving(result)
         return result
 
@@ -304,6 +317,7 @@ class _Demo:
         forged: str,
         page: str | None,
         miner: MemorySigner,
+        reverse_mws: int,
     ) -> DemoResult:
         owners: dict[str, str] = {"miner": self._accounts[5].address, "node": self._accounts[6].address}
         functions: Any = deployment.energy_token(tokens["node"]).functions
@@ -322,6 +336,7 @@ class _Demo:
             hashes=sum(int(row.hashes) for row in rows),
             online_windows=sum(line["online_windows"] for s in statements for line in s["lines"]),
             windows=len({row.t0_ms // (SEAL_S * 1000) for row in rows if row.t0_ms is not None}),
+            reverse_mws=reverse_mws,
             forged=forged,
             page=page,
         )

@@ -6,7 +6,7 @@ import signal
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -34,6 +34,8 @@ def demo(
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     source = read_trace(trace or Path(str(files("simulator").joinpath("traces", DEFAULT_TRACE))))
     source.channel(channel)
+    for remark in source.remarks:
+        print(f"maxgreen: {remark}", file=sys.stderr)  # noqa: T201
     options = DemoOptions(source, channel or next(iter(source.channels)), folder, peak_w, _place(place), serve)
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -71,6 +73,8 @@ def _show(result: DemoResult, *, as_json: bool, folder: Path) -> None:
         ("sent", f"{value['sent_mws'] / _KWH:.6f} kWh"),
         ("received", f"{value['received_mws'] / _KWH:.6f} kWh"),
         ("lost", f"{value['loss_mws'] / _KWH:.6f} kWh (expected of the line: {value['expected_loss_mws'] / _KWH:.6f})"),
+        ("held, disputed", f"{value['held_mws'] / _KWH:.6f} kWh, {value['disputed_mws'] / _KWH:.6f} kWh"),
+        ("other direction", f"{value['reverse_mws'] / _KWH:.6f} kWh{_turned(value)}"),
         ("payable", f"{value['payable_mws'] / _KWH:.6f} kWh"),
         ("tokens minted", f"{value['mint_wei'] / 1e18:.9f}"),
         *(
@@ -90,6 +94,13 @@ def _show(result: DemoResult, *, as_json: bool, folder: Path) -> None:
         table.add_row(name, text)
     Console(width=max(120, Console().width)).print(table)
     print(f"\ncheck the mint yourself:  maxgreen audit {value['pack']} --rpc {folder / 'chain.db'}")  # noqa: T201
+
+
+def _turned(value: dict[str, Any]) -> str:
+    """Return a hint where most energy flows against the channel's direction."""
+    if value["reverse_mws"] <= value["sent_mws"]:
+        return ""
+    return ": the sensor seems to be reversed; swap Vin+ and Vin-, or change the sign of i_A"
 
 
 def _place(text: str | None) -> tuple[float, float] | None:

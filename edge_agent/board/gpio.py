@@ -3,12 +3,25 @@
 The tamper switch is polled: edge detection of RPi.GPIO 0.7.1 fails on kernels from 6.6 on.
 """
 
-from typing import Any
+import json
+from pathlib import Path
+from typing import Any, Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from maxgreen.errors import Fatal
 from maxgreen.settings import Table
+
+_LAST_PULLED_UP: Final = 8  # GPIO 0 to 8 are pulled up at power-on, 9 to 27 down (BCM2835, BCM2711, RP1)
+_BUSY_AT_START: Final = {
+    0: "the firmware looks for a HAT on it",
+    1: "the firmware looks for a HAT on it",
+    2: "it is I2C's data line",
+    3: "it is I2C's clock line",
+    14: "the serial console writes on it",
+    15: "the serial console listens on it",
+}
+_NOTE: Final = "relay.json"
 
 
 class BoardSettings(Table):
@@ -19,6 +32,23 @@ class BoardSettings(Table):
     relay_channel: int = Field(default=1, ge=0, description="the channel that meters this line")
     tamper_pin: int = Field(default=-1, ge=-1, le=27, description="switch to ground that opens with the case")
     led_pin: int = Field(default=-1, ge=-1, le=27, description="status light, lit by a high level")
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        """Refuse pins that are used twice, and a relay that a Pi closes by itself while it starts."""
+        pins = [pin for pin in (self.relay_pin, self.tamper_pin, self.led_pin) if pin >= 0]
+        if len(set(pins)) != len(pins):
+            raise ValueError("relay_pin, tamper_pin and led_pin must be different pins")
+        if self.relay_pin in _BUSY_AT_START:
+            raise ValueError(f"relay_pin {self.relay_pin}: {_BUSY_AT_START[self.relay_pin]} while a Pi starts")
+        if self.relay_pin >= 0 and self.relay_active_low == (self.relay_pin > _LAST_PULLED_UP):
+            pull, level = ("down", "low") if self.relay_active_low else ("up", "high")
+            safe = f"0 to {_LAST_PULLED_UP}" if self.relay_active_low else f"{_LAST_PULLED_UP + 1} to 27"
+            raise ValueError(
+                f"relay_pin {self.relay_pin} is pulled {pull} until the agent runs, and a {level} level closes this "
+                f"relay: take one of the pins {safe} (docs/agent.md, Wiring)"
+            )
+        return self
 
     @property
     def is_wired(self) -> bool:
@@ -79,6 +109,26 @@ class GpioBoard:
 
     def _level(self, *, line: bool) -> Any:
         return self._gpio.HIGH if line != self._settings.relay_active_low else self._gpio.LOW
+
+
+def note_relay(settings: BoardSettings, folder: Path, gpio: Any = None) -> None:
+    """Note in a folder of /run which pin opens the relay; what an earlier agent noted there is opened first."""
+    open_noted_relay(folder, gpio)
+    if settings.relay_pin >= 0:
+        value = {"relay_pin": settings.relay_pin, "relay_active_low": settings.relay_active_low}
+        fresh = folder / f".{_NOTE}"
+        fresh.write_text(json.dumps(value))
+        fresh.replace(folder / _NOTE)
+
+
+def open_noted_relay(folder: Path, gpio: Any = None) -> bool:
+    """Open the relay that the agent noted, whatever the settings say now; False when nothing is noted."""
+    try:
+        noted = BoardSettings(**json.loads((folder / _NOTE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return False
+    GpioBoard(noted, gpio).release()
+    return True
 
 
 def _rpi_gpio() -> Any:

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from maxgreen.protocol.keys import P256_ORDER, Signer
+from maxgreen.protocol.keys import Signer
 
 
 class KeyStore(Protocol):
@@ -17,8 +17,3 @@ class KeyStore(Protocol):
     def load(self) -> Signer:
         """Return the key's signer; Fatal when it is not there or not usable."""
         ...
-
-
-def low_s(r: int, s: int) -> bytes:
-    """Return r ‖ s with s ≤ n/2 (P-SIG-1)."""
-    return r.to_bytes(32, "big") + min(s, P256_ORDER - s).to_bytes(32, "big")

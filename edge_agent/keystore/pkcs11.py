@@ -1,8 +1,8 @@
 """The signing key in a PKCS#11 token: generated there, sensitive, not extractable (PKCS #11 v2.40)."""
 
-import hashlib
 import json
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 from pkcs11.util.ec import encode_named_curve_parameters
 from pydantic import Field
 
-from edge_agent.keystore.base import low_s
+from edge_agent.keystore.reopening import ReopeningSigner
 from maxgreen.errors import Fatal, MaxgreenError, Retryable
 from maxgreen.keyfile import read_secret, write_secret
 from maxgreen.protocol.keys import SPKI_PREFIX, Signer
@@ -63,19 +63,27 @@ class Pkcs11Store:
             identity = bytes.fromhex(json.loads(read_secret(self._path))["id"])
         except (ValueError, KeyError, TypeError) as error:
             raise Fatal(f"key reference {self._path}: not one that 'maxgreen agent init' wrote") from error
+        return ReopeningSigner(lambda: self._open_key(identity))
+
+    def _open_key(self, identity: bytes) -> "_TokenKey":
         try:
             session = self._open()
             key = session.get_key(object_class=ObjectClass.PRIVATE_KEY, id=identity)
             point = session.get_key(object_class=ObjectClass.PUBLIC_KEY, id=identity)[Attribute.EC_POINT]
         except pkcs11.PKCS11Error as error:
             raise self._failure(error) from error
-        return _TokenSigner(key, bytes(point)[-_POINT_BYTES:])
+        return _TokenKey(session, key, bytes(point)[-_POINT_BYTES:])
 
     def _open(self) -> Any:
         settings = self._settings
         pin = read_secret(settings.pin_file).decode().strip()
         try:
-            token = pkcs11.lib(str(settings.module)).get_token(token_label=settings.token)
+            library = pkcs11.lib(str(settings.module))
+            try:
+                token = library.get_token(token_label=settings.token)
+            except pkcs11.PKCS11Error:
+                library.reinitialize()  # some libraries look for tokens once
+                token = library.get_token(token_label=settings.token)
             try:
                 return token.open(user_pin=pin, rw=True)
             except pkcs11.UserAlreadyLoggedIn:  # a login is the process's, not the session's
@@ -91,14 +99,21 @@ class Pkcs11Store:
         return Fatal(text) if wrong else Retryable(text)
 
 
-class _TokenSigner:
-    def __init__(self, key: Any, point: bytes) -> None:
+class _TokenKey:
+    """An open key of a token."""
+
+    def __init__(self, session: Any, key: Any, point: bytes) -> None:
+        self._session = session
         self._key = key
         self.spki = SPKI_PREFIX[:-1] + point
 
-    def sign(self, message: bytes) -> bytes:
+    def sign_digest(self, digest: bytes) -> tuple[int, int]:
         try:
-            found = self._key.sign(hashlib.sha256(message).digest(), mechanism=Mechanism.ECDSA)
+            found = self._key.sign(digest, mechanism=Mechanism.ECDSA)
         except pkcs11.PKCS11Error as error:
             raise Retryable(f"PKCS#11 token: {str(error) or type(error).__name__}; is it still there?") from error
-        return low_s(int.from_bytes(found[:32], "big"), int.from_bytes(found[32:], "big"))
+        return int.from_bytes(found[:32], "big"), int.from_bytes(found[32:], "big")
+
+    def close(self) -> None:
+        with suppress(pkcs11.PKCS11Error):
+            self._session.close()

@@ -1,5 +1,6 @@
 """Which key store an identity's folder uses."""
 
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -61,6 +62,21 @@ def store_of(folder: Path, settings: KeySettings) -> KeyStore:
         if (folder / reference).exists():
             return make_store(folder, settings, name)
     return make_store(folder, settings, StoreName.FILE)
+
+
+def key_faults(folder: Path, settings: KeySettings) -> Iterator[str]:
+    """Yield why the key of an identity's folder could not be used, as far as files tell."""
+    for name, reference in REFERENCES.items():
+        try:
+            if (folder / reference).exists():
+                make_store(folder, settings, name)
+                return
+        except PermissionError:
+            return  # another user's folder: nobody can tell
+        except Fatal as error:
+            yield str(error)
+            return
+    yield f"state_dir = {folder}: no signing key; 'maxgreen agent init' makes it"
 
 
 def _checked(kind: Any, values: dict[str, str], where: str) -> Any:

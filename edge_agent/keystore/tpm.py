@@ -1,11 +1,15 @@
 """The signing key in a TPM 2.0: made there, wrapped by its storage key, and loaded again at each start."""
 
-import hashlib
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import Field
+
+os.environ.setdefault("TSS2_LOG", "all+NONE")  # else the library writes lines of its own at each attempt
+
 from tpm2_pytss import ESAPI, TSS2_Exception
 from tpm2_pytss.constants import ESYS_TR, TPM2_ALG, TPM2_RH, TPM2_ST, TPMA_OBJECT
 from tpm2_pytss.types import (
@@ -16,7 +20,7 @@ from tpm2_pytss.types import (
     TPMT_TK_HASHCHECK,
 )
 
-from edge_agent.keystore.base import low_s
+from edge_agent.keystore.reopening import ReopeningSigner
 from maxgreen.errors import Fatal, Retryable
 from maxgreen.keyfile import read_secret, write_secret
 from maxgreen.protocol.keys import SPKI_PREFIX, Signer
@@ -71,6 +75,9 @@ class TpmStore:
             private, _ = TPM2B_PRIVATE.unmarshal(bytes.fromhex(wrapped["private"]))
         except (ValueError, KeyError, TypeError, TSS2_Exception) as error:
             raise Fatal(f"wrapped key {self._path}: not one that 'maxgreen agent init' wrote") from error
+        return ReopeningSigner(lambda: self._open_key(public, private))
+
+    def _open_key(self, public: Any, private: Any) -> "_TpmKey":
         tpm = self._open()
         try:
             parent = _primary(tpm)
@@ -80,7 +87,7 @@ class TpmStore:
             tpm.close()
             raise self._failure(error) from error
         point = public.publicArea.unique.ecc
-        return _TpmSigner(tpm, key, _coordinate(point.x) + _coordinate(point.y))
+        return _TpmKey(tpm, key, _coordinate(point.x) + _coordinate(point.y))
 
     def _open(self) -> ESAPI:
         try:
@@ -92,22 +99,27 @@ class TpmStore:
         return Retryable(f"TPM {self._settings.tcti}: {error}; check [key.tpm], and that this user is in the group tss")
 
 
-class _TpmSigner:
+class _TpmKey:
+    """A key that is loaded into a TPM."""
+
     def __init__(self, tpm: ESAPI, key: Any, point: bytes) -> None:
         self._tpm = tpm
         self._key = key
         self.spki = SPKI_PREFIX + point
 
-    def sign(self, message: bytes) -> bytes:
-        digest = hashlib.sha256(message).digest()
+    def sign_digest(self, digest: bytes) -> tuple[int, int]:
         unrestricted = TPMT_TK_HASHCHECK(tag=TPM2_ST.HASHCHECK, hierarchy=TPM2_RH.OWNER)
         try:
             # held in a name: the parts of a temporary are freed with it
             signature = self._tpm.sign(self._key, digest, TPMT_SIG_SCHEME(scheme=TPM2_ALG.NULL), unrestricted)
         except TSS2_Exception as error:
-            raise Retryable(f"TPM: {error}") from error
+            raise Retryable(f"TPM: {error}; is it still there?") from error
         ecdsa = signature.signature.ecdsa
-        return low_s(int.from_bytes(bytes(ecdsa.signatureR), "big"), int.from_bytes(bytes(ecdsa.signatureS), "big"))
+        return int.from_bytes(bytes(ecdsa.signatureR), "big"), int.from_bytes(bytes(ecdsa.signatureS), "big")
+
+    def close(self) -> None:
+        with suppress(TSS2_Exception):
+            self._tpm.close()
 
 
 def _primary(tpm: ESAPI) -> Any:

@@ -2,15 +2,18 @@
 
 from typing import Any, Final
 
-from adafruit_ina219 import INA219, ADCResolution, BusVoltageRange, Gain
+from adafruit_ina219 import INA219
 
 from edge_agent.sensors.base import Electrical, SensorError
 from edge_agent.sensors.bus import DRIVER_LOCK, OpenBus
+from edge_agent.sensors.registers import holds, write_u16
 
 BUS_LIMIT_UV: Final = 26_000_000  # absolute maximum of the chip, whatever its 32 V range says
 SHUNT_FULL_SCALE_UV: Final = 320_000  # gain /8
 _SHUNT_STEP_UV: Final = 10
 _BUS_STEP_UV: Final = 4_000
+# configuration: 32 V range, gain /8, twice 12 bits averaged over 4 samples, continuous; not the reset value 0x399f
+_WANTED: Final = {0x00: 0x2000 | 0b11 << 11 | 0b1010 << 7 | 0b1010 << 3 | 0b111}
 
 
 class Ina219Sensor:
@@ -31,16 +34,18 @@ class Ina219Sensor:
         return Electrical(BUS_LIMIT_UV, SHUNT_FULL_SCALE_UV * 1_000_000 // self._shunt_uohm)
 
     def read(self) -> Electrical:
-        """Return one reading; SensorError on a bus fault, saturation, or after a brown-out of the chip."""
+        """Return one reading; SensorError on a bus fault, saturation, or when the chip was not configured as it should.
+
+        The configuration is compared with each reading: a brown-out resets it, and a glitch while it is written can
+        leave the chip asleep or in another range.
+        """
         with DRIVER_LOCK:
             try:
                 if self._chip is None:
                     self._begin()
                 shunt_uv = int(self._chip.raw_shunt_voltage) * _SHUNT_STEP_UV
                 bus_uv = int(self._chip.raw_bus_voltage) * _BUS_STEP_UV
-                configured = self._is_configured()
-                if not configured:
-                    self._configure()
+                configured = holds(self._chip, _WANTED)
             except (OSError, ValueError) as error:
                 raise SensorError(
                     f"INA219 at address {self._address:#04x}: {error}; check wiring and address"
@@ -53,15 +58,6 @@ class Ina219Sensor:
 
     def _begin(self) -> None:
         chip = INA219(self._open_bus(), addr=self._address)
+        for register, value in _WANTED.items():  # the driver has left its own there
+            write_u16(chip, register, value)
         self._chip = chip
-        self._configure()
-
-    def _configure(self) -> None:
-        self._chip.bus_voltage_range = BusVoltageRange.RANGE_32V
-        self._chip.gain = Gain.DIV_8_320MV
-        self._chip.bus_adc_resolution = ADCResolution.ADCRES_12BIT_4S
-        self._chip.shunt_adc_resolution = ADCResolution.ADCRES_12BIT_4S
-
-    def _is_configured(self) -> bool:
-        # the averaging differs from the chip's reset value, so a brown-out shows
-        return bool(self._chip.shunt_adc_resolution == ADCResolution.ADCRES_12BIT_4S)

@@ -5,15 +5,21 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from adafruit_ina228 import INA228, AveragingCount
+from adafruit_ina228 import INA228
 
 from edge_agent.sensors.base import Electrical, SensorError
 from edge_agent.sensors.bus import DRIVER_LOCK, OpenBus
+from edge_agent.sensors.registers import holds, write_u16
 
 BUS_LIMIT_UV: Final = 85_000_000
 SHUNT_FULL_SCALE_UV: Final = 163_840  # ADC range 0
 _FULL_SCALE: Final = 2**19 - 1
 _VSHUNT, _VBUS = 0x04, 0x05
+_WANTED: Final = {
+    0x00: 0x0000,  # configuration: ±163.84 mV over the shunt
+    0x01: 0xF000 | 2 << 9 | 3 << 6 | 5 << 3 | 2,  # continuous; 150 µs, 280 µs and 1,052 µs; averaged over 16
+    0x02: 4_096,  # 13107.2e6 · current step · shunt, where full scale of the shunt is the largest current
+}
 _CHECK_S: Final = 60.0
 _TOLERANCE: Final = 0.02
 _TOLERANCE_J: Final = 1.0
@@ -51,15 +57,15 @@ class Ina228Sensor:
                 shunt = _signed(self._chip._reg24(_VSHUNT)) >> 4  # noqa: SLF001 - the driver's own values are floats
                 bus = self._chip._reg24(_VBUS) >> 4  # noqa: SLF001
                 energy_j = self._chip.energy
-                configured = self._chip.averaging_count == AveragingCount.COUNT_16  # 1 after a reset of the chip
+                configured = holds(self._chip, _WANTED)
                 if not configured:
-                    self._chip = None
+                    self._check = None  # what the accumulator holds was counted otherwise
             except (OSError, ValueError, RuntimeError) as error:
                 raise SensorError(
                     f"INA228 at address {self._address:#04x}: {error}; check wiring and address"
                 ) from error
         if not configured:
-            raise SensorError("INA228: the chip lost its configuration (brown-out); it is configured again")
+            raise SensorError("INA228: the chip lost its configuration (brown-out); it was configured again")
         bus_uv = bus * 1_953_125 // 10_000
         if abs(shunt) >= _FULL_SCALE or bus_uv > BUS_LIMIT_UV:
             raise SensorError(f"INA228: saturated at {bus_uv / 1e6} V bus, {shunt * 312.5e-6} mV shunt")
@@ -71,6 +77,8 @@ class Ina228Sensor:
         chip = INA228(self._open_bus(), address=self._address)
         # the driver assumes 15 mΩ and 10 A until it is told
         chip.set_calibration(self._shunt_uohm / 1e6, SHUNT_FULL_SCALE_UV / self._shunt_uohm)
+        for register, value in _WANTED.items():
+            write_u16(chip, register, value)
         self._chip, self._check = chip, None
 
     def _compare(self, reading: Electrical, energy_j: float) -> None:

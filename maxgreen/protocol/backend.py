@@ -75,6 +75,10 @@ _ARGUMENTS: Final = {
 }
 
 
+class UnknownKey(BadSignature):
+    """Signed by a key that is not pinned."""
+
+
 class BackendKeys:
     """The backend keys that an agent pins, or that a pack names."""
 
@@ -87,7 +91,7 @@ class BackendKeys:
         envelope = cose.parse(message, detached_payload=detached_payload)
         verifier = self._verifiers.get(envelope.key_id)
         if verifier is None:
-            raise BadSignature(f"key {envelope.key_id.hex()} is not one of the backend's")
+            raise UnknownKey(f"key {envelope.key_id.hex()} is not one of the backend's")
         envelope.check(verifier, self._network, kind)
         return envelope.payload
 

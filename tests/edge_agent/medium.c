@@ -10,9 +10,32 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* A name that was changed is the durable one when its folder is synchronised. */
+static char renamed[16][2][4096];
+static int renames;
+
+static void durable_path(char *to, const char *path) {
+    const char *name = strrchr(path, '/');
+    snprintf(to, 4096, "%s/%.1000s", getenv("MEDIUM_DURABLE"), name ? name + 1 : path);
+}
+
+int rename(const char *from, const char *to) {
+    int (*real)(const char *, const char *) = (int (*)(const char *, const char *))dlsym(RTLD_NEXT, "rename");
+    int result = real(from, to);
+    const char *live = getenv("MEDIUM_LIVE");
+    if (!result && live && getenv("MEDIUM_DURABLE") && !strncmp(from, live, strlen(live)) && renames < 16) {
+        durable_path(renamed[renames][0], from);
+        durable_path(renamed[renames++][1], to);
+    }
+    return result;
+}
+
 /* A folder that is synchronised keeps its names (of files that are empty as yet), and forgets those that are gone. */
 static void keep_names(const char *live, const char *durable) {
     char to[4096];
+    int (*real)(const char *, const char *) = (int (*)(const char *, const char *))dlsym(RTLD_NEXT, "rename");
+    for (int k = 0; k < renames; k++) real(renamed[k][0], renamed[k][1]);
+    renames = 0;
     DIR *folder = opendir(live);
     for (struct dirent *entry; folder && (entry = readdir(folder));) {
         if (entry->d_type != DT_REG) continue;

@@ -8,7 +8,8 @@ from maxgreen.errors import Fatal
 from tests.fakes.board import FakeBoard
 from tests.fakes.lgpio import Pins, rpi_gpio
 
-RELAY, TAMPER, LED = 17, 27, 22
+TAMPER, LED = 27, 22
+RELAY = {False: 17, True: 5}  # a pin that a Pi pulls to the level that keeps the relay open
 
 
 class OnPins:
@@ -16,10 +17,12 @@ class OnPins:
 
     def __init__(self, monkeypatch, active_low):
         self.pins, self.active_low = Pins(), active_low
-        settings = BoardSettings(relay_pin=RELAY, relay_active_low=active_low, tamper_pin=TAMPER, led_pin=LED)
+        settings = BoardSettings(
+            relay_pin=RELAY[active_low], relay_active_low=active_low, tamper_pin=TAMPER, led_pin=LED
+        )
         self.board = GpioBoard(settings, rpi_gpio(monkeypatch, self.pins))
 
-    closed = property(lambda self: bool(self.pins.outputs[RELAY]) != self.active_low)
+    closed = property(lambda self: bool(self.pins.outputs[RELAY[self.active_low]]) != self.active_low)
     lit = property(lambda self: bool(self.pins.outputs[LED]))
 
     def set_tamper(self, is_open):
@@ -65,8 +68,8 @@ def test_the_tamper_switch_and_the_light_are_what_they_say(wired):
 def test_a_released_relay_stays_driven_open(monkeypatch):
     wired = OnPins(monkeypatch, active_low=True)
     wired.board.release()
-    assert wired.pins.outputs[RELAY] == 1
-    assert RELAY in wired.pins.claimed
+    assert wired.pins.outputs[RELAY[True]] == 1
+    assert RELAY[True] in wired.pins.claimed
 
 
 def test_nothing_wired_answers_nothing(monkeypatch):
@@ -80,7 +83,7 @@ def test_nothing_wired_answers_nothing(monkeypatch):
 
 def test_a_machine_without_pins_is_told_what_to_install():
     with pytest.raises(Fatal, match=r"maxgreen\[pi\]"):
-        GpioBoard(BoardSettings(relay_pin=RELAY))
+        GpioBoard(BoardSettings(relay_pin=RELAY[False]))
 
 
 def test_every_pattern_can_be_told_from_the_others():

@@ -173,7 +173,7 @@ def test_the_service_is_ready_without_sensors_after_a_while_and_stops_in_two_sec
         (("[broker]", "seal_s = 7\n[broker]"), "seal_s"),
         (("number = 1", "number = 0"), "distinct"),
         ((BACKEND.spki.hex(), "00"), "backend_keys"),
-        (("[broker]", '[broker]\nca = "/nowhere.pem"'), "certificates"),
+        (("[broker]", '[broker]\nca = "/nowhere.pem"'), "broker.ca = /nowhere.pem: No such file"),
         (("[work]", "[board]\nrelay_pin = 17\n[work]"), "GPIO"),
     ],
 )

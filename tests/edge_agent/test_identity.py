@@ -74,8 +74,9 @@ def test_a_rotation_closes_the_old_chain_and_the_new_one_names_its_head(device):
     assert identities.switch(GENESIS)
     assert identities.signer().spki == prepared.spki
     assert not identities.is_confirmed
-    assert identities.retired() == [identities.folder / "old" / old.hex()]
-    last, tip, _ = messages(identities.retired()[0] / SPOOL)
+    folder = identities.old_folder(old)
+    assert identities.retired() == [(old, folder, folder / SPOOL)]
+    last, tip, _ = messages(folder / SPOOL)
     batch = parse_batch(last[-1]).batch
     assert tip.closed
     assert EventKind.LAST_OF_KEY in {event.kind for event in batch.events}
@@ -147,7 +148,7 @@ def test_a_change_of_keys_that_is_cut_off_anywhere_ends_the_same(device, tmp_pat
         kept = folder / "old" / old.hex()
         assert key_id(load_key_file(kept / "signing.pem").spki) == old
         assert messages(kept / SPOOL)[0] == messages(identities.folder / SPOOL)[0]
-        assert again.retired() == ([] if damaged else [kept])
+        assert again.retired() == ([] if damaged else [(old, kept, kept / SPOOL)])
         assert not (folder / "next").exists()
         if whole:
             break

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.keystore import KeySettings, StoreName, make_store, store_of
+from edge_agent.keystore import KeySettings, StoreName, make_store, reopening, store_of
 from maxgreen.errors import Fatal, Retryable
 from maxgreen.protocol.batch import parse_batch, sign_batch
 from maxgreen.protocol.keys import HALF_ORDER, Verifier
@@ -43,20 +43,35 @@ def swtpm(tmp_path):
     need(_imports("tpm2_pytss"), "tpm2-pytss is not installed (pip install 'maxgreen[tpm]')")
     port = free_port()
     (tmp_path / "tpm").mkdir()
-    process = subprocess.Popen(
-        ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={tmp_path}/tpm", "--flags", "not-need-init,startup-clear",
-         "--server", f"type=tcp,port={port},bindaddr=127.0.0.1", "--ctrl",
-         f"type=tcp,port={port + 1},bindaddr=127.0.0.1"],
-    )  # fmt: skip
-    wait_for(lambda: _listens(port + 1), what="swtpm")
-    yield KeySettings(store=StoreName.TPM, tpm={"tcti": f"swtpm:host=127.0.0.1,port={port}"})
-    stop(process)
+    chip = Swtpm(tmp_path / "tpm", port)
+    chip.start()
+    yield KeySettings(store=StoreName.TPM, tpm={"tcti": f"swtpm:host=127.0.0.1,port={port}"}), chip
+    chip.stop()
+
+
+class Swtpm:
+    """A TPM that can be taken away and brought back."""
+
+    def __init__(self, folder, port):
+        self.folder, self.port, self.process = folder, port, None
+
+    def start(self):
+        self.process = subprocess.Popen(
+            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.folder}", "--flags", "not-need-init,startup-clear",
+             "--server", f"type=tcp,port={self.port},bindaddr=127.0.0.1", "--ctrl",
+             f"type=tcp,port={self.port + 1},bindaddr=127.0.0.1"],
+        )  # fmt: skip
+        wait_for(lambda: _listens(self.port + 1), what="swtpm")
+
+    def stop(self):
+        stop(self.process)
 
 
 @pytest.fixture(params=["file", "pkcs11", "tpm"])
 def settings(request):
-    fixtures = {"pkcs11": "softhsm", "tpm": "swtpm"}
-    return request.getfixturevalue(fixtures[request.param]) if request.param in fixtures else KeySettings()
+    if request.param == "pkcs11":
+        return request.getfixturevalue("softhsm")
+    return request.getfixturevalue("swtpm")[0] if request.param == "tpm" else KeySettings()
 
 
 @pytest.mark.rule("P-ID-1", "P-SIG-1")
@@ -92,6 +107,73 @@ def test_a_reference_that_others_can_read_is_refused(settings, tmp_path):
     next(folder.iterdir()).chmod(0o644)
     with pytest.raises(Fatal, match="chmod 600"):
         store_of(folder, settings).load()
+
+
+def away_and_back(signer, monkeypatch, take_away, bring_back):
+    monkeypatch.setattr(reopening, "AGAIN_S", 0.0)
+    verifier = Verifier(signer.spki)
+    assert verifier.verifies(b"1", signer.sign(b"1"))
+    take_away()
+    for _ in range(3):
+        with pytest.raises(Retryable):
+            signer.sign(b"2")
+    bring_back()
+    wait_for(lambda: verifier.verifies(b"3", signs(signer, b"3")), seconds=10, what="a signature")
+
+
+def signs(signer, message):
+    try:
+        return signer.sign(message)
+    except Retryable:
+        return bytes(64)
+
+
+def test_a_token_that_was_away_signs_again(softhsm, tmp_path, monkeypatch):
+    import pkcs11
+
+    signer = make_store(tmp_path / "state", softhsm, StoreName.PKCS11).create()
+
+    def take_away():
+        (tmp_path / "tokens").rename(tmp_path / "elsewhere")
+        (tmp_path / "tokens").mkdir()
+        pkcs11.lib(str(SOFTHSM)).reinitialize()
+
+    def bring_back():
+        (tmp_path / "tokens").rmdir()
+        (tmp_path / "elsewhere").rename(tmp_path / "tokens")
+
+    away_and_back(signer, monkeypatch, take_away, bring_back)
+
+
+def test_a_tpm_that_was_away_signs_again(swtpm, tmp_path, monkeypatch):
+    settings, chip = swtpm
+    signer = make_store(tmp_path / "state", settings, StoreName.TPM).create()
+    away_and_back(signer, monkeypatch, chip.stop, chip.start)
+
+
+def test_a_key_that_is_away_is_looked_for_once_a_second():
+    class Key:
+        spki = b"k"
+
+        def sign_digest(self, digest):
+            raise Retryable("gone")
+
+        def close(self):
+            pass
+
+    opened = []
+
+    def open_key():
+        opened.append(1)
+        if len(opened) > 1:
+            raise Retryable("not there")
+        return Key()
+
+    signer = reopening.ReopeningSigner(open_key)
+    for _ in range(1_000):
+        with pytest.raises(Retryable, match="not there"):
+            signer.sign(b"")
+    assert len(opened) == 2
 
 
 def test_a_token_that_is_not_there_is_said_with_its_name(softhsm, tmp_path):

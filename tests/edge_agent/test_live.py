@@ -7,7 +7,8 @@ from itertools import islice
 import pytest
 
 from edge_agent import source as source_module
-from edge_agent.agent import Agent, AgentParts
+from edge_agent.agent import Agent
+from edge_agent.parts import AgentParts
 from edge_agent.sensors.base import Electrical, SensorError
 from edge_agent.source import LiveSource, Tick
 from edge_agent.spool import Spool
@@ -18,7 +19,7 @@ from maxgreen.protocol.cose import network_digest
 from maxgreen.verify.meter import Sample
 from simulator.lab import NETWORK, T0_MS, Lab
 from tests.edge_agent.test_agent import BACKEND, BOOT, Clock, make_sealer, ticks
-from tests.fakes.link import FakeLink
+from tests.fakes.link import AnsweringLink
 
 
 class Chip:
@@ -95,10 +96,11 @@ def make_agent(tmp_path):
     started = []
 
     def make(source):
-        lab, link = Lab(), FakeLink()
+        lab, clock = Lab(), Clock()
+        link = AnsweringLink(lab.device, BACKEND, NETWORK, clock.now_ms)
         spool = Spool(tmp_path / "spool.db", network_digest(NETWORK))
         keys = BackendKeys((BACKEND.spki,), NETWORK)
-        uplink = Uplink(link, spool, lab.device, keys, NETWORK, Clock(), window=20, resend_s=30)
+        uplink = Uplink(link, spool, lab.device, keys, NETWORK, clock, window=20, resend_s=30)
         agent = Agent(AgentParts(source, lab.signer, spool, uplink, None, lab.birth, NETWORK, 1_000, 60_000))
         thread = threading.Thread(target=agent.run, kwargs={"progress": lambda: agent.seen.append(1)}, daemon=True)
         agent.seen = []

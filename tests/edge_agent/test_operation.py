@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent import agent as agent_module
-from edge_agent import commands, host
+from edge_agent import host, obedience
 from edge_agent import status as agent_status
-from edge_agent.agent import Agent, AgentParts
+from edge_agent import supervisor as supervisor_module
+from edge_agent.agent import Agent
 from edge_agent.governor import BudgetSettings, Conditions, pause_reason
+from edge_agent.parts import AgentParts
 from edge_agent.source import DelayHistogram, Tick
 from edge_agent.spool import Spool
 from edge_agent.uplink import Uplink
@@ -56,7 +57,7 @@ class Rig:
     def tick(self, count=1, **changes):
         for tick in ticks(self.second, count):
             self.source.now_ms, self.clock.t_ms = tick.boot_ms, T0_MS + tick.boot_ms - 60_000
-            self.agent._tend_due = 0
+            self.agent._tend_due_s = 0
             self.agent.take(replace(tick, **changes))
         self.second += count
 
@@ -71,6 +72,10 @@ class Rig:
 
     def events(self, kind):
         return [(b, e) for b in sealed(self.spool) for e in b.events if e.kind == kind]
+
+
+def alarms(rig):
+    return [alarm.text for alarm in rig.agent.report.alarms]
 
 
 @pytest.fixture
@@ -117,7 +122,7 @@ def test_the_relay_opens_at_the_first_limit_also_without_backend_and_readings(ri
 
 def test_a_sampler_that_hangs_opens_the_relay_and_no_transfer_begins_blind(rig):
     rig.start(number=1)
-    rig.source.now_ms += 10_000
+    rig.source.now_ms += 5_000
     rig.agent.exchange()
     assert rig.board.closed
     rig.source.now_ms += 1
@@ -168,12 +173,12 @@ def test_a_token_that_is_pulled_out_for_a_while_loses_no_reading(tmp_path):
     token.out = True
     rig.tick(300)
     rig.command(1, CommandKind.SEND_REGISTERS)
-    assert "DeviceRemoved" in rig.agent.status["alarms"][0]
+    assert "DeviceRemoved" in alarms(rig)[0]
     assert rig.agent.is_well
     token.out = False
     rig.tick(60)
     rig.agent.sealer.stop()
-    assert rig.agent.status["alarms"] == []
+    assert alarms(rig) == []
     batches = sealed(rig.spool)
     assert batches[-1].channels[0].register_mws == (rig.second - 1) * 18_000
     assert sum(len(b.channels[0].voltage_uv) for b in batches) == rig.second
@@ -187,10 +192,13 @@ def test_an_interval_changes_for_meter_and_source_together_also_when_the_key_is_
     rig.tick(3)
     token.out = True
     rig.command(1, CommandKind.SAMPLING_INTERVAL, {0: 2_000})
-    assert (rig.source.interval_ms, rig.agent.sealer.interval_ms) == (None, 1_000)  # the source was not told
+    assert rig.source.interval_ms == rig.agent.sealer.interval_ms == 2_000
+    rig.tick(60)
     token.out = False
     rig.tick(60)
-    assert rig.source.interval_ms == rig.agent.sealer.interval_ms == 2_000
+    ledger = Ledger(Lab())
+    assert {ledger.send(m) for _, m in rig.spool.messages(0, 100)} == {Reason.NONE}
+    assert {b.interval_ms for b in sealed(rig.spool)} == {1_000, 2_000}
 
 
 def test_a_shorter_interval_loses_nothing_of_the_segment_that_it_ends(tmp_path):
@@ -255,7 +263,7 @@ def test_a_restart_obeys_no_command_again(tmp_path):
 )
 def test_only_a_newer_command_for_this_device_in_its_time_is_obeyed(last, number, now, expires, dated, ours):
     command = Command(bytes(16) if ours else b"x" * 16, number, 0, expires, CommandKind.SEND_REGISTERS)
-    reason = commands.refusal(command, device=bytes(16), last_number=last, now_ms=now, synchronised=dated)
+    reason = obedience.refusal(command, device=bytes(16), last_number=last, now_ms=now, synchronised=dated)
     assert (reason is None) == (ours and dated and number > last and now < expires)
 
 
@@ -328,7 +336,7 @@ def test_a_full_medium_keeps_readings_in_memory_and_loses_none_of_them(rig, capl
     rig.spool._db.execute(f"PRAGMA max_page_count = {pages}")  # the real error: SQLITE_FULL
     rig.tick(600)
     assert rig.agent.sealer.stalled > 0
-    assert any("full" in alarm and "free" in alarm for alarm in rig.agent.status["alarms"])
+    assert any("full" in alarm and "free" in alarm for alarm in alarms(rig))
     rig.spool._db.execute("PRAGMA max_page_count = 1000000")
     rig.tick(60)
     rig.agent.sealer.stop()
@@ -346,11 +354,11 @@ def test_an_opened_case_is_an_event_once_and_an_alarm_while_it_is_open(rig):
     rig.board.tamper = True
     rig.tick(3)
     assert not rig.board.closed
-    assert rig.agent.status["alarms"] == ["the case is open"]
+    assert alarms(rig) == ["the case is open; no transfer begins; close it"]
     rig.tick(60)
     rig.board.tamper = False
     rig.tick(1)
-    assert rig.agent.status["alarms"] == []
+    assert alarms(rig) == []
     assert len(rig.events(EventKind.TAMPER)) == 1
     assert any(b.health.tamper_open for b in sealed(rig.spool))
 
@@ -358,7 +366,7 @@ def test_an_opened_case_is_an_event_once_and_an_alarm_while_it_is_open(rig):
 class Worker:
     """What an agent asks of its miner."""
 
-    duty_permille, lacks_beacon = 500, False
+    duty_permille, lacks_beacon, fault = 500, False, ""
 
     def __init__(self):
         self.paused, self.reasons = False, []
@@ -382,12 +390,15 @@ def test_mining_pauses_with_heat_and_the_status_says_which_proof_windows_that_co
     monkeypatch.setattr(host, "cpu_mdeg", lambda: 80_000)
     rig = Rig(tmp_path, worker=Worker())
     rig.tick(2_400)
-    assert rig.agent.status["mining"] == "pauses: CPU at 80 °C"
-    lost = rig.agent.status["proof_windows"]["lost"]
+    assert rig.agent.report.mining == "pauses: CPU at 80 °C"
+    lost = rig.agent.report.proof_windows["lost"]
     assert [window["why"] for window in lost] == ["CPU at 80 °C"] * 2
     monkeypatch.setattr(host, "cpu_mdeg", lambda: 69_000)
     rig.tick(1)
-    assert rig.agent.status["mining"] == "on"
+    assert rig.agent.report.mining.startswith("pauses")  # for a minute at least
+    rig.agent.supervisor._pause_ends_s = 0.0
+    rig.tick(1)
+    assert rig.agent.report.mining == "on"
 
 
 @pytest.mark.rule("P-POW-5")
@@ -468,29 +479,30 @@ def test_ready_waits_for_every_channel_but_not_for_one_that_is_dead(tmp_path):
 def test_an_agent_that_seals_nothing_is_not_well(rig, monkeypatch):
     assert rig.agent.is_well
     now = time.monotonic() + 10_000
-    monkeypatch.setattr(agent_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(supervisor_module.time, "monotonic", lambda: now)
     assert not rig.agent.is_well
 
 
 def test_metrics_and_status_file_show_what_the_agent_knows(rig, tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(agent_status, "SYSTEMD_FOLDER", tmp_path)
     rig.tick(90)
     port = free_port()
-    shown = agent_status.Shown(rig.agent, port)
+    shown = agent_status.Shown(rig.agent, port, tmp_path)
     shown.refresh()
-    value = agent_status.read_running()
-    assert value == json.loads(json.dumps(rig.agent.status))
+    value = agent_status.read_running(tmp_path)
+    assert 0 <= value.pop("silent_s") < 10
+    assert value == json.loads(json.dumps(rig.agent.report.to_json()))
     assert value["channels"]["0"]["power_w"] == 18.0
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         text = answer.read().decode()
     assert 'maxgreen_agent_power_watts{channel="0",role="generation"} 18.0' in text
     assert "maxgreen_agent_clock_synchronised 1.0" in text
     shown.close()
-    assert agent_status.read_running() is None
+    assert agent_status.read_running(tmp_path) is None
     from rich.console import Console
 
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(agent_status.page(rig.agent.status))
+    console.print(agent_status.page(rig.agent.report.to_json()))
     page = console.export_text()
     assert "generation: 18.000 W" in page
     assert "synchronised" in page
@@ -538,7 +550,7 @@ def test_stopping_an_agent_that_transfers_seals_the_end_within_two_seconds(tmp_p
     thread = threading.Thread(target=rig.agent.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 10
-    while rig.agent._latest is None or rig.agent._latest.boot_ms < 64_000:
+    while not (latest := rig.agent.supervisor._latest) or latest.boot_ms < 64_000:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     begin = time.monotonic()
@@ -564,7 +576,7 @@ def test_a_command_that_cannot_be_noted_is_not_obeyed(rig, caplog):
 def test_a_read_only_file_system_loses_no_reading(rig):
     rig.spool._db.execute("PRAGMA query_only = 1")
     rig.tick(200)
-    assert "readonly" in rig.agent.status["alarms"][0]
+    assert "readonly" in alarms(rig)[0]
     rig.spool._db.execute("PRAGMA query_only = 0")
     rig.tick(1)
     rig.agent.sealer.stop()

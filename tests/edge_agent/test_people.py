@@ -31,30 +31,30 @@ def test_home_assistant_finds_every_value_of_the_state(make_agent):  # noqa: F81
     agent, _, _, thread = make_agent(Burst(list(ticks(0, 130))))
     thread.start()
     until(lambda: len(agent.seen) == 130)
-    state = json.loads(json.dumps(agent.state()))
+    state = json.loads(json.dumps(agent.supervisor.look().to_home_assistant()))
     described = discovery(agent.device, Lab().birth)
     parts = described["cmps"]
     assert value(parts["power_0"]["val_tpl"], state) == 18.0
     assert value(parts["energy_1"]["val_tpl"], state) == 119 * 18_000 / 3.6e9
     assert value(parts["temperature"]["val_tpl"], state) == state["cpu_c"]
-    assert value(parts["spool"]["val_tpl"], state) == 3
+    assert value(parts["spool"]["val_tpl"], state) == 0
     assert parts["online"]["stat_t"] == device_topic(agent.device, "status")
     assert (parts["energy_0"]["stat_cla"], parts["power_0"]["stat_cla"]) == ("total_increasing", "measurement")
     identities = [part["uniq_id"] for part in parts.values()]
-    assert len(set(identities)) == len(identities) == 7
+    assert len(set(identities)) == len(identities) == 8
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_an_agent_introduces_itself_at_each_connection_where_its_owner_wants_that(make_agent, wanted):  # noqa: F811
     agent, link, _, thread = make_agent(Burst())
-    agent._parts = replace(agent._parts, home_assistant=wanted)
+    agent.supervisor._parts = replace(agent._parts, home_assistant=wanted)
     thread.start()
     until(lambda: any(topic.endswith("/state") for topic, _ in link.sent))
     introductions = [payload for topic, payload in link.sent if topic == discovery_topic(agent.device)]
     assert len(introductions) == wanted
     if wanted:
         assert json.loads(introductions[0]) == discovery(agent.device, Lab().birth)
-        agent._state_due = 0
+        link.disconnect()
         link.connect()
         until(lambda: [topic for topic, _ in link.sent].count(discovery_topic(agent.device)) == 2)
 

@@ -128,5 +128,50 @@ def test_a_calibration_id_names_day_and_data():
     assert calibration_id(points, 1_767_225_600) != calibration_id([(1, 2), (3, 5)], 1_767_225_600)
 
 
+class Glitch:
+    """One answer of the bus that is not what the chip said."""
+
+    def __init__(self, bus, nth, value):
+        self.count, self.nth, self.value, self.pointer = 0, nth, value, None
+        self.original, self.bus = bus._register, bus
+        bus._register = self
+
+    def __call__(self):
+        found = self.original()
+        self.count += 1
+        if self.count != self.nth:
+            return found
+        self.pointer = self.bus.pointer
+        return self.value(found)
+
+
+DATA = {1, 2, 4, 5, 9}  # registers that hold what is measured, of either chip
+
+
+@pytest.mark.parametrize("value", [lambda _v: 0, lambda _v: 0xFFFFFF, lambda v: v ^ 1, lambda v: v ^ 0x8000])
+def test_no_glitch_of_any_read_outlasts_the_next_readings(part, value):
+    make, _, _, step_uv, step_v = part
+    for nth in range(1, 40):
+        bus = make(voltage=24.0, current=1.2)
+        glitch = Glitch(bus, nth, value)
+        chip = sensor(bus)
+        wrong = []
+        for k in range(20):
+            try:
+                reading = chip.read()
+            except SensorError:
+                continue
+            off = (
+                abs(reading.voltage_uv - 24_000_000) > step_uv or abs(reading.current_ua - 1_200_000) > 1e7 * step_v + 1
+            )
+            if off:
+                wrong.append(k)
+        # a reading is wrong only where the reading itself was garbled, and never twice
+        assert len(wrong) <= (glitch.pointer in DATA), (nth, glitch.pointer, wrong)
+        last = chip.read()
+        assert abs(last.voltage_uv - 24_000_000) <= step_uv
+        assert abs(last.current_ua - 1_200_000) <= 1e7 * step_v + 1
+
+
 def test_electrical_readings_are_whole_microunits():
     assert sensor(Ina219Bus()).read() == Electrical(18_000_000, 1_000_000)

@@ -1,8 +1,13 @@
 """A broker connection in memory."""
 
+import hashlib
 import queue
 
-from edge_agent.uplink import Acknowledged, Connected, Disconnected, Incoming
+from maxgreen.mqtt import Acknowledged, Connected, Disconnected, Incoming
+from maxgreen.protocol.backend import Receipt, sign_receipt
+from maxgreen.protocol.batch import parse_batch
+from maxgreen.protocol.cose import network_digest
+from maxgreen.protocol.identity import device_topic
 
 
 class FakeLink:
@@ -10,6 +15,9 @@ class FakeLink:
         self.notices = queue.SimpleQueue()
         self.sent = []
         self.up = False
+        self.silent = False  # the broker answers nothing
+        self.answer = ""  # why it refuses batches
+        self.heard = lambda _payload: None
         self._packet = 0
 
     def start(self):
@@ -28,10 +36,13 @@ class FakeLink:
             return None
         self._packet += 1
         self.sent.append((topic, payload))
-        self.notices.put(Acknowledged(self._packet))
+        if not self.silent:
+            self.notices.put(Acknowledged(self._packet, self.answer if topic.endswith("/batch") else ""))
         return self._packet
 
     def deliver(self, topic, payload):
+        if topic.endswith("/command"):
+            self.heard(payload)
         self.notices.put(Incoming(topic, payload))
 
     def stop(self):
@@ -39,3 +50,28 @@ class FakeLink:
 
     def batches(self):
         return [payload for topic, payload in self.sent if topic.endswith("/batch")]
+
+
+class AnsweringLink(FakeLink):
+    """A broker that retains a receipt, and a ledger behind it that takes every batch."""
+
+    def __init__(self, device, backend, network, server_ms):
+        super().__init__()
+        self.device, self.backend, self.network, self.server_ms = device, backend, network, server_ms
+        self.next_seq, self.head = 0, network_digest(network)
+
+    def connect(self):
+        super().connect()
+        self._receipt()
+
+    def publish(self, topic, payload, *, retain):
+        ticket = super().publish(topic, payload, retain=retain)
+        if ticket is not None and topic == device_topic(self.device, "batch"):
+            if parse_batch(payload).batch.seq == self.next_seq:
+                self.next_seq, self.head = self.next_seq + 1, hashlib.sha256(payload).digest()
+            self._receipt()
+        return ticket
+
+    def _receipt(self):
+        receipt = Receipt(self.device, self.next_seq, self.head, self.server_ms(), 0x1F100000)
+        self.deliver(device_topic(self.device, "receipt"), sign_receipt(receipt, self.backend, self.network))

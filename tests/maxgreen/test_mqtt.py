@@ -1,119 +1,208 @@
-"""Reconnecting: a fleet spreads out, a stable connection begins afresh, and a stop is a stop."""
+"""Reconnecting: a fleet spreads out, a stable connection begins afresh, a stop is a stop, and no bytes end the thread."""
 
 import logging
+import os
+import random
+import socket
 import threading
+import time
 
 import pytest
 
 from maxgreen import mqtt
-from maxgreen.mqtt import BrokerTable, Connection
+from maxgreen.mqtt import BrokerTable, Connected, Connection, Disconnected, Incoming
+from tests.conftest import wait_for
 
 SETTINGS = BrokerTable(host="broker.example", port=1)
 
 
-class Client:
-    """What Connection uses of paho's client: `holds` says how long each connection lasts, None that it fails."""
-
-    def __init__(self, now, holds):
-        self.now, self.holds, self.disconnected = now, list(holds), 0
-
-    def connect(self, host, port, keepalive):
-        assert (host, port) == ("broker.example", 1)
-        self.held = self.holds.pop(0)
-        if self.held is None:
-            raise ConnectionRefusedError(111, "Connection refused")
-
-    def loop_forever(self):
-        self.now[0] += self.held
-
-    def disconnect(self):
-        self.disconnected += 1
-
-
-class Waits:
-    """An event whose waits are noted; it is set when the client has no connection left to give."""
-
-    def __init__(self, client):
-        self.client, self.asked = client, []
-
-    def is_set(self):
-        return not self.client.holds
-
-    def wait(self, seconds):
-        self.asked.append(seconds)
-
-
 @pytest.fixture
 def run(monkeypatch):
+    """Run a connection whose attempts last as long as given, None where they fail; return the waits between them."""
+
     def run(holds, max_retry_s=300):
-        now = [0.0]
+        now, asked, notices = [0.0], [], []
         monkeypatch.setattr(mqtt.time, "monotonic", lambda: now[0])
         monkeypatch.setattr(mqtt.random, "uniform", lambda low, high: (low, high))
-        client = Client(now, holds)
-        connection = Connection(lambda _version: client, SETTINGS, max_retry_s=max_retry_s, versions=(4,))
-        connection._stopping = Waits(client)
+        connection = Connection(SETTINGS, "me", sink=notices.append, max_retry_s=max_retry_s, versions=(4,))
+        left = list(holds)
+
+        def connect_once():
+            held = left.pop(0)
+            if not left:
+                connection._stopping.set()
+            connection._greeted = held is not None
+            if held is None:
+                return "[Errno 111] Connection refused"
+            now[0] += held
+            connection._accept()
+            return "closed"
+
+        monkeypatch.setattr(connection, "_connect_once", connect_once)
+        monkeypatch.setattr(connection, "_wait", asked.append)
         connection._run()
-        return connection._stopping.asked
+        return asked
 
     return run
 
 
 def test_attempts_wait_a_random_part_of_a_time_that_doubles_up_to_its_limit(run):
-    assert run([None] * 12) == [(0, float(min(2**k, 300))) for k in range(12)]
-    assert run([None] * 7, max_retry_s=30)[-1] == (0, 30)
+    assert run([None] * 13) == [(0, float(min(2**k, 300))) for k in range(12)]
+    assert run([None] * 8, max_retry_s=30)[-1] == (0, 30)
 
 
-def test_only_a_connection_that_held_five_minutes_begins_afresh(run):
-    assert [longest for _, longest in run([None, None, 299, None, 300, None])] == [1, 2, 4, 8, 1, 2]
+def test_only_a_connection_that_held_longer_than_the_next_wait_begins_afresh(run):
+    assert [longest for _, longest in run([None, None, 3, None, 300, None, None])] == [1, 2, 4, 8, 1, 2]
+
+
+def test_fifty_reconnects_in_ten_minutes_keep_a_device_away_for_seconds(run):
+    assert {longest for _, longest in run([12] * 50)} == {1}
 
 
 def test_an_absent_broker_is_said_once(run, caplog):
     with caplog.at_level(logging.WARNING):
         run([None] * 5 + [1] + [None] * 5)
     assert [record.getMessage() for record in caplog.records] == [
-        "broker broker.example:1: [Errno 111] Connection refused"
-    ] * 2
+        "broker broker.example:1: [Errno 111] Connection refused",
+        "broker broker.example:1: closed",
+        "broker broker.example:1: [Errno 111] Connection refused",
+    ]
 
 
 def test_a_stop_ends_the_thread_also_while_it_waits():
-    connection = Connection(
-        lambda version: mqtt.make_client(SETTINGS, "nobody", version=version), BrokerTable(port=1), max_retry_s=300
-    )
+    connection = Connection(BrokerTable(port=1), "nobody", sink=lambda _notice: None)
     connection.start()
     connection.stop()
     assert "mqtt" not in {thread.name for thread in threading.enumerate() if thread.is_alive()}
 
 
-class Versioned(Client):
-    """A client of one protocol version, on a broker that accepts `knows` alone."""
+class Peer:
+    """Something that listens and answers each connection with what `answer` gives."""
 
-    def __init__(self, now, holds, version, asked):
-        super().__init__(now, holds)
-        self.holds, self.version, self.asked = holds, version, asked
+    def __init__(self, answer):
+        self.answer, self.connections, self.greetings = answer, 0, []
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.listen(50)
+        self.port = self.socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
 
-    def connect(self, host, port, keepalive, **more):
-        self.asked.append((self.version, more.get("clean_start"), "properties" in more))
-        super().connect(host, port, keepalive)
+    def _serve(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            with connection:
+                try:
+                    connection.settimeout(2)
+                    self.greetings.append(connection.recv(500))
+                    connection.sendall(self.answer(self.connections))
+                    time.sleep(0.002)
+                except OSError:
+                    pass
+
+    def close(self):
+        self.socket.close()
 
 
-def test_mqtt_5_is_asked_first_and_what_the_broker_accepted_stays(monkeypatch):
-    now, asked, holds = [0.0], [], [0, 10, 10, 10]
-    monkeypatch.setattr(mqtt.time, "monotonic", lambda: now[0])
-    made = []
+CONNACK = b"\x20\x02\x00\x00"
+RANDOM = random.Random(5)
 
-    def make(version):
-        made.append(Versioned(now, holds, version, asked))
-        return made[-1]
 
-    connection = Connection(make, SETTINGS, max_retry_s=300)
-    connection._stopping = Waits(made[0])
-    original = Versioned.loop_forever
+def garbage(_number):
+    """A captive portal, another service, a broken proxy, or a broker that ends in nonsense."""
+    body = bytes(RANDOM.randrange(256) for _ in range(RANDOM.randrange(12)))
+    kind = RANDOM.choice([0x20, 0x30, 0x32, 0x40, 0x50, 0x62, 0x70, 0x90, 0xB0, 0xD0, 0xE0, 0xF0])
+    packet = bytes([kind, len(body)]) + body
+    return RANDOM.choice(
+        [
+            bytes(RANDOM.randrange(256) for _ in range(RANDOM.randrange(1, 40))),
+            b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n\r\n",
+            packet,
+            CONNACK + packet,
+            b"\x20\x03\x00\x00\x00" + packet,
+        ]
+    )
 
-    def loop(client):
-        original(client)
-        if client.version == 4:
-            connection.accepted()
 
-    monkeypatch.setattr(Versioned, "loop_forever", loop)
-    connection._run()
-    assert asked == [(5, False, True)] + [(4, None, False)] * 3
+def test_no_bytes_of_a_peer_end_the_thread(monkeypatch):
+    died = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    peer = Peer(garbage)
+    connection = Connection(
+        BrokerTable(port=peer.port), "me", sink=lambda _notice: None, subscriptions=[("t", 1)], max_retry_s=0.001
+    )
+    connection._wait = lambda _seconds: None
+    connection.start()
+    wait_for(lambda: peer.connections >= 500, seconds=120, what="500 connections")
+    assert connection._thread.is_alive()
+    connection.stop()
+    peer.close()
+    assert died == []
+
+
+def test_a_packet_that_is_larger_than_any_of_ours_ends_the_connection_before_it_is_read(caplog):
+    huge = b"\x30\xff\xff\xff\x7f" + bytes(70_000)  # 256 MiB are announced
+    peer = Peer(lambda _number: CONNACK + huge)
+    notices = []
+    connection = Connection(BrokerTable(port=peer.port), "me", sink=notices.append, versions=(4,), max_retry_s=0.01)
+    connection.start()
+    wait_for(lambda: any("larger than any" in getattr(n, "reason", "") for n in notices), what="the end")
+    connection.stop()
+    peer.close()
+
+
+def test_a_broker_of_one_version_alone_is_found_and_kept():
+    def answer(number):
+        # this one knows 3.1.1 alone, and closes without a word when it is greeted otherwise
+        version = peer.greetings[number - 1][8]
+        return CONNACK if version == 4 else b""
+
+    peer = Peer(answer)
+    notices = []
+    connection = Connection(BrokerTable(port=peer.port), "me", sink=notices.append, max_retry_s=0.01)
+    connection.start()
+    wait_for(lambda: sum(isinstance(n, Connected) for n in notices) >= 3, what="three connections")
+    connection.stop()
+    peer.close()
+    assert [greeting[8] for greeting in peer.greetings[:4]] == [5, 4, 4, 4]
+
+
+def test_messages_wait_for_room_and_none_is_lost():
+    import struct
+
+    packets = b"".join(
+        bytes([0x30, 7]) + struct.pack(">H", 1) + b"t" + struct.pack(">I", number) for number in range(5_000)
+    )
+    peer = Peer(lambda number: CONNACK + packets if number == 1 else b"")
+    taken, room = [], [True]
+    connection = Connection(
+        BrokerTable(port=peer.port), "me", sink=taken.append, has_room=lambda: room[0], versions=(4,), max_retry_s=0.01
+    )
+    room[0] = False
+    connection.start()
+    time.sleep(0.3)
+    room[0] = True
+    wait_for(lambda: sum(isinstance(n, Incoming) for n in taken) == 5_000, what="all messages")
+    connection.stop()
+    peer.close()
+    assert [n.payload for n in taken if isinstance(n, Incoming)] == [struct.pack(">I", k) for k in range(5_000)]
+
+
+def test_a_certificate_that_is_not_there_is_said_and_tried_again(tmp_path, caplog):
+    notices = []
+    settings = BrokerTable(port=1, ca=tmp_path / "none.pem")
+    connection = Connection(settings, "me", sink=notices.append, max_retry_s=0.01)
+    connection.start()
+    wait_for(lambda: sum(isinstance(n, Disconnected) for n in notices) >= 2, what="two attempts")
+    connection.stop()
+    assert "No such file" in caplog.text
+
+
+def test_publishing_is_refused_when_not_connected_and_when_too_many_wait():
+    connection = Connection(BrokerTable(port=1), "me", sink=lambda _notice: None, waiting=3)
+    assert connection.publish("t", b"") is None
+    connection._up = True
+    assert [connection.publish("t", os.urandom(4)) for _ in range(5)] == [1, 2, 3, None, None]

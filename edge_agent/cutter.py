@@ -1,0 +1,178 @@
+"""Where batches are cut: at UTC multiples, on events, before a batch is full (P-BAT-5 to P-BAT-7)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from edge_agent.chain_tip import ChainTip
+from edge_agent.draft import ATTESTING, Draft, Happening
+from edge_agent.source import Tick
+from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, MAX_SAMPLES, Birth, EventKind, encode_birth
+
+STEP_TOLERANCE_MS: Final = 500  # wall against boot time; more is a clock step
+_HOUR_MS: Final = 3_600_000
+_SAMPLE_BYTES: Final = 12  # voltage, current, offset
+_CHANNEL_BYTES: Final = 200  # registers, tags and an attestation
+_REST_BYTES: Final = 2_500  # envelope, 64 nonces, health, events
+_MOST_PENDING: Final = 50  # events that wait for a reading; sensors that flap for days make no more
+
+
+@dataclass(slots=True)
+class _Open:
+    """What is collected now."""
+
+    ticks: list[Tick]
+    happenings: list[Happening] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+
+    def add(self, tick: Tick) -> None:
+        self.ticks.append(tick)
+        self.seen |= tick.samples.keys()
+
+
+class Cutter:
+    """Collects the ticks of one boot into drafts; each method returns those that are complete by it.
+
+    The first tick that has every channel is cut alone, by a transfer start with an attestation: it opens lines.
+    """
+
+    def __init__(self, birth: Birth, boot: bytes, tip: ChainTip, *, interval_ms: int, seal_ms: int) -> None:
+        self._boot = boot
+        self._seal_ms = seal_ms
+        self._interval_ms = self._wanted_ms = interval_ms
+        self._channels = {sensor.channel for sensor in birth.sensors}
+        self._most_ticks = _most_ticks(birth)
+        self._opened, self._closed = tip.opened, tip.closed
+        self._booted = tip.boot != boot  # the first batch of a boot says so
+        tip = tip.entered(boot)
+        self._last_ms = {n: meter.last.boot_ms for n, meter in tip.meters.items() if meter.last}
+        self._open: _Open | None = None
+        self._pending: list[Happening] = []
+        self._faulty: set[int] = set()
+        self._wall_offset_ms: int | None = None
+        self._stating_birth = False
+
+    @property
+    def interval_ms(self) -> int:
+        """The nominal sampling interval."""
+        return self._wanted_ms
+
+    def observe(self, tick: Tick) -> list[Draft]:
+        """Note a sensor that failed, once until it is back, and a clock that stepped (P-BAT-6)."""
+        drafts = []
+        if set(tick.faults) - self._faulty:
+            drafts += self.event(Happening(EventKind.SENSOR_FAULT, tick.boot_ms))
+        self._faulty = set(tick.faults)
+        if tick.wall_ms is not None:
+            offset_ms = tick.wall_ms - tick.boot_ms
+            if self._wall_offset_ms is not None and abs(offset_ms - self._wall_offset_ms) > STEP_TOLERANCE_MS:
+                drafts += self.event(Happening(EventKind.CLOCK_STEP, tick.boot_ms))
+            self._wall_offset_ms = offset_ms
+        return drafts
+
+    def add(self, tick: Tick) -> list[Draft]:
+        """Add a round of readings; one without any closes what lies before it in time."""
+        if self._closed:
+            return []
+        drafts: list[Draft] = []
+        if self._open is not None and self._is_cut_before(self._open, tick):
+            drafts += self.cut(attesting=not tick.samples or self._ends_an_hour(self._open, tick.wall_ms))
+        tick = self._later(tick)
+        if not tick.samples:
+            return drafts
+        if self._open is None:
+            return drafts + self._begin(tick)
+        self._open.add(tick)
+        return drafts + self._open_lines(tick)
+
+    def event(self, happening: Happening) -> list[Draft]:
+        """Note an event; it closes the batch (P-BAT-5), with attestations where P-ATT-1 wants them."""
+        if self._open is None:
+            self._pending = [*self._pending[-_MOST_PENDING:], happening]
+            return []
+        self._open.happenings.append(happening)
+        return self.cut(attesting=happening.kind in ATTESTING)
+
+    def set_interval(self, interval_ms: int) -> list[Draft]:
+        """Sample at another interval from the next batch on (P-BAT-4 holds one interval per batch)."""
+        if interval_ms == self._wanted_ms:
+            return []
+        drafts = self.cut()
+        self._wanted_ms = interval_ms
+        return drafts
+
+    def state_birth(self) -> list[Draft]:
+        """State birth and registers in a batch at once (command 2)."""
+        self._stating_birth = True
+        return self.cut()
+
+    def finish(self, boot_ms: int, without: Iterable[int] = ()) -> list[Draft]:
+        """Cut this key's last batch when every channel is in it (event 6); nothing is added afterwards.
+
+        `without`: channels whose sensor is dead, so that a key can be replaced before it is repaired.
+        """
+        if self._open is None or self._open.ticks[0].wall_ms is None:
+            return []
+        if self._channels - self._open.seen - set(without):
+            return []
+        drafts = self.event(Happening(EventKind.LAST_OF_KEY, boot_ms))
+        self._closed = True
+        return drafts
+
+    def cut(self, *, attesting: bool = False) -> list[Draft]:
+        """Close what is open."""
+        if self._open is None:
+            return []
+        opened, self._open = self._open, None
+        stating, self._stating_birth = self._stating_birth, False
+        return [Draft(self._boot, self._interval_ms, tuple(opened.ticks), tuple(opened.happenings), attesting, stating)]
+
+    def _begin(self, tick: Tick) -> list[Draft]:
+        boot = [Happening(EventKind.BOOT, tick.boot_ms)] if self._booted else []
+        self._open = _Open([], boot + self._pending)
+        self._open.add(tick)
+        attesting = any(happening.kind in ATTESTING for happening in self._pending)
+        self._booted, self._pending = False, []
+        # where the interval was shortened the segment that ends here began at the longer one, and is counted by it
+        shortened = self._wanted_ms < self._interval_ms
+        if not shortened:
+            self._interval_ms = self._wanted_ms
+        if not (attesting or shortened):
+            return self._open_lines(tick)
+        drafts = self.cut(attesting=attesting)
+        self._interval_ms = self._wanted_ms
+        return drafts
+
+    def _open_lines(self, tick: Tick) -> list[Draft]:
+        if self._opened or tick.wall_ms is None or self._open is None or not self._channels <= self._open.seen:
+            return []
+        self._opened = True
+        return self.event(Happening(EventKind.TRANSFER_START, tick.boot_ms))
+
+    def _later(self, tick: Tick) -> Tick:
+        """Leave out what is not later than the sample before it (P-BAT-6)."""
+        samples = {n: s for n, s in tick.samples.items() if s.boot_ms > self._last_ms.get(n, -1)}
+        self._last_ms |= {n: s.boot_ms for n, s in samples.items()}
+        return tick if len(samples) == len(tick.samples) else replace(tick, samples=samples)
+
+    def _is_cut_before(self, batch: _Open, tick: Tick) -> bool:
+        """Tell whether the batch closes before this tick (P-BAT-5, P-BAT-7)."""
+        if len(batch.ticks) >= self._most_ticks:
+            return True
+        first = batch.ticks[0]
+        if first.wall_ms is None or tick.wall_ms is None:
+            undated = first.wall_ms is None and tick.wall_ms is None
+            return not undated or first.boot_ms // self._seal_ms != tick.boot_ms // self._seal_ms
+        return first.wall_ms // self._seal_ms != tick.wall_ms // self._seal_ms
+
+    @staticmethod
+    def _ends_an_hour(batch: _Open, next_wall_ms: int | None) -> bool:
+        last = batch.ticks[-1].wall_ms
+        return last is not None and next_wall_ms is not None and last // _HOUR_MS != next_wall_ms // _HOUR_MS
+
+
+def _most_ticks(birth: Birth) -> int:
+    """Return how many rounds of readings surely fit into a batch (P-BAT-1)."""
+    channels = len(birth.sensors)
+    room = MAX_MESSAGE_BYTES - _REST_BYTES - len(encode_birth(birth)) - channels * _CHANNEL_BYTES
+    return max(1, min(MAX_SAMPLES, room // (_SAMPLE_BYTES * channels)))

@@ -1,0 +1,63 @@
+"""One process at a time on a folder: the lock ends with its process, however that ends (flock(2))."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from maxgreen.errors import Fatal
+
+_NAME: Final = ".lock"
+
+
+class FolderLock:
+    """Holds a folder; the lock's file says who does."""
+
+    def __init__(self, folder: Path, holder: str, **more: str) -> None:
+        """Take it; Fatal names the process that has it. `more` is told to whoever reads the file."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = (folder / _NAME).open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            other = _told(self._file.name)
+            self._file.close()
+            who = f"'{other.get('holder', 'another process')}', process {other.get('pid', '?')}"
+            raise Fatal(f"{folder} is in use by {who}; stop it first") from error
+        self._file.truncate(0)
+        json.dump({"pid": os.getpid(), "holder": holder, **more}, self._file)
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()
+
+
+def holder_of(folder: Path) -> Mapping[str, Any] | None:
+    """Return what the process that holds a folder says of itself; None when none does, or nobody may know."""
+    try:
+        with (folder / _NAME).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return _told(file.name)
+    except OSError:
+        return None
+    return None
+
+
+def _told(path: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
