@@ -5,10 +5,11 @@ so, and no agent starts on what is half done; killed at any instant and begun ag
 """
 
 import hashlib
+import mmap
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.reasons import Rejected
 
+_ENVELOPE: Final = bytes.fromhex("d28455a201260450")  # tag 18, array of four, {1: -7, 4: key id of 16 bytes}
 _RECOVERING: Final = b"recovering\n"
 _FILES: Final = ("", "-wal", ".begun")  # the shared memory file is made again
 _MOST_LOST: Final = 100_000  # seqs that are asked for one by one beyond the last one found
@@ -36,17 +38,14 @@ class Found:
 
 
 def examine(path: Path) -> Found:
-    """Return what is whole in a spool's file; nothing of it is changed."""
+    """Return what is whole in a spool's file; nothing of it is changed. Batches are read when they are asked for."""
     tip: ChainTip | None = None
     obeyed, predecessor = -1, None
     receipts: list[tuple[int, bytes]] = []
     undated: list[tuple[bytes, int, bytes, bytes]] = []
-    batches: list[tuple[int, bytes]] = []
-    doubtful: dict[int, bytes | None] = {}
     if not path.exists() or not path.stat().st_size:
         return Found(None, Kept(ChainTip(0, b"")), ())
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        db.text_factory = bytes
+    with _opened(path) as db:
         with _unreadable_is_nothing():
             found = read_fact(db, "tip")
             tip = decode_tip(found) if found else None
@@ -59,24 +58,78 @@ def examine(path: Path) -> Found:
         with _unreadable_is_nothing():
             rows = db.execute("SELECT boot, boot_ms, samples, digest FROM undated")
             undated = [row for row in rows if row_digest(*row[:3]) == row[3]]
-        low, high = _range(db, tip)
-        for seq in range(low, high):
-            message, whole = _batch(db, seq)
-            if whole and message is not None:
-                batches.append((seq, message))
-            else:
-                doubtful[seq] = message
-    # a batch is whole, too, when it is the one that the next one follows
-    heads = {seq - 1: parse_batch(message).batch.prev for seq, message in batches}
-    if tip is not None:
-        heads[tip.next_seq - 1] = tip.head
-    for seq, message in list(doubtful.items()):
-        if message is not None and hashlib.sha256(message).digest() == heads.get(seq):
-            batches.append((seq, message))
-            del doubtful[seq]
-    batches.sort()
+        seqs = range(*_range(db, tip))
+        doubtful = {
+            seq: [] if found is None else [found] for seq in seqs for found, whole in [_batch(db, seq)] if not whole
+        }
+        mended = _mended(path, db, doubtful, tip) if doubtful else {}
+    lost = doubtful.keys() - mended.keys()
+    batches = WholeBatches(path, [seq for seq in seqs if seq not in lost], mended)
     kept = Kept(tip or ChainTip(0, b""), batches, receipts, undated, obeyed, predecessor)
-    return Found(tip, kept, tuple(doubtful))
+    return Found(tip, kept, tuple(sorted(lost)))
+
+
+class WholeBatches:
+    """The whole batches of a damaged spool, read one by one: there may be more than memory holds."""
+
+    def __init__(self, path: Path, seqs: Sequence[int], mended: Mapping[int, bytes]) -> None:
+        self._path = path
+        self._seqs = seqs
+        self._mended = mended
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        with _opened(self._path) as db:
+            for seq in self._seqs:
+                message = self._mended.get(seq) or _batch(db, seq)[0]
+                if message is not None:
+                    yield seq, message
+
+
+def _mended(
+    path: Path, db: sqlite3.Connection, doubtful: dict[int, list[bytes]], tip: ChainTip | None
+) -> dict[int, bytes]:
+    """Return, of the batches that are not what was written there, those that lie elsewhere in the file's bytes.
+
+    One is whole when the next one follows it, whatever lies around it.
+    """
+    for seq, message in _carved(path):
+        if seq in doubtful:
+            doubtful[seq].append(message)
+    found: dict[int, bytes] = {}
+    for seq in sorted(doubtful, reverse=True):
+        following = found.get(seq + 1) or (None if seq + 1 in doubtful else _batch(db, seq + 1)[0])
+        if following is not None:
+            head = parse_batch(following).batch.prev
+        elif tip is not None and seq == tip.next_seq - 1:
+            head = tip.head
+        else:
+            continue
+        match = next((message for message in doubtful[seq] if hashlib.sha256(message).digest() == head), None)
+        if match is not None:
+            found[seq] = match
+    return found
+
+
+def _carved(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield what looks like a signed batch in the bytes of a spool and its log, wherever it lies."""
+    for file in (path, path.with_name(f"{path.name}-wal")):
+        if not file.exists() or not file.stat().st_size:
+            continue
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            at = data.find(_ENVELOPE)
+            while at >= 0:
+                with suppress(Rejected, IndexError):
+                    message = _envelope_at(data, at)
+                    yield parse_batch(message).batch.seq, message
+                at = data.find(_ENVELOPE, at + 1)
+
+
+def _envelope_at(data: mmap.mmap, at: int) -> bytes:
+    """Return the bytes of the COSE_Sign1 that begins at a place: header, payload and a signature of 64 bytes."""
+    payload = at + len(_ENVELOPE) + 16 + 1  # the key id, and the empty unprotected header
+    wide = {0x58: 1, 0x59: 2}.get(data[payload], 0)
+    size = int.from_bytes(data[payload + 1 : payload + 1 + wide], "big")
+    return bytes(data[at : payload + 1 + wide + size + 2 + 64])
 
 
 def set_aside(path: Path) -> Path:
@@ -116,16 +169,12 @@ def rebuild(path: Path, kept: Kept, genesis_head: bytes) -> None:
 
 def following(found: Found, receipt: Receipt) -> list[bytes]:
     """Return the whole batches that go on from a receipt, link by link: the ledger may still have them."""
-    by_seq, head, messages = dict(found.kept.batches), receipt.head, []
-    for seq in range(receipt.next_seq, receipt.next_seq + len(by_seq)):
-        message = by_seq.get(seq)
-        if message is None:
-            break
-        try:
-            batch = parse_batch(message).batch
-        except Rejected:
-            break
-        if batch.seq != seq or batch.prev != head:
+    head, messages = receipt.head, list[bytes]()
+    for seq, message in found.kept.batches:
+        if seq < receipt.next_seq:
+            continue
+        batch = parse_batch(message).batch
+        if batch.seq != receipt.next_seq + len(messages) or batch.prev != head:
             break
         messages.append(message)
         head = hashlib.sha256(message).digest()
@@ -142,6 +191,12 @@ def spool_of(folder: Path, messages: list[bytes], receipt: Receipt, genesis_head
     spool.restore(Kept(ChainTip(end, head, closed=True), list(enumerate(messages, receipt.next_seq))))
     spool.close()
     return head
+
+
+def _opened(path: Path) -> closing[sqlite3.Connection]:
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    db.text_factory = bytes
+    return closing(db)
 
 
 @contextmanager

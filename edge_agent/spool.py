@@ -10,7 +10,7 @@ import logging
 import secrets
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ class Kept:
     """What of a spool is whole."""
 
     tip: ChainTip
-    batches: Sequence[tuple[int, bytes]] = ()
+    batches: Iterable[tuple[int, bytes]] = ()
     receipts: Sequence[tuple[int, bytes]] = ()  # day, message
     undated: Sequence[tuple[bytes, int, bytes, bytes]] = ()
     obeyed: int = -1

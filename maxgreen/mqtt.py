@@ -396,7 +396,8 @@ class Connection:
         self._sink(Incoming(topic, bytes(message.payload), message.mid, message.qos, self._session))
 
     def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
-        self._end = self._end or str(code)
+        # paho has one word for all that a socket can do
+        self._end = self._end or ("the connection was lost" if str(code) == "Unspecified error" else str(code))
 
     def _note_error(self, text: str) -> None:
         self._end = text
