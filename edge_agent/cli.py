@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -248,8 +249,12 @@ def replace(
 @app.command("open-relay")
 def open_relay(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Open the relay, whatever the agent does; systemd runs it after every stop."""
-    if open_noted_relay(agent_status.runtime_folder(make=False)):
-        return  # as the agent noted it, whatever the settings say now
+    runtime = agent_status.runtime_folder(make=False)
+    noted = open_noted_relay(runtime)  # whatever the settings say now
+    with suppress(OSError):  # what a killed agent left there would mislead
+        (runtime / agent_status.STATUS).unlink(missing_ok=True)
+    if noted:
+        return
     settings = load(AgentSettings, config)
     if settings.board.relay_pin >= 0:
         GpioBoard(settings.board).release()

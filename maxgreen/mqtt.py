@@ -33,6 +33,7 @@ KEEPALIVE_S: Final = 60
 SESSION_EXPIRY_S: Final = 60 * 86_400  # as persistent_client_expiration in broker_config/mosquitto.conf
 MAX_PACKET_BYTES: Final = 2**20  # sixteen times the largest message of the protocol (P-BAT-1)
 _FIRST_RETRY_S: Final = 1.0
+_GREETED_RETRY_S: Final = 60.0
 _CLOSE_S: Final = 2.0  # what is under way may still go out
 _GREETING_S: Final = 10.0
 _POLL_S: Final = 0.5  # keep-alive has to be looked after
@@ -111,8 +112,8 @@ class Connection:
 
     Certificates are read at every attempt, so that renewed ones serve without a restart. Between attempts it waits a
     random part of a time that doubles from 1 s to `max_retry_s` ("full jitter"), so that a fleet does not come back all
-    at once; a connection that held longer than the next wait may be begins again at 1 s. A broker that closes before it
-    greets is asked next in the other protocol version.
+    at once; a connection that held longer than the next wait may be begins again at 1 s, and after one that was greeted
+    no wait is longer than a minute. A broker that closes before it greets is asked next in the other protocol version.
     """
 
     def __init__(
@@ -210,7 +211,8 @@ class Connection:
             self._down(reason)
             if not self._stopping.is_set():
                 self._wait(random.uniform(0, longest_s))
-            longest_s = min(2 * longest_s, self._max_retry_s)
+            # a broker that greets and then lets go is not away: a device must not be, for minutes
+            longest_s = min(2 * longest_s, self._max_retry_s, _GREETED_RETRY_S if self._greeted else self._max_retry_s)
 
     def _wait(self, seconds: float) -> None:
         self._stopping.wait(seconds)

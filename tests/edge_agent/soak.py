@@ -172,14 +172,15 @@ def soak(program, folder, seconds, rate, cuts):
     chance = random.Random(1)
     begun = time.monotonic()
     cut_at = sorted(begun + chance.uniform(0.05, 0.95) * seconds for _ in range(cuts))
-    made, state_s = 0, 0.0
+    made, state_s, done = 0, 0.0, 0
     uplink.start()
     while (now := time.monotonic()) < begun + seconds:
         while made < (now - begun) * rate:
             sealer.take(next(given))
             made += 1
         if cut_at and now >= cut_at[0] and uplink.connected:
-            cut_at.pop(0)
+            cut_at = [at for at in cut_at if at > now] if len(cut_at) > 1 else []
+            done += 1
             proxy.cut()
         if now >= state_s:
             uplink.publish_json("state", {"power_w": {"0": now}, "filling": "x" * 2_000})
@@ -197,8 +198,8 @@ def soak(program, folder, seconds, rate, cuts):
         "batches": spool.tip.next_seq,
         "arrived": len(ledger.arrived),
         "in_order_at_the_ledger": ledger.next_seq,
-        "cuts": cuts - len(cut_at),
-        "disconnects_of_our_making": len(disconnects) - (cuts - len(cut_at)) - _refused(disconnects),
+        "cuts": done,
+        "disconnects_of_our_making": len(disconnects) - done - _refused(disconnects),
         "doubles": doubles,
         "doubles_without_need": max(0, doubles - needed),
         "reasons": sorted(set(disconnects)),

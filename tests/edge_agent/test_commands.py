@@ -44,16 +44,6 @@ bus = 3
 """
 
 
-class Bus(Ina219Bus):
-    def scan(self):
-        return [self.address]
-
-
-class Bus228(Ina228Bus):
-    def scan(self):
-        return [self.address]
-
-
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "agent.toml"
@@ -66,7 +56,7 @@ def config(tmp_path):
 def buses(monkeypatch):
     import edge_agent.sensors.bus as bus_module
 
-    found = {1: Bus(current=0.1), 3: Bus228()}
+    found = {1: Ina219Bus(current=0.1), 3: Ina228Bus()}
     monkeypatch.setattr(bus_module, "_open", found.__getitem__)
     return found
 
@@ -80,7 +70,7 @@ def run(*arguments, **options):
 def test_sensors_shows_what_answers_and_what_does_not(config, buses):
     buses[3].present = False
     found = json.loads(run("sensors", "--config", config, "--json").stdout)
-    assert found["buses"] == {"1": ["0x40"], "3": ["0x40"]}
+    assert found["buses"] == {"1": ["0x40"], "3": []}
     assert found["channels"]["0"]["voltage_v"] == 18.0
     assert "check wiring" in found["channels"]["1"]["error"]
     assert "18.000 V" in run("sensors", "--config", config).stdout
@@ -164,22 +154,62 @@ def test_the_service_is_ready_without_sensors_after_a_while_and_stops_in_two_sec
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        (("[broker]", "[broker]\nwindow = 0"), "broker.window"),
-        (('role = "sent"', 'role = "lent"'), "channels.1.role"),
-        (("interval_ms = 100", "interval_ms = 100\nunknown = 1"), "unknown"),
-        (("[broker]", "seal_s = 7\n[broker]"), "seal_s"),
-        (("number = 1", "number = 0"), "distinct"),
-        ((BACKEND.spki.hex(), "00"), "backend_keys"),
-        (("[broker]", '[broker]\nca = "/nowhere.pem"'), "broker.ca = /nowhere.pem: No such file"),
-        (("[work]", "[board]\nrelay_pin = 17\n[work]"), "GPIO"),
-    ],
-)
-def test_a_wrong_setting_is_one_sentence_and_status_78(config, change, word):
+WRONG = [
+    (("[broker]", "[broker]\nwindow = 0"), "broker.window"),
+    (("port = 1", "port = 99999"), "broker.port"),
+    (('role = "sent"', 'role = "lent"'), "channels.1.role"),
+    (("interval_ms = 100", "interval_ms = 100\nunknown = 1"), "unknown"),
+    (("[broker]", "seal_s = 7\n[broker]"), "seal_s: 7 does not divide 600"),
+    (("number = 1", "number = 0"), "distinct"),
+    ((BACKEND.spki.hex(), "00"), "backend_keys.0: not a P-256 public key of 182 hex digits"),
+    ((BACKEND.spki.hex(), "zz"), "backend_keys.0"),
+    ((BACKEND.spki.hex(), BACKEND.spki.hex()[:-2] + "00"), "backend_keys.0"),
+    (("[broker]", '[broker]\nca = "/nowhere.pem"'), "broker.ca = /nowhere.pem: No such file"),
+    (("[broker]", '[broker]\nca = "/"'), "broker.ca = /: Is a directory"),
+    (("[work]", "[board]\nrelay_pin = 17\nled_pin = 17\n[work]"), "different pins"),
+    (("[work]", "[board]\nrelay_pin = 17\nrelay_active_low = true\n[work]"), "pulled down"),
+    (("[work]", "[board]\nrelay_pin = 17\nrelay_channel = 9\n[work]"), "9 is not one of the channels"),
+    (('sensor = "ina228"\nbus = 3', ""), "same bus and address"),
+    (('sensor = "ina228"', 'sensor = "replay"'), "do not mix"),
+    (("network = ", 'network = "x"\n#'), "network"),
+]
+
+
+@pytest.mark.parametrize(("change", "word"), WRONG)
+@pytest.mark.parametrize("command", ["config check", "run"])
+def test_a_wrong_setting_is_one_sentence_and_status_78_for_check_and_run_alike(config, change, word, command):
+    assert change[0] in config.read_text()
     config.write_text(config.read_text().replace(*change))
-    done = subprocess.run([MAXGREEN, "agent", "run", "--config", config], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [MAXGREEN, "agent", *command.split(), "--config", config], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 78, done.stderr
     assert word in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_check_finds_all_mistakes_at_once(config):
+    text = config.read_text().replace("port = 1", "port = 99999").replace('role = "sent"', 'role = "lent"')
+    config.write_text(text + "\nwrong = 1\n")
+    done = subprocess.run([MAXGREEN, "agent", "config", "check", "-c", config], capture_output=True, text=True)
+    assert done.returncode == 78
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"maxgreen: settings {config}: ") for line in lines)
+
+
+def test_a_path_that_may_be_left_out_may_be_empty(config):
+    text = config.read_text().replace("[broker]", '[broker]\nca = ""\ncertificate = ""\nkey = ""')
+    config.write_text(text + '\n[replay]\ntrace = ""\n')
+    assert "ok" in run("config", "check", "--config", config).stdout
+
+
+def test_a_key_that_was_not_made_and_a_machine_without_pins_are_said(config, tmp_path):
+    (tmp_path / "state/signing.pem").unlink()
+    done = subprocess.run([MAXGREEN, "agent", "config", "check", "-c", config], capture_output=True, text=True)
+    assert "'maxgreen agent init' makes it" in done.stderr
+    Identities(tmp_path / "other", KeySettings()).make()
+    config.write_text(config.read_text().replace("/state", "/other") + "[board]\nrelay_pin = 17\n")
+    done = subprocess.run([MAXGREEN, "agent", "run", "--config", config], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 78
+    assert "GPIO" in done.stderr

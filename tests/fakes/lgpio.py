@@ -1,7 +1,10 @@
 """The functions of lgpio that rpi-lgpio calls, on levels in memory: the real RPi.GPIO API runs on it."""
 
+import importlib.util
 import sys
 import types
+
+from tests.conftest import need
 
 SET_PULL_UP, SET_PULL_DOWN, SET_PULL_NONE, SET_ACTIVE_LOW = 32, 64, 128, 4
 
@@ -65,6 +68,8 @@ class Pins:
 
 def rpi_gpio(monkeypatch, pins):
     """Import the real rpi-lgpio (as a Zero 2 W) on these pins."""
+    found = importlib.util.find_spec("RPi")
+    need(found and found.submodule_search_locations[0], "rpi-lgpio is not installed (make services)")
     for name in ("RPi", "RPi.GPIO", "lgpio"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "lgpio", pins.module())

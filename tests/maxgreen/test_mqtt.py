@@ -55,6 +55,10 @@ def test_only_a_connection_that_held_longer_than_the_next_wait_begins_afresh(run
     assert [longest for _, longest in run([None, None, 3, None, 300, None, None])] == [1, 2, 4, 8, 1, 2]
 
 
+def test_a_broker_that_greets_and_lets_go_again_and_again_is_asked_each_minute_at_least(run):
+    assert [longest for _, longest in run([0.5] * 10)] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
 def test_fifty_reconnects_in_ten_minutes_keep_a_device_away_for_seconds(run):
     assert {longest for _, longest in run([12] * 50)} == {1}
 

@@ -1,0 +1,18 @@
+"""The README's first command on a fresh Debian 12 and 13."""
+
+import pytest
+
+from tests.deploy.roots import unpacked
+
+pytestmark = pytest.mark.services
+
+
+@pytest.mark.parametrize("name", ["debian12", "debian13"])
+def test_make_demo_works_on_a_fresh_machine(name, tmp_path):
+    root = unpacked(name, tmp_path)
+    try:
+        root.copy_project()
+        said = root.run("make", "-C", "/root/project", "demo")
+        assert "audit          ok" in said
+    finally:
+        root.remove()
