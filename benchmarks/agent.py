@@ -1,6 +1,6 @@
 """What the agent costs, how steadily it samples, and how it comes through an outage.
 
-    python benchmarks/agent.py [outage|live|medium|all] [--batches N] [--seconds N] [--json]
+    python benchmarks/agent.py [outage|live|medium|link|all] [--batches N] [--seconds N] [--json]
 
 outage: batches of many days wait in the spool, then go to the embedded backend (43,200 are 30 days at 60 s).
 The backend (amqtt, ingest, SQLite ledger) runs in a process of its own, the agent's spool and uplink in this one; both
@@ -9,12 +9,15 @@ live: two INA219 register emulators under the real driver; at 1 Hz without minin
 miner on every core at full duty for the jitter: how long after its slot a reading was taken. The broker is away.
 medium: a day at 1 Hz, two channels, a batch and its receipt a minute, in seconds: bytes that the kernel wrote to the
 medium (/proc/self/io) from start to close, synchronised as on a Pi. TMPDIR must be on a disk, not in memory.
+link: Mosquitto over TLS with the project's own settings, 20 messages a second in and out, a connection that is cut at
+random: disconnects that nobody made, batches that went twice without need. Not part of `all`.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,14 +28,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from edge_agent.agent import Agent, AgentParts
+from edge_agent.agent import Agent
 from edge_agent.config import BrokerSettings, ProtocolName
+from edge_agent.mqtt_link import MqttLink
+from edge_agent.parts import AgentParts
 from edge_agent.sealer import Sealer
 from edge_agent.sensors.base import Sensor
 from edge_agent.sensors.ina219 import Ina219Sensor
 from edge_agent.source import LiveSource, Tick
 from edge_agent.spool import Spool
-from edge_agent.uplink import MqttLink, Uplink
+from edge_agent.uplink import Uplink
 from maxgreen.clock import SystemClock
 from maxgreen.protocol.backend import BackendKeys, Receipt, sign_receipt
 from maxgreen.protocol.batch import Birth
@@ -53,7 +58,7 @@ SEAL_S = 60
 def main() -> None:
     """Fill a spool, deliver it, and say how long both took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("outage", "live", "medium", "all"), default="all")
+    parser.add_argument("what", nargs="?", choices=("outage", "live", "medium", "link", "all"), default="all")
     parser.add_argument("--seconds", type=int, default=60, help="of each live run")
     parser.add_argument("--batches", type=int, default=43_200, help="how many wait (30 days at 60 s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -66,6 +71,12 @@ def main() -> None:
     if options.what in {"medium", "all"}:
         with tempfile.TemporaryDirectory() as folder:
             result |= medium(Path(folder))
+    if options.what == "link":
+        from tests.edge_agent.soak import soak
+
+        program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
+        with tempfile.TemporaryDirectory() as folder:
+            result |= soak(program, Path(folder), options.seconds, 20, options.seconds // 8)
     if options.what in {"outage", "all"}:
         with tempfile.TemporaryDirectory() as folder:
             result |= outage(Path(folder), options.batches)

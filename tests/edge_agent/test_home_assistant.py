@@ -44,10 +44,21 @@ def messages():
     }
 
 
+def _runs(program):
+    """Tell whether a Python is there, and not only a name for one that is not."""
+    return (
+        program
+        and subprocess.run(
+            [program, "-c", "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 13, 2))"], capture_output=True
+        ).returncode
+        == 0
+    )
+
+
 @pytest.fixture
 def environment(tmp_path):
     """Return how to run Home Assistant's pytest on a folder: on this machine's Python, else in a Debian 13 root."""
-    program = next(filter(None, map(shutil.which, NEWEST)), None)
+    program = next(filter(_runs, map(shutil.which, NEWEST)), None)
     if program is not None:
         folder = CACHE / "home-assistant"
         if not (folder / "ready").exists():
@@ -72,7 +83,7 @@ def environment(tmp_path):
                 root.mounted(
                     "chroot", root.folder, "/opt/ha/bin/python", *(c.replace(str(root.folder), "") for c in command)
                 ),
-                env={"PATH": "/usr/bin:/bin", **{k: v.replace(str(root.folder), "") for k, v in env.items()}},
+                env={"PATH": "/usr/sbin:/usr/bin:/bin", **{k: v.replace(str(root.folder), "") for k, v in env.items()}},
                 capture_output=True, text=True,
             )  # fmt: skip
 
