@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from edge_agent.draft import Happening
 from edge_agent.obedience import Obedience
 from edge_agent.parts import AgentParts, Retired
 from edge_agent.relay_guard import RelayGuard
@@ -42,12 +43,14 @@ class Agent:
         self._progress: Callable[[], None] = lambda: None
         self._alive: Callable[[bool], None] = lambda _transferring: None
         self.key_finished = False
+        self._happened: list[Happening] = []
         self.guard = RelayGuard(
             parts.board,
             parts.line_channel,
             parts.birth,
             parts.source.boot_ms,
             alive=self._guarded,
+            stopping=self._stopping,
         )
         self.supervisor = Supervisor(parts, self.guard)
         self.sealer = self.supervisor.sealer = Sealer(
@@ -72,6 +75,7 @@ class Agent:
             before_transfer=lambda: self.supervisor.choose_interval(transferring=True),
             state_birth=self.sealer.state_birth,
             want_interval=self.supervisor.want_interval,
+            is_dated=lambda: self.supervisor.is_dated,
         )
         parts.uplink.listen(self.obedience.hear)
         self.supervisor.report = self.supervisor.look()
@@ -113,24 +117,30 @@ class Agent:
 
     def take(self, tick: Tick) -> None:
         """Guard the line by a round of readings, seal it, and exchange messages."""
-        self.guard.measured(tick, self.sealer.interval_ms)
+        self._measured(tick)
         self._seal(tick)
         self.exchange()
 
-    def exchange(self, timeout_s: float = 0) -> None:
-        """Write, send and receive what there is, a bounded part of it; waits up to `timeout_s` for a message."""
+    def exchange(self, timeout_s: float = 0, *, up_to_ms: int | None = None) -> None:
+        """Write, send and receive what there is, a bounded part of it; waits up to `timeout_s` for a message.
+
+        `up_to_ms`: readings later than that wait to be sealed, and with them what happened.
+        """
         parts, uplink, worker = self._parts, self._parts.uplink, self._parts.worker
+        self.guard.attended()
         self.guard.check()
         self.sealer.work()
         uplink.dated = self.supervisor.is_dated
         uplink.process(timeout_s)
         for retired in parts.retired:
+            retired.uplink.dated = uplink.dated
             retired.uplink.process()
+            retired.uplink.beacons.clear()
+            retired.uplink.commands.clear()
         commands, uplink.commands = uplink.commands, []
         for command in commands:
-            self.obedience.obey(command, synchronised=self.supervisor.is_dated)
-        for happening in self.guard.happened():
-            self.sealer.event(happening.kind, happening.boot_ms, happening.command)
+            self.obedience.obey(command)
+        self._note_happened(up_to_ms)
         beacons, uplink.beacons = uplink.beacons, []
         if worker is not None:
             for beacon in beacons[-1:]:
@@ -174,6 +184,7 @@ class Agent:
                 self._run_live()
             else:
                 self._replay()
+            self._end_transfer()
             self.sealer.stop()
             while not self._stopping.is_set() and (linger or not self._parts.uplink.delivered):
                 self.exchange(_IDLE_S)
@@ -187,9 +198,8 @@ class Agent:
     def close(self) -> None:
         """Open the relay, seal what is open, end mining and close the connections."""
         parts = self._parts
+        self._end_transfer()
         self.guard.close()
-        for happening in self.guard.happened():
-            self.sealer.event(happening.kind, happening.boot_ms, happening.command)
         self.sealer.stop()
         parts.uplink.process()  # the last batch may still go; commands that come now are not obeyed
         if parts.worker is not None:
@@ -214,9 +224,11 @@ class Agent:
         def sample() -> None:
             try:
                 for tick in self.ticks():
-                    self.guard.measured(tick, self.sealer.interval_ms)
+                    self._measured(tick)
                     if arrived.qsize() < _MOST_ARRIVED:
                         arrived.put(tick)
+                    else:
+                        self.sealer.outbox.lost_ticks += 1
                     if self._stopping.is_set():
                         return
             except Exception as error:  # noqa: BLE001 - raised again where it can end the agent
@@ -233,10 +245,16 @@ class Agent:
             if isinstance(found, Exception):
                 raise found
             self._seal(found)
-            self.exchange()
+            self.exchange(up_to_ms=None if arrived.empty() else found.boot_ms)
             self._tell_progress()
 
+    def _measured(self, tick: Tick) -> None:
+        """Tell at once who must not wait for the medium."""
+        self.guard.measured(tick, self.sealer.interval_ms)
+        self.supervisor.newest = tick
+
     def _seal(self, tick: Tick) -> None:
+        self._note_happened(tick.boot_ms - 1)
         self.supervisor.measured(tick)
         self.sealer.take(tick)
         if self._parts.finish_key and not self.key_finished:
@@ -244,6 +262,17 @@ class Agent:
             self.key_finished = self.sealer.finish_key(tick.boot_ms, without=dead)
             if self.key_finished:
                 self.stop()
+
+    def _note_happened(self, up_to_ms: int | None) -> None:
+        """Write what happened at the line into the chain, between the readings that it lay between."""
+        self._happened += self.guard.happened()
+        while self._happened and (up_to_ms is None or self._happened[0].boot_ms <= up_to_ms):
+            happening = self._happened.pop(0)
+            self.sealer.event(happening.kind, happening.boot_ms, happening.command)
+
+    def _end_transfer(self) -> None:
+        self.guard.stop("the agent stops")
+        self._note_happened(None)
 
     def _guarded(self, transferring: bool) -> None:
         self._alive(transferring)

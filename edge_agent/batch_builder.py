@@ -26,7 +26,8 @@ def build(
     for tick in draft.ticks:
         for number, sample in tick.samples.items():
             by_channel.setdefault(number, []).append(sample)
-    t0_boot_ms = min(samples[0].boot_ms for samples in by_channel.values())
+    begins = [samples[0].boot_ms for samples in by_channel.values()]
+    t0_boot_ms = min(begins) if begins else min(happening.boot_ms for happening in draft.happenings)
     offset_ms = draft.wall_offset_ms
     meters, channels = dict(tip.meters), []
     for sensor in sorted(birth.sensors, key=lambda sensor: sensor.channel):
@@ -59,7 +60,7 @@ def build(
         t0_ms=0 if offset_ms is None else t0_boot_ms + offset_ms,
         t0_boot_ms=t0_boot_ms,
         synchronised=offset_ms is not None,
-        clock_error_ms=draft.ticks[0].clock_error_ms,
+        clock_error_ms=draft.ticks[0].clock_error_ms if draft.ticks else None,
         interval_ms=draft.interval_ms,
         channels=tuple(channels),
         work=work,

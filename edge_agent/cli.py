@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -80,19 +81,14 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     from edge_agent.compose import build_agent  # noqa: PLC0415 - sensors and miner only where they run
 
     heartbeat = Heartbeat()
-    runtime = agent_status.runtime_folder()
-    stopped = False
-    with FolderLock(settings.state_dir, "maxgreen agent run", status=str(runtime / agent_status.STATUS)):
-        while not stopped:
+    with FolderLock(settings.state_dir, "maxgreen agent run") as lock, agent_status.runtime_folder() as runtime:
+        lock.tell(status=str(runtime / agent_status.STATUS))
+        stopped = threading.Event()
+        while True:
             agent = build_agent(settings, runtime)
-
-            def stop(*_: object, running: Any = agent) -> None:
-                nonlocal stopped
-                stopped = True
-                running.stop()
-
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, stop)
+            _stop_on_signals(agent, stopped)
+            if stopped.is_set():  # while this agent was made
+                agent.stop()
             shown = agent_status.Shown(agent, settings.metrics_port, runtime)
             try:
                 agent.run(
@@ -100,16 +96,26 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
                 )
             finally:
                 shown.close()
-            if not agent.key_finished:
+            if stopped.is_set() or not agent.key_finished:
                 return
             _LOG.warning("this key had its last batch; going on with the next one")
+
+
+def _stop_on_signals(agent: Any, stopped: threading.Event) -> None:
+    def stop(*_: object) -> None:
+        stopped.set()
+        agent.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 @app.command()
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Show power, energy, spool, the last receipt, clock, temperature, mining and alarms."""
     settings = load(AgentSettings, config)
-    value = agent_status.read_running(settings.state_dir) or _resting_status(settings)
+    running = agent_status.read_running(settings.state_dir)
+    value = running if running and "starting" not in running else {**_resting_status(settings), **(running or {})}
     if as_json:
         print(json.dumps(value))
     else:
@@ -249,15 +255,16 @@ def replace(
 @app.command("open-relay")
 def open_relay(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Open the relay, whatever the agent does; systemd runs it after every stop."""
-    runtime = agent_status.runtime_folder(make=False)
-    noted = open_noted_relay(runtime)  # whatever the settings say now
-    with suppress(OSError):  # what a killed agent left there would mislead
-        (runtime / agent_status.STATUS).unlink(missing_ok=True)
-    if noted:
-        return
-    settings = load(AgentSettings, config)
-    if settings.board.relay_pin >= 0:
-        GpioBoard(settings.board).release()
+    runtime = agent_status.systemd_folder() or agent_status.SYSTEMD_FOLDER
+    try:
+        if open_noted_relay(runtime):
+            return  # as the agent noted it, whatever the settings say now
+        settings = load(AgentSettings, config)
+        if settings.board.relay_pin >= 0:
+            GpioBoard(settings.board).release()
+    finally:
+        with suppress(OSError):  # what a killed agent left there would mislead
+            (runtime / agent_status.STATUS).unlink(missing_ok=True)
 
 
 def _refuse_strangers(state_dir: Path) -> None:

@@ -160,6 +160,10 @@ class AgentSettings(ServiceSettings):
         replayed = [channel for channel in self.channels if channel.sensor is SensorName.REPLAY]
         if replayed and (len(replayed) != len(self.channels) or self.replay.trace is None):
             raise ValueError("channels: replayed and live channels do not mix, and a replay needs [replay] trace")
+        if replayed and self.board.relay_pin >= 0:
+            raise ValueError("board.relay_pin: a replayed trace switches no relay")
+        if not replayed and self.work.wait_shares:
+            raise ValueError("work.wait_shares: for replays; live readings wait for no share")
         places = [
             (channel.bus, channel.address) for channel in self.channels if channel.sensor is not SensorName.REPLAY
         ]

@@ -14,7 +14,8 @@ _HOUR_MS: Final = 3_600_000
 _SAMPLE_BYTES: Final = 12  # voltage, current, offset
 _CHANNEL_BYTES: Final = 200  # registers, tags and an attestation
 _REST_BYTES: Final = 2_500  # envelope, 64 nonces, health, events
-_MOST_PENDING: Final = 50  # events that wait for a reading; sensors that flap for days make no more
+_MOST_PENDING: Final = 50  # events that wait for a reading
+_SPARE: Final = {EventKind.SENSOR_FAULT, EventKind.CLOCK_STEP}  # sensors that flap for days make no more of them
 
 
 @dataclass(slots=True)
@@ -49,8 +50,10 @@ class Cutter:
         self._open: _Open | None = None
         self._pending: list[Happening] = []
         self._faulty: set[int] = set()
-        self._wall_offset_ms: int | None = None
+        self._wall_offset_ms: int | None = None  # of the newest tick
+        self._known_offset_ms: int | None = None  # of the newest one with a date
         self._stating_birth = False
+        self._transferring = False
 
     @property
     def interval_ms(self) -> int:
@@ -65,9 +68,10 @@ class Cutter:
         self._faulty = set(tick.faults)
         if tick.wall_ms is not None:
             offset_ms = tick.wall_ms - tick.boot_ms
-            if self._wall_offset_ms is not None and abs(offset_ms - self._wall_offset_ms) > STEP_TOLERANCE_MS:
+            if self._known_offset_ms is not None and abs(offset_ms - self._known_offset_ms) > STEP_TOLERANCE_MS:
                 drafts += self.event(Happening(EventKind.CLOCK_STEP, tick.boot_ms))
-            self._wall_offset_ms = offset_ms
+            self._known_offset_ms = offset_ms
+        self._wall_offset_ms = None if tick.wall_ms is None else self._known_offset_ms
         return drafts
 
     def add(self, tick: Tick) -> list[Draft]:
@@ -88,7 +92,9 @@ class Cutter:
     def event(self, happening: Happening) -> list[Draft]:
         """Note an event; it closes the batch (P-BAT-5), with attestations where P-ATT-1 wants them."""
         if self._open is None:
-            self._pending = [*self._pending[-_MOST_PENDING:], happening]
+            if happening.kind in _SPARE and len(self._pending) >= _MOST_PENDING:
+                return []
+            self._pending.append(happening)
             return []
         self._open.happenings.append(happening)
         return self.cut(attesting=happening.kind in ATTESTING)
@@ -125,7 +131,24 @@ class Cutter:
             return []
         opened, self._open = self._open, None
         stating, self._stating_birth = self._stating_birth, False
-        return [Draft(self._boot, self._interval_ms, tuple(opened.ticks), tuple(opened.happenings), attesting, stating)]
+        attesting = attesting or self._transferring  # the line may be silent when the transfer ends
+        kinds = {happening.kind for happening in opened.happenings if happening.command is not None}
+        if EventKind.TRANSFER_START in kinds:
+            self._transferring = True
+        if EventKind.TRANSFER_STOP in kinds:
+            self._transferring = False
+        first = opened.ticks[0]
+        offset_ms = None if first.wall_ms is None else first.wall_ms - first.boot_ms
+        ticks, happenings = tuple(opened.ticks), tuple(opened.happenings)
+        return [Draft(self._boot, self._interval_ms, offset_ms, ticks, happenings, attesting, stating)]
+
+    def end(self) -> list[Draft]:
+        """Close what is open at a stop, with attestations; what happened after the last reading is a batch alone."""
+        drafts = self.cut(attesting=True)
+        pending, self._pending = self._pending, []
+        if pending and not self._closed:
+            drafts.append(Draft(self._boot, self._interval_ms, self._wall_offset_ms, (), tuple(pending)))
+        return drafts
 
     def _begin(self, tick: Tick) -> list[Draft]:
         boot = [Happening(EventKind.BOOT, tick.boot_ms)] if self._booted else []

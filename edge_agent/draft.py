@@ -20,17 +20,12 @@ class Happening:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What was measured and what happened between two cuts of one boot; never without ticks."""
+    """What was measured and what happened between two cuts of one boot; without ticks only at a stop."""
 
     boot: bytes
     interval_ms: int
+    wall_offset_ms: int | None  # wall minus boot time, None without a date
     ticks: tuple[Tick, ...]
     happenings: tuple[Happening, ...] = ()
     attesting: bool = False
     stating_birth: bool = False
-
-    @property
-    def wall_offset_ms(self) -> int | None:
-        """Wall minus boot time, None without a date."""
-        first = self.ticks[0]
-        return None if first.wall_ms is None else first.wall_ms - first.boot_ms

@@ -37,17 +37,26 @@ class Conditions:
     battery_uv: int | None = None
 
 
-def pause_reason(budget: BudgetSettings, now: Conditions, *, paused: bool) -> str | None:
-    """Return why mining must pause, None when it may run; `paused`: it pauses already."""
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Why mining pauses: its kind, and what people read."""
+
+    kind: str
+    text: str
+
+
+def pause_reason(budget: BudgetSettings, now: Conditions, *, since: Pause | None = None) -> Pause | None:
+    """Return why mining must pause, None when it may run; a limit that it pauses for already is a little stricter."""
+    kind = since.kind if since else ""
     if now.throttled is not None and now.throttled & _THROTTLED_NOW:
-        return "the firmware throttles (power supply or heat)"
-    limit_mdeg = round(budget.max_cpu_c * 1000) - (_COOLER_MDEG if paused else 0)
+        return Pause("throttled", "the firmware throttles (power supply or heat)")
+    limit_mdeg = round(budget.max_cpu_c * 1000) - (_COOLER_MDEG if kind == "heat" else 0)
     if now.cpu_mdeg is not None and now.cpu_mdeg > limit_mdeg:
-        return f"CPU at {now.cpu_mdeg / 1000:.0f} °C"
-    least_mw = budget.min_power_w * 1000 * (_MORE_POWER if paused else 1)
+        return Pause("heat", f"CPU at {now.cpu_mdeg / 1000:.0f} °C")
+    least_mw = budget.min_power_w * 1000 * (_MORE_POWER if kind == "power" else 1)
     if least_mw and (now.generation_mw is None or now.generation_mw < least_mw):
-        return f"panels below {budget.min_power_w:g} W"
-    least_uv = budget.min_battery_v * 1e6 * (_MORE_VOLTAGE if paused else 1)
+        return Pause("power", f"panels below {budget.min_power_w:g} W")
+    least_uv = budget.min_battery_v * 1e6 * (_MORE_VOLTAGE if kind == "battery" else 1)
     if least_uv and (now.battery_uv is None or now.battery_uv < least_uv):
-        return f"battery below {budget.min_battery_v:g} V"
+        return Pause("battery", f"battery below {budget.min_battery_v:g} V")
     return None

@@ -16,6 +16,7 @@ _VERSIONS: Final = {
     ProtocolName.MQTT311: (mqtt.MQTTv311,),
 }
 _MOST_NOTICES: Final = 1_000  # then nothing is read on
+_LARGEST_BYTES: Final = 16 * 1024  # receipts, beacons and commands are far smaller
 
 
 class Link(Protocol):
@@ -28,8 +29,11 @@ class Link(Protocol):
         """Begin to connect, and reconnect for ever."""
         ...
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
-        """Hand a QoS 1 message over; return its ticket, or None when it can't be taken now."""
+    def publish(self, topic: str, payload: bytes, *, retain: bool, session: int) -> int | None:
+        """Hand a QoS 1 message over for a connection; return its ticket, or None when it can't be taken now.
+
+        What is retained goes first, however much waits.
+        """
         ...
 
     def stop(self) -> None:
@@ -55,21 +59,22 @@ class MqttLink:
             versions=_VERSIONS[settings.protocol],
             in_flight=settings.window,
             waiting=2 * settings.window,
+            largest=_LARGEST_BYTES,
         )
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""
         self._connection.start()
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool) -> int | None:
-        """Hand a QoS 1 message over; return its ticket, or None when it can't be taken now."""
-        return self._connection.publish(topic, payload, retain=retain)
+    def publish(self, topic: str, payload: bytes, *, retain: bool, session: int) -> int | None:
+        """Hand a QoS 1 message over for a connection; return its ticket, or None when it can't be taken now."""
+        return self._connection.publish(topic, payload, retain=retain, session=session, urgent=retain)
 
     def stop(self) -> None:
         """Let what is under way go out, and close the connection."""
         self._connection.stop()
 
     def _take(self, notice: Notice) -> None:
+        self.notices.put(notice)
         if isinstance(notice, Incoming) and notice.topic == self._command_topic:
             self.heard(notice.payload)
-        self.notices.put(notice)

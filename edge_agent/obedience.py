@@ -1,6 +1,7 @@
 """Which signed commands a device obeys, and how (P-CMD-1)."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -12,6 +13,7 @@ from maxgreen.protocol.batch import MAX_INTERVAL_MS
 from maxgreen.protocol.reasons import Rejected
 
 MIN_INTERVAL_MS: Final = 10
+_MOST_HEARD: Final = 16
 _MAX_NUMBER: Final = 2**63 - 1  # the largest that the spool holds
 _LOG: Final = logging.getLogger(__name__)
 
@@ -36,6 +38,11 @@ def refusal(command: Command, *, device: bytes, last_number: int, now_ms: int, s
     return None
 
 
+def _event_number(command: Command) -> int | None:
+    """Return the number as an event can carry it (P-BAT-8); None stands for the transfer's own."""
+    return command.number if command.number <= _MAX_NUMBER else None
+
+
 class Obedience:
     """Obeys the commands of one device."""
 
@@ -51,6 +58,7 @@ class Obedience:
         before_transfer: Callable[[], None],
         state_birth: Callable[[], None],
         want_interval: Callable[[int], None],
+        is_dated: Callable[[], bool],
     ) -> None:
         self._device = device
         self._keys = keys
@@ -61,33 +69,48 @@ class Obedience:
         self._before_transfer = before_transfer
         self._state_birth = state_birth
         self._want_interval = want_interval
+        self._is_dated = is_dated
+        self._heard: OrderedDict[int, int] = OrderedDict()  # start commands: stops that there were when it came
 
     def hear(self, payload: bytes) -> None:
-        """Open the relay at once when the bytes are a signed stop; any thread may call it."""
+        """Open the relay at once when the bytes are a signed stop; any thread may call it.
+
+        A start is carried out later, by who reads in order; a stop that comes in between makes it void.
+        """
         try:
             command = self._keys.open_command(payload)
         except Rejected:
             return  # whoever reads it in order says why
-        if command.kind is CommandKind.STOP_TRANSFER and command.device == self._device:
-            self._guard.stop("a command", command.number)
+        if command.device != self._device:
+            return
+        if command.kind is CommandKind.STOP_TRANSFER:
+            self._guard.stop("a command", _event_number(command))
+        elif command.kind is CommandKind.START_TRANSFER:
+            self._heard[command.number] = self._guard.stops
+            while len(self._heard) > _MOST_HEARD:
+                self._heard.popitem(last=False)
 
-    def obey(self, command: Command, *, synchronised: bool) -> None:
+    def obey(self, command: Command) -> None:
         """Obey a command that its backend signed: once, in its time, in order."""
-        refused = refusal(
-            command,
-            device=self._device,
-            last_number=self._spool.obeyed(),
-            now_ms=self._clock.now_ms(),
-            synchronised=synchronised,
-        ) or self._impossible(command)
+        self._heard.setdefault(command.number, self._guard.stops)
+        refused = self._refusal(command, self._spool.obeyed()) or self._impossible(command)
         if refused is None and command.kind is CommandKind.STOP_TRANSFER:
-            self._guard.stop("a command", command.number)  # before it is noted: doing it twice does no harm
+            self._guard.stop("a command", _event_number(command))  # before it is noted: doing it twice does no harm
         if refused is None:
             refused = self._note(command)
         if refused is None:
             refused = self._carry_out(command)
         if refused is not None:
             _LOG.warning("command %d is not obeyed: %s", command.number, refused)
+
+    def _refusal(self, command: Command, last_number: int) -> str | None:
+        return refusal(
+            command,
+            device=self._device,
+            last_number=last_number,
+            now_ms=self._clock.now_ms(),
+            synchronised=self._is_dated(),
+        )
 
     def _impossible(self, command: Command) -> str | None:
         if command.kind is CommandKind.START_TRANSFER:
@@ -113,7 +136,11 @@ class Obedience:
             case CommandKind.START_TRANSFER:
                 self._before_transfer()
                 return self._guard.begin(
-                    command.number, most_ms=command.arguments[1] * 1000, most_mws=command.arguments[2]
+                    command.number,
+                    most_ms=command.arguments[1] * 1000,
+                    most_mws=command.arguments[2],
+                    stops=self._heard.pop(command.number, None),
+                    void=lambda: self._refusal(command, -1),  # the medium may have hung since
                 )
             case CommandKind.SEND_REGISTERS:
                 self._state_birth()

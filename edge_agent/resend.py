@@ -1,16 +1,18 @@
 """When a batch goes out, and when again: a pure policy (P-RCT-2).
 
-A batch goes out once, in order, at most `ahead` of the ledger's receipt. Only the oldest one without a receipt ever
-goes out again: it tells whether the ledger listens, and the receipt that it brings says what else is missing. It is
-waited for from when it was sent, with full jitter (Brooker, "Exponential backoff and jitter", 2015) over a time that
-doubles, so that a backend that is away for a month costs some twenty messages a day.
+A batch goes out once, in order, at most `ahead` of the ledger's receipt. What a connection lost before the broker had
+it goes out again at once. Of the others only the oldest without a receipt ever does: it tells whether the ledger
+listens, and the receipt that it brings says what else is missing. It is waited for from when it was sent, or the last
+receipt moved, with full jitter (Brooker, "Exponential backoff and jitter", 2015) over a time that doubles, so that a
+backend that is away for a month costs some twenty messages a day.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
 MAX_DELAY_S: Final = 3 * 3_600.0
+_LOST: Final = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,8 @@ class Flight:
 
     first: int = 0
     sent_s: tuple[float, ...] = ()
-    delay_s: float = 0.0  # how long a receipt for `first` is waited for
+    since_s: float = _LOST  # a receipt for `first` is waited for from here on, or from when it was sent
+    delay_s: float = 0.0  # and for so long
     attempt: int = 0  # how often `first` went out again
 
     @property
@@ -30,7 +33,9 @@ class Flight:
 
 def due(flight: Flight, now_s: float, *, next_seq: int, ahead: int) -> int | None:
     """Return the seq that goes out now, None when none does; the spool holds those below `next_seq`."""
-    if flight.sent_s and now_s - flight.sent_s[0] >= flight.delay_s:
+    if _LOST in flight.sent_s:
+        return flight.first + flight.sent_s.index(_LOST)
+    if flight.sent_s and now_s - max(flight.sent_s[0], flight.since_s) >= flight.delay_s:
         return flight.first
     if flight.end < next_seq and len(flight.sent_s) < ahead:
         return flight.end
@@ -39,34 +44,51 @@ def due(flight: Flight, now_s: float, *, next_seq: int, ahead: int) -> int | Non
 
 def sent(flight: Flight, seq: int, now_s: float, *, resend_s: float, chance: Callable[[], float]) -> Flight:
     """Return the flight after `seq`, the one that was due, went out; `chance` gives numbers in [0, 1)."""
-    if seq != flight.first or not flight.sent_s:
-        delay_s = flight.delay_s if flight.sent_s else _delay_s(0, resend_s, chance())
-        return replace(flight, sent_s=(*flight.sent_s, now_s), delay_s=delay_s)
-    attempt = flight.attempt + 1
-    delay_s = _delay_s(attempt, resend_s, chance())
-    return replace(flight, sent_s=(now_s, *flight.sent_s[1:]), delay_s=delay_s, attempt=attempt)
-
-
-def receipted(flight: Flight, next_seq: int, *, resend_s: float, chance: Callable[[], float]) -> Flight:
-    """Return the flight after a receipt: what the ledger has is waited for no longer."""
-    if next_seq == flight.first:
+    place = seq - flight.first
+    if place == len(flight.sent_s):
+        flight = replace(flight, sent_s=(*flight.sent_s, now_s))
+        return flight if place else replace(flight, delay_s=_delay_s(0, resend_s, chance()))
+    again = place == 0 and flight.sent_s[0] != _LOST
+    flight = replace(flight, sent_s=(*flight.sent_s[:place], now_s, *flight.sent_s[place + 1 :]))
+    if not again:
         return flight
-    if not flight.first < next_seq < flight.end:
+    attempt = flight.attempt + 1
+    return replace(flight, delay_s=_delay_s(attempt, resend_s, chance()), attempt=attempt)
+
+
+def receipted(
+    flight: Flight, next_seq: int, now_s: float, *, resend_s: float, chance: Callable[[], float], hole: bool = False
+) -> Flight:
+    """Return the flight after a receipt: what the ledger has is waited for no longer.
+
+    `hole`: the ledger holds batches beyond `next_seq`, so that one is missing.
+    """
+    if not flight.first <= next_seq < flight.end:
         return Flight(next_seq)
-    return Flight(next_seq, flight.sent_s[next_seq - flight.first :], _delay_s(0, resend_s, chance()))
+    if next_seq == flight.first:
+        # it was sent before what the ledger holds: no way keeps it that long
+        return replace(flight, delay_s=0.0) if hole and not flight.attempt else flight
+    # an answer to the one that went out again, and to no other: the next one is lost as well, it seems
+    alone = flight.attempt > 0 and next_seq == flight.first + 1
+    return Flight(
+        next_seq,
+        flight.sent_s[next_seq - flight.first :],
+        since_s=now_s,
+        delay_s=0.0 if alone or hole else _delay_s(0, resend_s, chance()),
+    )
 
 
-def unsent(flight: Flight, seq: int) -> Flight:
-    """Return the flight without `seq` and what followed it: the connection ended before the broker had it."""
-    return flight if seq >= flight.end else replace(flight, sent_s=flight.sent_s[: max(0, seq - flight.first)])
+def lost(flight: Flight, seqs: Collection[int]) -> Flight:
+    """Return the flight when the connection ended before the broker had `seqs`: they go out again at once."""
+    sent_s = tuple(_LOST if flight.first + k in seqs else at for k, at in enumerate(flight.sent_s))
+    return replace(flight, sent_s=sent_s)
 
 
 def awake(flight: Flight, now_s: float, *, resend_s: float, chance: Callable[[], float]) -> Flight:
     """Return the flight when the backend is heard after a silence: `first` goes out soon, not a fleet's at once."""
-    if not flight.attempt:
+    if not flight.attempt or not flight.sent_s:
         return flight
-    delay_s = min(flight.delay_s, now_s - flight.sent_s[0] + chance() * resend_s) if flight.sent_s else 0.0
-    return replace(flight, delay_s=delay_s, attempt=0)
+    return replace(flight, since_s=now_s, delay_s=min(flight.delay_s, chance() * resend_s), attempt=0)
 
 
 def _delay_s(attempt: int, resend_s: float, chance: float) -> float:

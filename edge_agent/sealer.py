@@ -86,12 +86,14 @@ class Sealer:
         if not ready and tick.samples:
             self._seal(self._cutter.cut())  # the clock is lost: what has a date is closed
         for one in ready:
-            self._seal(self._cutter.add(one))
+            self._seal(self._cutter.add(one) if isinstance(one, Tick) else self._cutter.event(one))
         self.work()
 
     def event(self, kind: EventKind, boot_ms: int, command: int | None = None) -> None:
         """Note an event; it closes the batch, with attestations where P-ATT-1 wants them."""
-        self._seal(self._cutter.event(Happening(kind, boot_ms, command)))
+        happening = Happening(kind, boot_ms, command)
+        if not self._undated.event(happening):
+            self._seal(self._cutter.event(happening))
         self.work()
 
     def set_interval(self, interval_ms: int) -> None:
@@ -117,7 +119,9 @@ class Sealer:
     def stop(self) -> None:
         """Seal what is open, with the attestations of a clean stop (P-ATT-1); what waits for a date waits on disk."""
         self._undated.hold()
-        self._seal(self._cutter.cut(attesting=True))
+        for happening in self._undated.rest():
+            self._seal(self._cutter.event(happening))
+        self._seal(self._cutter.end())
         deadline = time.monotonic() + _STOP_S
         while not self.outbox.is_empty and self.work() and time.monotonic() < deadline:
             pass

@@ -199,8 +199,8 @@ class Spool:
 
     def registers_before(self, t_ms: int) -> dict[int, int]:
         """Return each channel's register, mW·s, after the last spooled batch that began before `t_ms`."""
-        low, high = self.oldest_seq(), self.tip.next_seq
         try:
+            low, high = self.oldest_seq(), self.tip.next_seq
             found = bisect_left(range(low, high), t_ms, key=lambda seq: self._batch(seq).t0_ms) + low
             batch = self._batch(max(found - 1, low)) if low < high else None
         except MaxgreenError:  # it is for show, and damage is said where it matters

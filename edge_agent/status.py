@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,18 +40,36 @@ _GAUGES: Final = {
 }
 
 
-def runtime_folder(*, make: bool = True) -> Path:
-    """Return where what lasts as long as the agent lies: systemd's RUNTIME_DIRECTORY, else a fresh folder."""
+def systemd_folder() -> Path | None:
+    """Return what systemd made in /run for this service, None outside of it."""
     found = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    if found:
-        return Path(found)
-    return Path(tempfile.mkdtemp(prefix="maxgreen-agent-")) if make else SYSTEMD_FOLDER
+    return Path(found) if found else None
+
+
+@contextmanager
+def runtime_folder() -> Iterator[Path]:
+    """Return where what lasts as long as the agent lies: systemd's folder, else a fresh one that goes with it."""
+    found = systemd_folder()
+    if found is not None:
+        yield found
+        return
+    with tempfile.TemporaryDirectory(prefix="maxgreen-agent-") as folder:
+        yield Path(folder)
 
 
 def read_running(state_dir: Path) -> dict[str, Any] | None:
     """Return the status of the agent that runs on a state folder, None when none does; `silent_s` tells its age."""
-    holder = holder_of(state_dir)
-    path = Path(holder["status"]) if holder and "status" in holder else SYSTEMD_FOLDER / STATUS
+    try:
+        holder = holder_of(state_dir)
+    except PermissionError:  # another user's: what it shows to all is in /run
+        return _read(SYSTEMD_FOLDER / STATUS)
+    if holder is None:
+        return None
+    found = _read(Path(holder["status"])) if "status" in holder else None
+    return found or {"starting": f"process {holder.get('pid', '?')} starts, or hangs at its start"}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -67,7 +86,8 @@ class Shown:
 
     def __init__(self, agent: Agent, port: int, folder: Path) -> None:
         self._agent = agent
-        self._path: Path | None = folder / STATUS
+        self._path = folder / STATUS
+        self._failed = False
         self._written: Report | None = None
         self._stop_metrics: Callable[[], None] = lambda: None
         if port:
@@ -78,20 +98,22 @@ class Shown:
 
     def refresh(self) -> None:
         """Write the file when the report is a newer one."""
-        if self._path is None or self._agent.report is self._written:
+        if self._agent.report is self._written:
             return
         self._written = self._agent.report
         try:
             write(self._path, self._written.to_json())
         except OSError as error:
-            _LOG.warning("status file %s: %s", self._path, error)
-            self._path = None
+            if not self._failed:
+                _LOG.warning("status file %s: %s", self._path, error)
+            self._failed = True
+        else:
+            self._failed = False
 
     def close(self) -> None:
         """Take file and metrics away: a status of an agent that does not run would mislead."""
         self._stop_metrics()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
 
 
 def write(path: Path, status: Status) -> None:
@@ -180,6 +202,8 @@ def page(status: Status) -> "Table":
         )
     if status.get("running") is False:
         table.add_row("agent", "does not run; what follows is what its spool says")
+    elif "starting" in status:
+        table.add_row("agent", status["starting"])
     elif status.get("silent_s", 0) > SILENT_S:
         said = f"has told nothing for {status['silent_s']:.0f} s: it hangs; journalctl -u maxgreen-agent"
         table.add_row("agent", said, style="red")

@@ -5,7 +5,7 @@ import time
 from typing import Any, Final
 
 from edge_agent import host
-from edge_agent.governor import Conditions, pause_reason
+from edge_agent.governor import Conditions, Pause, pause_reason
 from edge_agent.homeassistant import discovery, discovery_topic
 from edge_agent.light import pattern
 from edge_agent.obedience import MIN_INTERVAL_MS
@@ -14,6 +14,7 @@ from edge_agent.relay_guard import TRANSFER_INTERVAL_MS, RelayGuard
 from edge_agent.report import ChannelReport, Report, Signs, alarms
 from edge_agent.sealer import Sealer
 from edge_agent.source import Tick
+from edge_agent.spool import MediumError
 from edge_agent.uplink import Uplink
 from edge_agent.windows import ProofWindows
 from maxgreen.clock import utc
@@ -25,6 +26,7 @@ _PUBLISH_EVERY_S: Final = 10.0
 _DEAD_AFTER_MS: Final = 30_000  # a sensor that failed so long does not keep the service from being ready
 _SLOW_MS: Final = 60_000  # sampling interval while the spool is at its limit
 _LEAST_PAUSE_S: Final = 60.0
+_LONGEST_PAUSE_S: Final = 1_800.0
 _DAY_MS: Final = 86_400_000
 
 
@@ -35,6 +37,7 @@ class Supervisor:
         self._parts = parts
         self._guard = guard
         self._device = key_id(parts.signer.spki)
+        self.newest: Tick | None = None  # as measured; `_latest` is the newest that was handed to the sealer
         self._latest: Tick | None = None
         self._first_tick_ms: int | None = None
         self._power_mw: dict[int, int] = {}
@@ -42,8 +45,11 @@ class Supervisor:
         self._failing_ms: dict[int, int] = {}  # channel: since when, boot time
         self._sealed_s = time.monotonic()
         self._day_begin: tuple[int, dict[int, int]] = (-1, {})
-        self._pause: str | None = None
-        self._pause_ends_s = 0.0
+        self._pause: Pause | None = None
+        self._pause_s = _LEAST_PAUSE_S
+        self._pause_ends_s = float("-inf")
+        self._used = 0
+        self._medium_fault = ""
         self._slow = False  # the spool was at its limit, and is not empty yet
         self._wanted_interval_ms = parts.interval_ms
         self._publish_due_s = 0.0
@@ -55,14 +61,14 @@ class Supervisor:
     @property
     def is_dated(self) -> bool:
         """Whether the clock is synchronised."""
-        return self._latest is not None and self._latest.wall_ms is not None
+        return self.newest is not None and self.newest.wall_ms is not None
 
     @property
     def was_patient(self) -> bool:
         """Whether every sensor had its time to answer: one that fails now is dead."""
-        if self._latest is None or self._first_tick_ms is None:
+        if self._first_tick_ms is None:
             return False
-        return self._latest.boot_ms - self._first_tick_ms >= _DEAD_AFTER_MS
+        return self._parts.source.boot_ms() - self._first_tick_ms >= _DEAD_AFTER_MS
 
     @property
     def is_well(self) -> bool:
@@ -85,7 +91,7 @@ class Supervisor:
 
     def measured(self, tick: Tick) -> None:
         """Note a round of readings."""
-        self._latest = tick
+        self._latest = self.newest = tick
         if self._first_tick_ms is None:
             self._first_tick_ms = tick.boot_ms
         self._seen |= tick.samples.keys()
@@ -121,7 +127,7 @@ class Supervisor:
     def choose_interval(self, *, transferring: bool | None = None) -> None:
         """Sample as often as is wished: at least each second in a transfer, less often with a spool at its limit."""
         spool, was_slow = self._parts.spool, self._slow
-        self._slow = spool.used_bytes() > self._parts.most_spool_bytes or (was_slow and spool.waiting() > 1)
+        self._slow = self._used_bytes() > self._parts.most_spool_bytes or (was_slow and spool.waiting() > 1)
         interval_ms = max(self._wanted_interval_ms, _SLOW_MS) if self._slow else self._wanted_interval_ms
         if self._guard.transfer is not None if transferring is None else transferring:
             interval_ms = min(interval_ms, max(MIN_INTERVAL_MS, TRANSFER_INTERVAL_MS))
@@ -135,6 +141,16 @@ class Supervisor:
             self.sealer.set_interval(interval_ms)
             self._parts.source.set_interval(interval_ms)
 
+    def _used_bytes(self) -> int:
+        """Return how much the spool uses; what it was when it could be read last, while it can't."""
+        try:
+            self._used = self._parts.spool.used_bytes()
+        except MediumError as error:
+            self._medium_fault = str(error)
+        else:
+            self._medium_fault = ""
+        return self._used
+
     def tend(self) -> None:
         """Look after what changes slowly, and make a new report."""
         parts = self._parts
@@ -145,7 +161,7 @@ class Supervisor:
         self._guard.show(
             pattern(
                 alarm=any(alarm.code != "sensor" for alarm in self.report.alarms),
-                fault=bool(self._failing_ms),
+                fault=bool(self._dead_since()),
                 dated=self.is_dated,
                 connected=parts.uplink.connected,
                 transferring=self._guard.transfer is not None,
@@ -158,14 +174,19 @@ class Supervisor:
         worker = self._parts.worker
         if worker is None:
             return
-        reason = pause_reason(self._parts.budget, self._conditions(), paused=worker.paused)
-        if reason is not None and self._pause is None:
-            self._pause_ends_s = now_s + _LEAST_PAUSE_S
-        if reason is not None or now_s >= self._pause_ends_s:
-            self._pause = reason
-        worker.pause(self._pause)
+        pause = pause_reason(self._parts.budget, self._conditions(), since=self._pause)
+        if pause is not None and self._pause is None:
+            # soon after the last one: whatever is weak needs longer
+            again = now_s - self._pause_ends_s < self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S) if again else _LEAST_PAUSE_S
+            self._pause_ends_s = now_s + self._pause_s
+        if pause is None and self._pause is not None and now_s >= self._pause_ends_s:
+            self._pause, self._pause_ends_s = None, now_s
+        elif pause is not None:
+            self._pause = pause
+        worker.pause(self._pause.text if self._pause else None)
         if self._pause and self.is_dated:
-            self._windows.paused(self._parts.clock.now_ms(), self._pause)
+            self._windows.paused(self._parts.clock.now_ms(), self._pause.text)
 
     def _conditions(self) -> Conditions:
         generation = [
@@ -180,6 +201,14 @@ class Supervisor:
             sum(generation) if generation else None,
             battery.voltage_uv if battery else None,
         )
+
+    def _dead_since(self) -> dict[int, int]:
+        """Return since when, in boot time, each channel gives no reading; a sampler that hangs gives none at all."""
+        if self.newest is not None:
+            silent_since = self.newest.boot_ms + 2 * self.sealer.interval_ms
+            if self._parts.source.is_live and self._parts.source.boot_ms() > silent_since:
+                return {sensor.channel: silent_since for sensor in self._parts.birth.sensors} | self._failing_ms
+        return self._failing_ms
 
     def _publish(self, now_s: float) -> None:
         """Tell people on the broker: who this is at each connection, and how it is every ten seconds."""
@@ -211,17 +240,17 @@ class Supervisor:
             missing=first("missing"),
             damaged=[seq for uplink in uplinks for seq in uplink.damaged],
             unknown_key=first("unknown_key"),
-            denied=first("denied"),
+            denied=first("deaf") or first("denied"),
             refused=first("refused"),
             unanswered_s=parts.uplink.unanswered_s,
             ever_answered=parts.uplink.receipt is not None,
             key_fault=sealer.key_fault,
-            medium_fault=sealer.medium_fault or parts.uplink.medium_fault,
+            medium_fault=sealer.medium_fault or parts.uplink.medium_fault or self._medium_fault,
             lost_ticks=sealer.outbox.lost_ticks,
             mining_fault=parts.worker.fault if parts.worker is not None else "",
             board_fault=self._guard.fault,
             case_open=bool(self._guard.tamper_open),
-            dead_s={channel: (now_ms - since) / 1000 for channel, since in self._failing_ms.items()},
+            dead_s={channel: (now_ms - since) / 1000 for channel, since in self._dead_since().items()},
         )
 
     def look(self) -> Report:
@@ -232,10 +261,12 @@ class Supervisor:
         day = now_ms // _DAY_MS if self.is_dated else -1
         if day != self._day_begin[0]:
             self._day_begin = day, registers | parts.spool.registers_before(day * _DAY_MS)
-        begin = self._day_begin[1]
+        begin, dead = self._day_begin[1], self._dead_since()
         channels = {}
         for sensor in parts.birth.sensors:
             register, power_mw = registers.get(sensor.channel, 0), self._power_mw.get(sensor.channel)
+            if sensor.channel in dead:
+                power_mw = None
             channels[sensor.channel] = ChannelReport(
                 role=Role(sensor.role).name.lower(),
                 power_w=None if power_mw is None else power_mw / 1000,
@@ -250,12 +281,12 @@ class Supervisor:
             seq=tip.next_seq,
             waiting=parts.spool.waiting() + sum(retired.spool.waiting() for retired in parts.retired),
             stalled=self.sealer.stalled,
-            spool_bytes=parts.spool.used_bytes(),
+            spool_bytes=self._used_bytes(),
             receipt={"next_seq": receipt.next_seq, "server_ms": receipt.server_ms} if receipt else None,
             connected=parts.uplink.connected,
             synchronised=self.is_dated,
             cpu_c=None if (mdeg := host.cpu_mdeg()) is None else mdeg / 1000,
-            mining="off" if parts.worker is None else f"pauses: {self._pause}" if self._pause else "on",
+            mining="off" if parts.worker is None else f"pauses: {self._pause.text}" if self._pause else "on",
             mining_paused=None if parts.worker is None else bool(self._pause),
             interval_ms=self.sealer.interval_ms,
             transfer=f"command {transfer.command} on channel {transfer.channel}" if transfer else None,

@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from typing import Final
 
+from edge_agent.draft import Happening
 from edge_agent.source import Tick
 from edge_agent.spool import MediumError, Spool
 
@@ -20,11 +21,19 @@ class Undated:
         self._seal_ms = seal_ms
         self._since_ms: int | None = None
         self._waiting: list[Tick] = []
+        self._happened: list[Happening] = []
         self._held = 0  # of the waiting ticks, so many are in the spool
         self.medium_fault = ""
 
-    def take(self, tick: Tick) -> list[Tick]:
-        """Return the ticks that can be added now, in order; none while this one waits."""
+    def event(self, happening: Happening) -> bool:
+        """Keep an event among the readings that wait; False when none do."""
+        if not self._waiting:
+            return False
+        self._happened.append(happening)
+        return True
+
+    def take(self, tick: Tick) -> list[Tick | Happening]:
+        """Return the ticks that can be added now, and what happened between them; nothing while this one waits."""
         if tick.wall_ms is not None:
             self._since_ms = None
             return [*self._release(tick.wall_ms - tick.boot_ms), tick]
@@ -56,8 +65,14 @@ class Undated:
             self._held = len(self._waiting)
             self.medium_fault = ""
 
-    def _release(self, offset_ms: int | None) -> list[Tick]:
+    def _release(self, offset_ms: int | None) -> list[Tick | Happening]:
         waiting, self._waiting, self._held, self.medium_fault = self._waiting, [], 0, ""
-        if offset_ms is None:
-            return waiting
-        return [replace(tick, wall_ms=tick.boot_ms + offset_ms) for tick in waiting]
+        happened, self._happened = self._happened, []
+        if offset_ms is not None:
+            waiting = [replace(tick, wall_ms=tick.boot_ms + offset_ms) for tick in waiting]
+        return sorted([*waiting, *happened], key=lambda one: one.boot_ms)
+
+    def rest(self) -> list[Happening]:
+        """Return what happened while readings waited, when nothing will date them any more."""
+        happened, self._happened = self._happened, []
+        return happened

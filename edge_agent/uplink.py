@@ -59,10 +59,12 @@ class Uplink:
         self._retained: dict[str, int] = {}  # topics whose last value the broker has not answered: ticket
         self._chunk: dict[int, bytes] = {}
         self._hold_s = 0.0  # nothing is sent before
+        self._session = 0
+        self._read_session = -1  # the connection over which the retained receipt was read
         self._connected_s: float | None = None
         self._unanswered_s = time.monotonic()
         self._receipt: Receipt | None = None
-        self._beacon: tuple[int, float] = (-1, float("-inf"))  # newest number, when it was heard
+        self._beacon: tuple[tuple[int, int], float] = ((-1, -1), float("-inf"))  # the newest, and when it was heard
         self._dropped = 0
         self._say_due_s = 0.0
         self.sessions = 0  # how often the broker took us
@@ -71,7 +73,8 @@ class Uplink:
         self.missing: str | None = None  # the ledger asks for what is not in the spool any more (P-RCT-2)
         self.damaged: set[int] = set()  # batches that the medium changed
         self.unknown_key: str | None = None  # receipts come from a key that is not pinned
-        self.denied: str | None = None  # the broker refuses what we publish or listen to
+        self.denied: str | None = None  # the broker refuses what we publish
+        self.deaf: str | None = None  # the broker does not let us listen
         self.refused: str | None = None  # the broker refuses us
         self.medium_fault = ""
         self.beacons: list[Beacon] = []
@@ -148,7 +151,7 @@ class Uplink:
         """Publish retained plain JSON on a topic of this device; False while the value before it has no answer."""
         if topic in self._retained:
             return False
-        ticket = self._link.publish(topic, json.dumps(value).encode(), retain=True)
+        ticket = self._link.publish(topic, json.dumps(value).encode(), retain=True, session=self._session)
         if ticket is not None:
             self._retained[topic] = ticket
         return ticket is not None
@@ -162,27 +165,27 @@ class Uplink:
 
     def _handle(self, notice: Notice) -> None:
         match notice:
-            case Connected():
-                self._connected_s = time.monotonic()
+            case Connected(session):
+                self._connected_s, self._session = time.monotonic(), session
                 self.sessions += 1
                 self.refused = None
-                self._hold_s = self._connected_s + RECEIPT_WAIT_S
+                if self._read_session != session:  # a broker may send it before it answers our subscriptions
+                    self._hold_s = max(self._hold_s, self._connected_s + RECEIPT_WAIT_S)
             case Disconnected(reason, refused):
-                self._connected_s = None
+                self._connected_s, self.deaf = None, None
                 self.refused = reason if refused or "taken over" in reason else None
-                if self._tickets:
-                    self._flight = resend.unsent(self._flight, min(self._tickets.values()))
+                self._flight = resend.lost(self._flight, set(self._tickets.values()))
                 self._tickets.clear()
                 self._retained.clear()
             case Denied(topic, reason):
-                self.denied = f"listening to {topic}: {reason}"
+                self.deaf = f"listening to {topic}: {reason}"
             case Acknowledged(ticket, refused):
                 self._acknowledged(ticket, refused)
-            case Incoming(topic, payload):
+            case Incoming():
                 try:
-                    self._receive(topic, payload)
+                    self._receive(notice)
                 except Rejected as error:
-                    self._drop(topic, error)
+                    self._drop(notice.topic, error)
 
     def _acknowledged(self, ticket: int, refused: str) -> None:
         seq = self._tickets.pop(ticket, None)
@@ -195,10 +198,11 @@ class Uplink:
         if self.denied is None:
             _LOG.error("the broker refuses this device's batches: %s", refused)
         self.denied = f"sending batches: {refused}"
-        self._flight = resend.unsent(self._flight, seq)
+        self._flight = resend.lost(self._flight, {seq})
         self._hold_s = time.monotonic() + _DENIED_WAIT_S * (1 + self._chance())
 
-    def _receive(self, topic: str, payload: bytes) -> None:
+    def _receive(self, notice: Incoming) -> None:
+        topic, payload = notice.topic, notice.payload
         if topic == BEACON_TOPIC:
             self._take_beacon(self._keys.open_beacon(payload))
         elif topic == device_topic(self._device, "receipt"):
@@ -208,6 +212,9 @@ class Uplink:
                 self.unknown_key = str(error)
                 raise
             self._take_receipt(receipt, payload)
+            if notice.retained and receipt.device == self._device:
+                self._read_session = notice.session
+                self._hold_s = self._hold_s if self.denied else 0.0
         elif topic == device_topic(self._device, "command"):
             self.commands.append(self._keys.open_command(payload))
 
@@ -218,22 +225,27 @@ class Uplink:
             self._say_due_s = time.monotonic() + _SAY_EVERY_S
 
     def _take_beacon(self, beacon: Beacon) -> None:
-        number, heard_s = self._beacon
-        if beacon.number <= number:
+        newest, heard_s = self._beacon
+        found = beacon.issued_s, beacon.number  # numbers go back with a ledger that was restored
+        if found <= newest:
             return
         now_s = time.monotonic()
         if now_s - heard_s > _BACKEND_SILENCE_S:
             self._flight = resend.awake(self._flight, now_s, resend_s=self._resend_s, chance=self._chance)
-        self._beacon = beacon.number, now_s
+        self._beacon = found, now_s
         self.beacons.append(beacon)
 
     def _take_receipt(self, receipt: Receipt, message: bytes) -> None:
         """Note how far the ledger is (P-RCT-2), or stop sending when it contradicts the chain (P-RCT-3)."""
         if receipt.device != self._device:
             return
-        if self._receipt is not None and receipt.server_ms < self._receipt.server_ms:
+        latest_ms = self._clock.now_ms() + FUTURE_S * 1000
+        if self.dated and receipt.server_ms > latest_ms:
             return
-        if self.dated and receipt.server_ms > self._clock.now_ms() + FUTURE_S * 1000:
+        known_ms = self._receipt.server_ms if self._receipt else -1
+        if receipt.server_ms < known_ms and not (
+            self.dated and known_ms > latest_ms
+        ):  # taken while nobody knew the time
             return
         self.unknown_key = None
         if not (agrees(self._spool, receipt, self._network) or receipt.next_seq - 1 in self.damaged):
@@ -241,10 +253,13 @@ class Uplink:
                 _LOG.error("the backend's receipt contradicts this chain at seq %d; sending stops", receipt.next_seq)
             self.alarm = f"receipt for seq {receipt.next_seq} contradicts this device's chain"
             return
+        if self.alarm is not None:
+            _LOG.warning("the backend's receipts agree with this chain again; sending goes on")
+        self.alarm = None
         self._receipt = receipt
-        self._hold_s = 0.0 if self.denied is None else self._hold_s
         self.damaged = {seq for seq in self.damaged if seq >= receipt.next_seq}
-        self._go_on_at(receipt.next_seq)
+        self._go_on_at(receipt.next_seq, hole=bool(receipt.held))
+        self._unanswered_s = time.monotonic()
         self._spool.receipted(receipt, message)
         self._note_missing()
 
@@ -255,12 +270,14 @@ class Uplink:
             seq += 1
         return seq
 
-    def _go_on_at(self, seq: int) -> None:
-        """Wait for no receipt below `seq` any longer."""
+    def _go_on_at(self, seq: int, *, hole: bool = False) -> None:
+        """Wait for no receipt below `seq` any longer; `hole`: the ledger holds batches beyond it."""
         first = self._sendable(seq)
-        if first != self._flight.first:
-            self._unanswered_s = time.monotonic()
-        self._flight = resend.receipted(self._flight, first, resend_s=self._resend_s, chance=self._chance)
+        hole = hole and first == seq
+        self._flight = resend.receipted(
+            self._flight, first, time.monotonic(), resend_s=self._resend_s, chance=self._chance, hole=hole
+        )
+        self._tickets = {ticket: at for ticket, at in self._tickets.items() if at >= first}
 
     def _note_missing(self) -> None:
         """Raise the alarm, or end it, that the ledger asks for batches that are not here any more (P-RCT-2)."""
@@ -277,7 +294,7 @@ class Uplink:
         now_s = time.monotonic()
         if self._connected_s is None or self.alarm is not None or now_s < self._hold_s:
             return
-        for _ in range(self._window):
+        for _ in range(self._window if self.denied is None else 1):
             tip, ahead = self._spool.tip, _AHEAD_WINDOWS * self._window
             seq = resend.due(self._flight, now_s, next_seq=tip.next_seq, ahead=ahead)
             if seq is None:
@@ -288,7 +305,8 @@ class Uplink:
                     self._go_on_at(seq)
                     continue
             else:
-                ticket = self._link.publish(device_topic(self._device, "batch"), message, retain=False)
+                topic = device_topic(self._device, "batch")
+                ticket = self._link.publish(topic, message, retain=False, session=self._session)
                 if ticket is None:
                     return
                 self._tickets[ticket] = seq
@@ -327,9 +345,9 @@ def agrees(spool: Spool, receipt: Receipt, network: str) -> bool:
 
 
 def retained_receipt(link: Link, device: bytes, keys: BackendKeys, wait_s: float) -> Receipt | None:
-    """Return the receipt that the broker retains for a device, None when none comes in time."""
+    """Return the receipt that the broker retains for a device; without it the newest that came in time, if any."""
     link.start()
-    deadline = time.monotonic() + wait_s
+    deadline, newest = time.monotonic() + wait_s, None
     try:
         while (left_s := deadline - time.monotonic()) > 0:
             try:
@@ -342,8 +360,12 @@ def retained_receipt(link: Link, device: bytes, keys: BackendKeys, wait_s: float
                 except Rejected as error:
                     _LOG.warning("receipt dropped: %s", error)
                     continue
-                if receipt.device == device:
-                    return receipt
+                if receipt.device != device:
+                    continue
+                if newest is None or receipt.server_ms >= newest.server_ms:
+                    newest = receipt
+                if notice.retained:  # what queued while the device was away is older
+                    break
     finally:
         link.stop()
-    return None
+    return newest

@@ -97,7 +97,8 @@ class Worker:
     def take_beacon(self, beacon: Beacon) -> None:
         """Work on a newer beacon from the next batch on; at once when nothing was found yet."""
         with self._changed:
-            if self._beacon is not None and beacon.number <= self._beacon.number:
+            known = self._beacon
+            if known is not None and (beacon.issued_s, beacon.number) <= (known.issued_s, known.number):
                 return
             self._beacon = beacon
             if self._job is None or not self._job.nonces:
@@ -150,11 +151,11 @@ class Worker:
             self._job = None
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # this thread: only what nobody else wants
         except OSError as error:
-            _LOG.info("mining runs at nice %d, not as SCHED_IDLE: %s", _NICE, error)
+            _LOG.info("mining runs, but not at the lowest priority: %s", error)
         while not self._stopping:
             try:
                 self._mine()

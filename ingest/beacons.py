@@ -3,13 +3,14 @@
 import logging
 from typing import Final
 
-from maxgreen.chain.client import Chain
+from maxgreen.chain.client import Block, Chain
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
 from maxgreen.protocol.backend import Beacon, sign_beacon
 from maxgreen.protocol.keys import Signer
 
 MAX_BLOCK_AGE_S: Final = 60
+_LONGEST_PATIENCE_S: Final = 60
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -21,23 +22,36 @@ class BeaconIssuer:
         self._signer = signer
         self._network = network
         self._due_s = 0
+        self._ask_s = 0
+        self._patience_s = 1
         self.alarm: str | None = None
 
     def is_due(self, now_s: int) -> bool:
         """Tell whether `issue` may have something to do, without asking the ledger."""
         return now_s >= self._due_s
 
-    def issue(self, book: Book, now_s: int) -> tuple[Beacon, bytes] | None:
-        """Return a new signed beacon when one is due, kept in the ledger already."""
-        limits = book.limits()[-1][1]
-        newest = book.newest_beacon()
-        if newest is not None and now_s < newest[0].issued_s + limits.beacon_every_s:
-            self._due_s = newest[0].issued_s + limits.beacon_every_s
+    def fetch(self, now_s: int) -> Block | None:
+        """Return the chain's newest block, None when it can't be had now; it is asked again later, ever more rarely."""
+        if now_s < self._ask_s:
             return None
         try:
             block = self._chain.newest_block(fresh=True)
         except Retryable as error:
             self._raise_alarm(str(error))
+            self._patience_s = min(2 * self._patience_s, _LONGEST_PATIENCE_S)
+            self._ask_s = now_s + self._patience_s
+            return None
+        self._patience_s = 1
+        return block
+
+    def issue(self, book: Book, now_s: int, block: Block | None) -> tuple[Beacon, bytes] | None:
+        """Return a new signed beacon of a block when one is due, kept in the ledger already."""
+        limits = book.limits()[-1][1]
+        newest = book.newest_beacon()
+        if newest is not None and now_s < newest[0].issued_s + limits.beacon_every_s:
+            self._due_s = newest[0].issued_s + limits.beacon_every_s
+            return None
+        if block is None:
             return None
         known = newest[0].block_number if newest else -1
         if block.number <= known or block.time_s < now_s - MAX_BLOCK_AGE_S:

@@ -15,8 +15,9 @@ from sqlalchemy import Engine
 from ingest.beacons import BeaconIssuer
 from ingest.config import BrokerSettings
 from ingest.intake import Intake, receipt_for
-from ingest.mirror import refresh_devices
+from ingest.mirror import mirror_devices
 from maxgreen.chain.deployment import Deployment
+from maxgreen.chain.registry import read_systems
 from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
@@ -49,8 +50,8 @@ class Broker(Protocol):
         """Tell the broker that the ledger has messages."""
         ...
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        """Send a message at QoS 1."""
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> bool:
+        """Send a message at QoS 1; False when it can't go now."""
         ...
 
     def stop(self) -> None:
@@ -91,9 +92,9 @@ class MqttBroker:
         """Tell the broker that the ledger has messages."""
         self._connection.acknowledge(deliveries)
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        """Send a message at QoS 1; what can't go now is said again by the next one (P-RCT-2)."""
-        self._connection.publish(topic, payload, retain=retain)
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> bool:
+        """Send a message at QoS 1; False when it can't go now."""
+        return self._connection.publish(topic, payload, retain=retain) is not None
 
     def stop(self) -> None:
         """Close the connection."""
@@ -165,6 +166,7 @@ class Consumer:
         self._beacons: dict[int, Beacon] = {}
         self._greet = threading.Event()
         self._commands_due = 0.0
+        self._group: list[Incoming] = []
         self._command_again = threading.Event()
         self._command_sent = 0  # the ledger's row
 
@@ -180,12 +182,21 @@ class Consumer:
 
     def step(self) -> int:
         """Do what is due; return how many messages were judged."""
+        self.keep_house()
+        return self.judge_some()
+
+    def keep_house(self) -> None:
+        """Look after registry, beacons and commands: the chain may take its time, so a thread of its own calls it."""
         self._refresh()
         self._issue()
         self._command()
-        group = self._collect()
-        if group:
-            self._judge(group)
+
+    def judge_some(self) -> int:
+        """Judge a group of messages; return how many. One that could not be judged now is judged at the next call."""
+        self._group = self._group or self._collect()
+        if self._group:
+            self._judge(self._group)
+        group, self._group = self._group, []
         return len(group)
 
     def _refresh(self) -> None:
@@ -193,23 +204,25 @@ class Consumer:
             return
         self._refresh_due = time.monotonic() + self._refresh_s
         try:
-            with self._engine.begin() as connection:
-                refresh_devices(Book(connection), self._deployment)
+            systems = read_systems(self._deployment)  # before the ledger is locked
         except Retryable as error:
             _LOG.warning("registry not read: %s", error)
+            return
+        with self._engine.begin() as connection:
+            mirror_devices(Book(connection), systems)
 
     def _issue(self) -> None:
         now_s = self._clock.now_ms() // 1000
         if not self._greet.is_set() and not self._issuer.is_due(now_s):
             return
+        block = self._issuer.fetch(now_s)  # before the ledger is locked
         with self._engine.begin() as connection:
             book = Book(connection)
-            issued = self._issuer.issue(book, now_s)
+            issued = self._issuer.issue(book, now_s, block)
             if issued is None and self._greet.is_set():
                 issued = book.newest_beacon()
-        if issued is not None:
+        if issued is not None and self._broker.publish(BEACON_TOPIC, issued[1], retain=True):
             self._greet.clear()
-            self._broker.publish(BEACON_TOPIC, issued[1], retain=True)
 
     def _command(self) -> None:
         """Send the commands that came into the ledger, and after a connection all that have not expired."""
@@ -222,7 +235,8 @@ class Consumer:
         with self._engine.connect() as connection:
             waiting = Book(connection).commands_to_send(self._clock.now_ms(), after=self._command_sent)
         for row in waiting:
-            self._broker.publish(device_topic(row.device, "command"), row.message, retain=False)
+            if not self._broker.publish(device_topic(row.device, "command"), row.message, retain=False):
+                return
             self._command_sent = row.id
 
     def _collect(self) -> list[Incoming]:

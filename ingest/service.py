@@ -23,6 +23,7 @@ from maxgreen.service import notify, scrypt_kernel
 _LOG: Final = logging.getLogger(__name__)
 _PROJECT_EVERY_S: Final = 1.0
 _RETRY_S: Final = 5.0
+_HOUSE_EVERY_S: Final = 0.05
 
 
 class IngestService:
@@ -78,6 +79,7 @@ class IngestService:
     def run(self) -> None:
         """Judge messages until `stop`."""
         self._broker.start()
+        self._spawn(self._keep_house, "house")
         if self._projector is not None:
             self._spawn(self._project, "projector")
         if self._server is not None:
@@ -86,7 +88,7 @@ class IngestService:
         try:
             while not self._stopping.is_set():
                 try:
-                    self.consumer.step()
+                    self.consumer.judge_some()
                 except Retryable as error:
                     _LOG.warning("%s", error)
                     self._stopping.wait(_RETRY_S)
@@ -108,6 +110,14 @@ class IngestService:
         thread = threading.Thread(target=target, name=name, daemon=True)  # type: ignore[arg-type]
         thread.start()
         self._threads.append(thread)
+
+    def _keep_house(self) -> None:
+        while not self._stopping.wait(_HOUSE_EVERY_S):
+            try:
+                self.consumer.keep_house()
+            except Retryable as error:
+                _LOG.warning("%s", error)
+                self._stopping.wait(_RETRY_S)
 
     def _project(self) -> None:
         projector = self._projector

@@ -3,13 +3,15 @@
 import fcntl
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
-from maxgreen.errors import Fatal
+from maxgreen.errors import Retryable
 
+_PATIENCE_S: Final = 2.0
 _NAME: Final = ".lock"
 
 
@@ -17,18 +19,25 @@ class FolderLock:
     """Holds a folder; the lock's file says who does."""
 
     def __init__(self, folder: Path, holder: str, **more: str) -> None:
-        """Take it; Fatal names the process that has it. `more` is told to whoever reads the file."""
+        """Take it; Retryable names the process that has it. `more` is told to whoever looks."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = (folder / _NAME).open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            other = _told(self._file.name)
-            self._file.close()
-            who = f"'{other.get('holder', 'another process')}', process {other.get('pid', '?')}"
-            raise Fatal(f"{folder} is in use by {who}; stop it first") from error
+        deadline = time.monotonic() + _PATIENCE_S
+        while not _taken(self._file):  # somebody who only looks holds it for an instant
+            if time.monotonic() > deadline:
+                other = _told(self._file.name)
+                self._file.close()
+                who = f"'{other.get('holder', 'another process')}', process {other.get('pid', '?')}"
+                raise Retryable(f"{folder} is in use by {who}; stop it first")
+            time.sleep(0.05)
+        self._told = {"pid": str(os.getpid()), "holder": holder}
+        self.tell(**more)
+
+    def tell(self, **more: str) -> None:
+        """Tell more to whoever looks who holds the folder."""
+        self._told |= more
         self._file.truncate(0)
-        json.dump({"pid": os.getpid(), "holder": holder, **more}, self._file)
+        json.dump(self._told, self._file)
         self._file.flush()
 
     def release(self) -> None:
@@ -43,16 +52,24 @@ class FolderLock:
 
 
 def holder_of(folder: Path) -> Mapping[str, Any] | None:
-    """Return what the process that holds a folder says of itself; None when none does, or nobody may know."""
+    """Return what the process that holds a folder says of itself, None when none does; PermissionError to strangers."""
     try:
         with (folder / _NAME).open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
                 return _told(file.name)
-    except OSError:
+    except FileNotFoundError:
         return None
     return None
+
+
+def _taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _told(path: str) -> Mapping[str, Any]:

@@ -18,10 +18,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import paho.mqtt.client as mqtt
+from cryptography import x509
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -31,7 +33,9 @@ from maxgreen.settings import NoPath, Table
 
 KEEPALIVE_S: Final = 60
 SESSION_EXPIRY_S: Final = 60 * 86_400  # as persistent_client_expiration in broker_config/mosquitto.conf
-MAX_PACKET_BYTES: Final = 2**20  # sixteen times the largest message of the protocol (P-BAT-1)
+LARGEST_BYTES: Final = 80 * 1024  # of a packet: the largest message of the protocol (P-BAT-1), topic and header
+_MOST_UNWRITTEN: Final = 500  # packets that a peer does not read, before nothing more is read from it
+_DAY_S: Final = 86_400.0
 _FIRST_RETRY_S: Final = 1.0
 _GREETED_RETRY_S: Final = 60.0
 _CLOSE_S: Final = 2.0  # what is under way may still go out
@@ -60,6 +64,8 @@ class BrokerTable(Table):
 class Connected:
     """The broker took us, and has answered our subscriptions."""
 
+    session: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
@@ -87,13 +93,17 @@ class Acknowledged:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A message from the broker; `packet`, `qos` and `session` are what `acknowledge` needs."""
+    """A message from the broker; `packet`, `qos` and `session` are what `acknowledge` needs.
+
+    `retained`: it is what the broker keeps for the topic, and not one that queued or comes now.
+    """
 
     topic: str
     payload: bytes
     packet: int = 0
     qos: int = 0
     session: int = 0
+    retained: bool = False
 
 
 Notice = Connected | Disconnected | Denied | Acknowledged | Incoming
@@ -129,12 +139,14 @@ class Connection:
         manual_ack: bool = False,
         in_flight: int = 20,
         waiting: int = 100,
+        largest: int = LARGEST_BYTES,
         max_retry_s: float = 300,
     ) -> None:
         """Touch nothing yet.
 
         `sink` hears of everything, in the thread "mqtt", and must not block; while `has_room` says no, nothing is read
         on. At most `in_flight` messages (or what the broker allows) wait for its answer, `waiting` more for their turn.
+        A packet of more than `largest` bytes ends the connection.
         """
         self._settings = settings
         self._client_id = client_id
@@ -143,16 +155,20 @@ class Connection:
         self._subscriptions = list(subscriptions)
         self._will = will
         self._versions = deque(versions)
+        self._wanted_version = versions[0]
+        self._fell_back_s = 0.0
         self._manual_ack = manual_ack
         self._most_in_flight = in_flight
         self._most_waiting = waiting
+        self._largest = largest
         self._max_retry_s = max_retry_s
         self._lock = threading.Lock()
         self._outbox: deque[_Outgoing] = deque()
         self._answers: deque[Incoming] = deque()  # to acknowledge
         self._ticket = 0
         self._session = 0
-        self._up = False
+        self._open = False  # the broker took us: messages may go out
+        self._up = False  # and has answered our subscriptions
         self._in_flight: dict[int, int] = {}  # packet id: ticket
         self._limit = in_flight
         self._greeted = False
@@ -162,6 +178,7 @@ class Connection:
         self._end = ""
         self._heard = 0
         self._said = ""
+        self._closing_ends_s = 0.0
         self._stopping = threading.Event()
         self._waker, self._wake_end = socket.socketpair()
         self._waker.setblocking(False)
@@ -172,13 +189,20 @@ class Connection:
         """Begin to connect, and reconnect for ever."""
         self._thread.start()
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
-        """Hand a QoS 1 message over; return its ticket, or None when not connected or too many wait."""
+    def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, session: int | None = None, urgent: bool = False
+    ) -> int | None:
+        """Hand a QoS 1 message over; return its ticket, or None when not connected or too many wait.
+
+        `session`: only over that connection, which a notice told of. `urgent`: before all that waits, however much.
+        """
         with self._lock:
-            if not self._up or len(self._outbox) >= self._most_waiting:
+            full = len(self._outbox) >= self._most_waiting and not urgent
+            if not self._open or full or session not in {None, self._session}:
                 return None
             self._ticket += 1
-            self._outbox.append(_Outgoing(self._ticket, topic, payload, retain))
+            one = _Outgoing(self._ticket, topic, payload, retain)
+            self._outbox.appendleft(one) if urgent else self._outbox.append(one)
             ticket = self._ticket
         self._wake()
         return ticket
@@ -221,27 +245,37 @@ class Connection:
         """Connect and serve until the connection ends; return why it did."""
         self._greeted, self._opened, self._refusal, self._end = False, False, "", ""
         self._session += 1
+        if self._versions[0] != self._wanted_version and time.monotonic() - self._fell_back_s > _DAY_S:
+            self._versions.rotate(1)  # a broker may have learned the other version
         version = self._versions[0]
         try:
+            if expired := _expired(self._settings.certificate):
+                self._refusal = expired
+                return expired
             client = self._make_client(version)
-            self._open(client, version)
+            self._dial(client, version)
             self._serve(client)
         except Exception as error:  # noqa: BLE001 - any bytes of a broker end a connection, never this thread
             return str(error) or type(error).__name__
         finally:
             if self._opened:
                 self._note_greeting()
-        return self._refusal or self._end or "the broker closed the connection"
+        reason = self._refusal or self._end or "the broker closed the connection"
+        if self._opened and not self._greeted and self._settings.certificate is not None:
+            reason = self._refusal = f"{reason}, before it greeted: does it refuse this certificate?"
+        return reason
 
     def _note_greeting(self) -> None:
         """Ask in the other protocol version next, where the broker does not answer this one."""
         self._ungreeted = 0 if self._greeted else self._ungreeted + 1
-        if self._ungreeted > _UNGREETED:
+        # over TLS it may be the certificate that it does not take: then the version is not to blame
+        if self._ungreeted > (_UNGREETED if self._settings.ca is None else 2 * _UNGREETED + 1):
             self._versions.rotate(1)
+            self._fell_back_s = time.monotonic()
 
-    def _make_client(self, version: int) -> mqtt.Client:
+    def _make_client(self, version: int) -> "_Client":
         settings = self._settings
-        client = mqtt.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if version == mqtt.MQTTv5 else False,
@@ -249,6 +283,7 @@ class Connection:
             manual_ack=self._manual_ack,
             reconnect_on_failure=False,
         )
+        client.largest = self._largest
         client.enable_logger(_LastError(self._note_error))  # type: ignore[arg-type]
         client.max_inflight_messages_set(0)  # the outbox holds the limit
         client.on_connect = self._on_connect
@@ -269,71 +304,78 @@ class Connection:
         )
         return client
 
-    def _open(self, client: mqtt.Client, version: int) -> None:
+    def _dial(self, client: mqtt.Client, version: int) -> None:
         options: dict[str, Any] = {}
         if version == mqtt.MQTTv5:
             # clean_start False at every connection: paho's default wipes the session at each start of the process
             session = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             session.SessionExpiryInterval = SESSION_EXPIRY_S
-            session.MaximumPacketSize = MAX_PACKET_BYTES
+            session.MaximumPacketSize = self._largest
             options = {"clean_start": False, "properties": session}
         client.connect(self._settings.host, self._settings.port, KEEPALIVE_S, **options)
         self._opened = True
 
-    def _serve(self, client: mqtt.Client) -> None:
+    def _serve(self, client: "_Client") -> None:
         """Read and write until the connection ends."""
         poller = select.poll()
         poller.register(self._waker, select.POLLIN)
         greeting_ends_s = time.monotonic() + _GREETING_S
-        closing_ends_s = None
-        handle = None
-        try:
-            while (sock := client.socket()) is not None:
-                handle = sock.fileno()
-                now_s = time.monotonic()
-                if not self._up and not self._greeted and now_s > greeting_ends_s:
-                    self._end = f"no answer within {_GREETING_S:g} s"
-                    return
-                if self._stopping.is_set():
-                    closing_ends_s = closing_ends_s or now_s + _CLOSE_S
-                    if now_s > closing_ends_s or not (self._outbox or self._in_flight or self._answers):
-                        client.disconnect()
-                        client.loop_write()
-                        return
-                self._pump(client)
-                room = self._has_room()
-                poller.register(handle, (select.POLLIN if room else 0) | (select.POLLOUT if client.want_write() else 0))
-                pending = room and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-                ready = dict(poller.poll(0 if pending else 1000 * _POLL_S if not self._stopping.is_set() else 50))
-                if self._waker.fileno() in ready:
-                    self._waker.recv(4_096)
-                events = ready.get(handle, 0)
-                if pending or events & ~select.POLLOUT:
-                    self._read(client)
-                if client.socket() is not None and client.want_write():
-                    client.loop_write()
-                client.loop_misc()
-        finally:
-            if handle is not None:
-                poller.unregister(handle)
-            if (left := client.socket()) is not None:
-                left.close()
+        while (sock := client.socket()) is not None:
+            if not self._up and time.monotonic() > greeting_ends_s:
+                self._end = f"no answer within {_GREETING_S:g} s"
+                break
+            if self._stopping.is_set() and self._is_closed(client):
+                break
+            self._pump(client)
+            self._turn(client, sock, poller)
+        if (left := client.socket()) is not None:
+            left.close()
+
+    def _turn(self, client: "_Client", sock: Any, poller: select.poll) -> None:
+        """Wait for the socket or for somebody who publishes; read, write, keep the connection alive."""
+        # before the broker has answered everything is read: what it sends by then is little
+        room = (not self._up or self._has_room()) and len(client._out_packet) < _MOST_UNWRITTEN  # noqa: SLF001
+        handle = sock.fileno()
+        poller.register(handle, (select.POLLIN if room else 0) | (select.POLLOUT if client.want_write() else 0))
+        pending = room and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        patience_s = 0.0 if pending else _POLL_S / 10 if self._stopping.is_set() else _POLL_S
+        ready = dict(poller.poll(1000 * patience_s))
+        poller.unregister(handle)
+        if self._waker.fileno() in ready:
+            self._waker.recv(4_096)
+        if pending or ready.get(handle, 0) & ~select.POLLOUT:
+            self._read(client)
+        if client.socket() is not None and client.want_write():
+            client.loop_write()
+        if room:
+            client.loop_misc()
+        else:
+            client.ping_unheard()
+
+    def _is_closed(self, client: "_Client") -> bool:
+        """Say goodbye as soon as everything is out; without one after two seconds, so that the will goes out."""
+        self._closing_ends_s = self._closing_ends_s or time.monotonic() + _CLOSE_S
+        if self._outbox or self._in_flight or self._answers:
+            return time.monotonic() > self._closing_ends_s
+        client.disconnect()
+        client.loop_write()
+        return True
 
     def _read(self, client: mqtt.Client) -> None:
         for _ in range(_READS):
             before = self._heard
             client.loop_read()
-            if client.socket() is None or self._heard == before or not self._has_room():
+            if client._in_messages:  # noqa: SLF001 - nothing here listens at QoS 2, which paho keeps without a limit
+                raise ConnectionError("the broker sends at QoS 2")
+            if client.socket() is None or self._heard == before or (self._up and not self._has_room()):
                 break
-        if client._in_packet["remaining_length"] > MAX_PACKET_BYTES:  # noqa: SLF001 - paho has no limit of its own
-            raise ConnectionError("the broker announces a packet that is larger than any of the protocol's")
 
     def _pump(self, client: mqtt.Client) -> None:
         """Hand paho what may go out now."""
         with self._lock:
             answers = [message for message in self._answers if message.session == self._session]
             self._answers.clear()
-            free = self._limit - len(self._in_flight) if self._up else 0
+            free = self._limit - len(self._in_flight) if self._open else 0
             outgoing = [self._outbox.popleft() for _ in range(min(free, len(self._outbox)))]
         for message in answers:
             client.ack(message.packet, message.qos)
@@ -345,7 +387,7 @@ class Connection:
 
     def _down(self, reason: str) -> None:
         with self._lock:
-            self._up = False
+            self._open = self._up = False
             self._outbox.clear()
             self._answers.clear()
             self._in_flight.clear()
@@ -362,6 +404,7 @@ class Connection:
             self._greeted = "protocol version" not in str(code).lower()
             return
         self._greeted = True
+        self._open = True
         self._limit = min(self._most_in_flight, getattr(properties, "ReceiveMaximum", 65_535))
         if self._subscriptions:
             client.subscribe(self._subscriptions)
@@ -381,7 +424,7 @@ class Connection:
             self._up = True
         _LOG.info("broker %s:%d: connected", self._settings.host, self._settings.port)
         self._said = ""
-        self._sink(Connected())
+        self._sink(Connected(self._session))
 
     def _on_publish(self, _client: mqtt.Client, _data: Any, packet: int, code: Any, _properties: Any) -> None:
         self._heard += 1
@@ -395,7 +438,8 @@ class Connection:
             topic = message.topic
         except UnicodeDecodeError:  # no topic of ours; whoever judges it says so
             topic = bytes(message._topic).decode(errors="replace")  # noqa: SLF001
-        self._sink(Incoming(topic, bytes(message.payload), message.mid, message.qos, self._session))
+        payload = bytes(message.payload)
+        self._sink(Incoming(topic, payload, message.mid, message.qos, self._session, message.retain))
 
     def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
         # paho has one word for all that a socket can do
@@ -403,6 +447,37 @@ class Connection:
 
     def _note_error(self, text: str) -> None:
         self._end = text
+
+
+class _Client(mqtt.Client):
+    """paho's client with what it lacks: a limit of a packet's size, and a keep-alive for who does not read on."""
+
+    largest = LARGEST_BYTES
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        """Read; the rest of a packet that is too large is never asked for."""
+        if bufsize > self.largest:
+            raise ConnectionError(f"the broker announces a packet that is larger than any of the protocol's: {bufsize}")
+        return super()._sock_recv(bufsize)
+
+    def ping_unheard(self) -> None:
+        """Keep the connection alive while nothing is read from it: the answer waits behind what is not read."""
+        now_s = time.monotonic()
+        if now_s - self._last_msg_out > KEEPALIVE_S / 2:
+            self._send_pingreq()
+            self._last_msg_out = now_s
+        self._ping_t, self._last_bytes_received = 0.0, now_s
+
+
+def _expired(certificate: Path | None) -> str:
+    """Return that a certificate is over, empty when it is not, or can't be read."""
+    if certificate is None:
+        return ""
+    try:
+        ends = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError):
+        return ""  # whoever loads it says what is wrong
+    return f"this certificate ({certificate}) is over since {ends:%Y-%m-%d}" if ends < datetime.now(UTC) else ""
 
 
 class _LastError:

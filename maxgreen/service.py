@@ -1,11 +1,14 @@
 """What every service does alike: systemd's notifications, log format."""
 
+import atexit
 import logging
 import os
+import queue
 import socket
 import threading
 import time
-from typing import Final
+from logging.handlers import QueueHandler, QueueListener
+from typing import Any, Final
 
 from maxgreen.errors import Fatal
 from native import kernels
@@ -15,6 +18,7 @@ _HEARTBEAT_S: Final = 10.0
 _STUCK_S: Final = 180.0  # WatchdogSec of the units
 _GUARDED_S: Final = 10.0  # the watchdog's time while a transfer runs
 _GUARDED_BEAT_S: Final = 2.0
+_MOST_LINES: Final = 10_000
 _said: set[str] = set()
 
 
@@ -25,8 +29,11 @@ def notify(state: str) -> None:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.setblocking(False)  # whoever tells must not hang where nobody reads
             channel.connect("\0" + address[1:] if address.startswith("@") else address)
             channel.sendall(state.encode())
+    except BlockingIOError:
+        pass
     except OSError as error:
         if address not in _said:
             _said.add(address)
@@ -43,7 +50,7 @@ class Heartbeat:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._due_s: float | None = None
-        self._progress_s = 0.0
+        self._progress_s = time.monotonic()
         self._guarding = False
         self._usual_us = os.environ.get("WATCHDOG_USEC", "")
 
@@ -85,5 +92,20 @@ def scrypt_kernel() -> str:
 
 
 def log_to_stderr() -> None:
-    """One line per event on stderr; journald takes the time."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    """One line per event on stderr, written by a thread of its own; journald takes the time."""
+    stderr = logging.StreamHandler()
+    stderr.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    listener = QueueListener(waiting, stderr)
+    logging.basicConfig(level=logging.INFO, handlers=[_Bounded(waiting)])
+    listener.start()
+    atexit.register(listener.stop)
+
+
+class _Bounded(QueueHandler):
+    """Drops lines that nobody takes: a stuck journal must neither stop a service nor fill its memory."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        waiting: Any = self.queue
+        if waiting.qsize() < _MOST_LINES:
+            waiting.put_nowait(record)

@@ -4,12 +4,13 @@ The tamper switch is polled: edge detection of RPi.GPIO 0.7.1 fails on kernels f
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any, Final, Self
 
 from pydantic import Field, model_validator
 
-from maxgreen.errors import Fatal
+from maxgreen.errors import Fatal, Retryable
 from maxgreen.settings import Table
 
 _LAST_PULLED_UP: Final = 8  # GPIO 0 to 8 are pulled up at power-on, 9 to 27 down (BCM2835, BCM2711, RP1)
@@ -21,6 +22,7 @@ _BUSY_AT_START: Final = {
     14: "the serial console writes on it",
     15: "the serial console listens on it",
 }
+_BUSY_S: Final = 20.0
 _NOTE: Final = "relay.json"
 
 
@@ -60,9 +62,10 @@ class GpioBoard:
     """The real pins; the relay is open from the first instant on."""
 
     def __init__(self, settings: BoardSettings, gpio: Any = None) -> None:
-        """Take the pins; Fatal when this machine has none."""
+        """Take the pins; Fatal when this machine has none, Retryable when they can't be had now."""
         self._gpio = gpio = gpio or _rpi_gpio()
         self._settings = settings
+        self._released = False
         try:
             gpio.setwarnings(False)
             gpio.setmode(gpio.BCM)
@@ -73,7 +76,7 @@ class GpioBoard:
             if settings.led_pin >= 0:
                 gpio.setup(settings.led_pin, gpio.OUT, initial=gpio.LOW)
         except Exception as error:
-            raise Fatal(
+            raise Retryable(
                 f"GPIO: {error}; is this user in the group gpio, and is no other program using a pin?"
             ) from error
 
@@ -101,6 +104,9 @@ class GpioBoard:
     def release(self) -> None:
         """Open the relay, darken the light and give the pins back."""
         self.connect(line=False)
+        if self._released:
+            return
+        self._released = True
         self.light(on=False)
         # a relay's pin stays driven: as an input it would float, and some modules close on that
         pins = [pin for pin in (self._settings.tamper_pin, self._settings.led_pin) if pin >= 0]
@@ -127,8 +133,16 @@ def open_noted_relay(folder: Path, gpio: Any = None) -> bool:
         noted = BoardSettings(**json.loads((folder / _NOTE).read_text()))
     except (OSError, ValueError, TypeError):
         return False
-    GpioBoard(noted, gpio).release()
-    return True
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            GpioBoard(noted, gpio).release()
+        except Retryable:  # a process that is on its way out may hold the pins yet
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return True
 
 
 def _rpi_gpio() -> Any:

@@ -17,6 +17,14 @@ MAX_MESSAGE_BYTES: Final = 65_536
 MAX_SAMPLES: Final = 3_600
 MAX_INTERVAL_MS: Final = 900_000
 MAX_NONCES: Final = 64
+# bounds of P-BAT-8: all later arithmetic, database columns and loops can hold what passes them
+MAX_SEQ: Final = 2**53 - 1
+MAX_WALL_MS: Final = 4_102_444_800_000  # 2100-01-01T00:00:00Z
+MAX_BOOT_MS: Final = 10 * 31_557_600_000  # ten years
+MAX_CHANNEL: Final = 65_535
+MAX_SENSORS: Final = 256
+MAX_REGISTER: Final = 2**62 - 1
+MAX_INT64: Final = 2**63 - 1
 TAG_SINT32_LE: Final = 78  # RFC 8746
 TAG_UINT32_LE: Final = 70
 
@@ -222,13 +230,13 @@ def decode_batch(payload: bytes) -> Batch:
     if channels and min(min(channel.offsets_ms) for channel in channels) != 0:
         raise Malformed("batch.4: t0 is not the earliest sample")
     batch = Batch(
-        seq=fields.uint(1),
+        seq=fields.uint(1, MAX_SEQ),
         prev=fields.bstr(2, 32),
         boot=fields.bstr(3, 16),
-        t0_ms=fields.uint(4),
-        t0_boot_ms=fields.uint(5),
+        t0_ms=fields.uint(4, MAX_WALL_MS),
+        t0_boot_ms=fields.uint(5, MAX_BOOT_MS),
         synchronised=clock.boolean(0),
-        clock_error_ms=clock.uint(1) if 1 in clock else None,
+        clock_error_ms=clock.uint(1, U32_MAX) if 1 in clock else None,
         interval_ms=interval_ms,
         channels=channels,
         work=_decode_work(fields.raw(9)) if 9 in fields else None,
@@ -309,14 +317,14 @@ def _decode_channel(value: Any, interval_ms: int) -> Channel:
     if 4 in fields and offsets_ms == grid:
         raise Malformed("channel.4: offsets on the grid must be absent")
     return Channel(
-        number=fields.uint(0),
+        number=fields.uint(0, MAX_CHANNEL),
         role=fields.uint(1, 4),
         voltage_uv=voltage_uv,
         current_ua=current_ua,
         offsets_ms=offsets_ms,
-        register_mws=fields.uint(5),
-        reverse_mws=fields.uint(6),
-        gap_ms=fields.uint(7),
+        register_mws=fields.uint(5, MAX_REGISTER),
+        reverse_mws=fields.uint(6, MAX_REGISTER),
+        gap_ms=fields.uint(7, MAX_REGISTER),
     )
 
 
@@ -338,7 +346,7 @@ def _decode_work(value: Any) -> Work:
     nonces = fields.items(2, lambda nonce: cbor.check_integer(nonce, "work.2", 0, U32_MAX), 1, MAX_NONCES)
     if list(nonces) != sorted(set(nonces)):
         raise Malformed("work.2: nonces do not ascend (P-POW-2)")
-    return Work(fields.uint(0), nbits, nonces)
+    return Work(fields.uint(0, MAX_SEQ), nbits, nonces)
 
 
 def _encode_health(health: Health) -> dict[int, Any]:
@@ -358,22 +366,30 @@ def _decode_health(value: Any) -> Health:
     fields = Fields(value, "health", required=(), optional=(0, 1, 2, 3, 4, 5))
     return Health(
         cpu_mdeg=fields.integer(0) if 0 in fields else None,
-        throttled=fields.uint(1) if 1 in fields else None,
-        spool_records=fields.uint(2) if 2 in fields else None,
-        free_mib=fields.uint(3) if 3 in fields else None,
+        throttled=fields.uint(1, MAX_INT64) if 1 in fields else None,
+        spool_records=fields.uint(2, MAX_INT64) if 2 in fields else None,
+        free_mib=fields.uint(3, MAX_INT64) if 3 in fields else None,
         tamper_open=fields.boolean(4) if 4 in fields else None,
-        duty_permille=fields.uint(5) if 5 in fields else None,
+        duty_permille=fields.uint(5, MAX_INT64) if 5 in fields else None,
     )
 
 
 def _decode_event(value: Any) -> Event:
     fields = Fields(value, "event", required=range(2), optional=(2,))
-    return Event(fields.uint(0), fields.integer(1), fields.uint(2) if 2 in fields else None)
+    # an event may lie before t0: a reading came long after it
+    offset_ms = fields.integer(1, -MAX_BOOT_MS, MAX_BOOT_MS)
+    return Event(fields.uint(0, MAX_CHANNEL), offset_ms, fields.uint(2, MAX_INT64) if 2 in fields else None)
 
 
 def _decode_attestation(value: Any) -> Attestation:
     fields = Fields(value, "attestation", required=range(5))
-    return Attestation(fields.uint(0), fields.uint(1), fields.uint(2), fields.uint(3), fields.bstr(4, SIGNATURE_SIZE))
+    return Attestation(
+        fields.uint(0, MAX_CHANNEL),
+        fields.uint(1, MAX_WALL_MS // 1000),
+        fields.uint(2, MAX_REGISTER),
+        fields.uint(3, MAX_SEQ),
+        fields.bstr(4, SIGNATURE_SIZE),
+    )
 
 
 def _decode_birth(value: Any) -> Birth:
@@ -384,26 +400,26 @@ def _decode_birth(value: Any) -> Birth:
     kernel = Fields(fields.raw(6), "kernel", required=range(2)) if 6 in fields else None
     return Birth(
         spki=spki,
-        sensors=fields.items(1, _decode_sensor, least=1),
+        sensors=fields.items(1, _decode_sensor, 1, MAX_SENSORS),
         software=fields.tstr(2),
         software_sha256=fields.bstr(3, 32),
         hardware=fields.tstr(4),
         key_store=fields.uint(5, 2),
         kernel=kernel.tstr(0) if kernel else None,
-        hash_rate=kernel.uint(1) if kernel else None,
+        hash_rate=kernel.uint(1, MAX_INT64) if kernel else None,
     )
 
 
 def _decode_sensor(value: Any) -> Sensor:
     fields = Fields(value, "sensor", required=range(8))
     return Sensor(
-        channel=fields.uint(0),
+        channel=fields.uint(0, MAX_CHANNEL),
         role=fields.uint(1, 4),
         part=fields.tstr(2),
-        shunt_uohm=fields.uint(3),
-        dead_band_ua=fields.uint(4),
-        full_scale_uv=fields.uint(5),
-        full_scale_ua=fields.uint(6),
+        shunt_uohm=fields.uint(3, MAX_INT64),
+        dead_band_ua=fields.uint(4, MAX_INT64),
+        full_scale_uv=fields.uint(5, MAX_INT64),
+        full_scale_ua=fields.uint(6, MAX_INT64),
         calibration=fields.tstr(7),
     )
 

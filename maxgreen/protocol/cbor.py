@@ -11,6 +11,7 @@ from maxgreen.protocol.reasons import Malformed
 U32_MAX: Final = 2**32 - 1
 U64_MAX: Final = 2**64 - 1
 MAX_DEPTH: Final = 16
+MAX_TEXT: Final = 256
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class Fields:
         known = {*required, *optional}
         for key in value:
             if type(key) is not int or key not in known:
-                raise Malformed(f"{name}: unknown key {key!r}")
+                raise Malformed(f"{name}: unknown key {_shown(key)}")
         for key in required:
             if key not in value:
                 raise Malformed(f"{name}: key {key} is missing")
@@ -75,11 +76,11 @@ class Fields:
         """Return a byte string, of exactly `size` bytes when given."""
         return check_bytes(self._value[key], f"{self._name}.{key}", size)
 
-    def tstr(self, key: int) -> str:
-        """Return a text string."""
+    def tstr(self, key: int, most: int = MAX_TEXT) -> str:
+        """Return a text string of at most `most` characters."""
         value = self._value[key]
-        if type(value) is not str:
-            raise Malformed(f"{self._name}.{key}: not text")
+        if type(value) is not str or len(value) > most:
+            raise Malformed(f"{self._name}.{key}: not text of at most {most} characters")
         return value
 
     def items(self, key: int, read: Callable[[Any], T], least: int = 0, most: int | None = None) -> tuple[T, ...]:
@@ -90,6 +91,13 @@ class Fields:
         if len(value) < least or (most is not None and len(value) > most):
             raise Malformed(f"{self._name}.{key}: {len(value)} elements")
         return tuple(read(element) for element in value)
+
+
+def _shown(key: Any) -> str:
+    """Return a foreign key as an error may show it: never more of it than a person reads."""
+    if type(key) is int and abs(key) <= U64_MAX:
+        return str(key)
+    return type(key).__name__
 
 
 def check_integer(value: Any, name: str, low: int, high: int) -> int:

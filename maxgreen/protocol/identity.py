@@ -33,5 +33,5 @@ def parse_topic(topic: str) -> tuple[bytes, str]:
     """Return device id and channel of a device topic; Malformed when it is none."""
     match = _TOPIC.fullmatch(topic)
     if match is None or match[2][:2] != match[1]:
-        raise Malformed(f"topic {topic!r}: not {ROOT}/<shard>/<device>/<channel>")
+        raise Malformed(f"topic {topic[:100]!r}: not {ROOT}/<shard>/<device>/<channel>")
     return bytes.fromhex(match[2]), match[3]

@@ -121,7 +121,7 @@ def open_message(
     signed = parse_batch(message)
     device = signed.envelope.key_id
     if topic is not None and topic != device_topic(device, "batch"):
-        raise Rejected(Reason.MALFORMED, f"topic {topic!r} is not that of the signing key {device.hex()}")
+        raise Rejected(Reason.MALFORMED, f"topic {topic[:100]!r} is not that of the signing key {device.hex()}")
     record = find(device)
     if record is None or not record.known_at(received_ms):
         raise Rejected(Reason.UNKNOWN_DEVICE, f"device {device.hex()} is not registered")

@@ -171,7 +171,7 @@ def soak(program, folder, seconds, rate, cuts):
     given = ticks(0, 10**9)
     chance = random.Random(1)
     begun = time.monotonic()
-    cut_at = sorted(begun + chance.uniform(0.05, 0.95) * seconds for _ in range(cuts))
+    cut_at = [begun + (k + chance.uniform(0.2, 0.8)) * seconds / cuts for k in range(cuts)]
     made, state_s, done = 0, 0.0, 0
     uplink.start()
     while (now := time.monotonic()) < begun + seconds:
@@ -179,7 +179,7 @@ def soak(program, folder, seconds, rate, cuts):
             sealer.take(next(given))
             made += 1
         if cut_at and now >= cut_at[0] and uplink.connected:
-            cut_at = [at for at in cut_at if at > now] if len(cut_at) > 1 else []
+            cut_at.pop(0)
             done += 1
             proxy.cut()
         if now >= state_s:

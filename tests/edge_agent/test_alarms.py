@@ -189,10 +189,10 @@ def test_mining_at_its_limit_does_not_flap():
         lambda: Conditions(generation_mw=10_000 + chance.randint(-300, 300), battery_uv=13_000_000),
         lambda: Conditions(generation_mw=20_000, battery_uv=12_000_000 + chance.randint(-50_000, 50_000)),
     ):
-        paused, flips = False, 0
+        since, flips = None, 0
         for _ in range(3_600):
-            now = pause_reason(budget, make_now(), paused=paused) is not None
-            flips, paused = flips + (now != paused), now
+            now = pause_reason(budget, make_now(), since=since)
+            flips, since = flips + ((now is None) != (since is None)), now
         assert flips == 1
 
 

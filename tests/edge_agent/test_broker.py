@@ -110,7 +110,7 @@ def test_a_broker_that_goes_and_comes_back_needs_no_hand(broker, caplog):
     assert connected(link)
     broker.stop()
     time.sleep(0.5)
-    assert link.publish("x", b"y", retain=False) is None  # nothing waits in paho's queue
+    assert link.publish("x", b"y", retain=False, session=1) is None  # nothing waits in paho's queue
     broker.start()
     assert connected(link, 30)
     link.stop()

@@ -14,13 +14,14 @@ from edge_agent import host, obedience
 from edge_agent import status as agent_status
 from edge_agent import supervisor as supervisor_module
 from edge_agent.agent import Agent
-from edge_agent.governor import BudgetSettings, Conditions, pause_reason
+from edge_agent.governor import BudgetSettings, Conditions, Pause, pause_reason
 from edge_agent.parts import AgentParts
 from edge_agent.source import DelayHistogram, Tick
 from edge_agent.spool import Spool
 from edge_agent.uplink import Uplink
 from edge_agent.windows import ProofWindows
 from maxgreen.errors import Retryable
+from maxgreen.lock import FolderLock
 from maxgreen.protocol.backend import BackendKeys, Command, CommandKind, sign_command
 from maxgreen.protocol.batch import EventKind, Work
 from maxgreen.protocol.cose import network_digest
@@ -111,7 +112,7 @@ def test_the_relay_opens_at_the_first_limit_also_without_backend_and_readings(ri
     rig.link.connect()
     rig.start(number=2, most_s=20)
     begun = rig.source.now_ms
-    rig.tick(15)
+    rig.tick(19)
     rig.source.now_ms = begun + 19_999
     rig.agent.exchange()
     assert rig.board.closed
@@ -122,7 +123,7 @@ def test_the_relay_opens_at_the_first_limit_also_without_backend_and_readings(ri
 
 def test_a_sampler_that_hangs_opens_the_relay_and_no_transfer_begins_blind(rig):
     rig.start(number=1)
-    rig.source.now_ms += 5_000
+    rig.source.now_ms += 2_000
     rig.agent.exchange()
     assert rig.board.closed
     rig.source.now_ms += 1
@@ -419,8 +420,8 @@ def test_mining_pauses_with_heat_and_the_status_says_which_proof_windows_that_co
     ],
 )
 def test_mining_pauses_for_what_the_owner_set(budget, now, paused, reason):
-    found = pause_reason(BudgetSettings(**budget), now, paused=paused)
-    assert found is None if reason is None else reason in found
+    found = pause_reason(BudgetSettings(**budget), now, since=Pause("heat", "") if paused else None)
+    assert found is None if reason is None else reason in found.text
 
 
 @pytest.mark.rule("P-POW-5", "P-POW-4")
@@ -484,12 +485,12 @@ def test_an_agent_that_seals_nothing_is_not_well(rig, monkeypatch):
 
 
 def test_metrics_and_status_file_show_what_the_agent_knows(rig, tmp_path, monkeypatch):
-    monkeypatch.setattr(agent_status, "SYSTEMD_FOLDER", tmp_path)
     rig.tick(90)
     port = free_port()
     shown = agent_status.Shown(rig.agent, port, tmp_path)
     shown.refresh()
-    value = agent_status.read_running(tmp_path)
+    with FolderLock(tmp_path / "state", "test", status=str(tmp_path / "status.json")):
+        value = agent_status.read_running(tmp_path / "state")
     assert 0 <= value.pop("silent_s") < 10
     assert value == json.loads(json.dumps(rig.agent.report.to_json()))
     assert value["channels"]["0"]["power_w"] == 18.0
@@ -498,7 +499,7 @@ def test_metrics_and_status_file_show_what_the_agent_knows(rig, tmp_path, monkey
     assert 'maxgreen_agent_power_watts{channel="0",role="generation"} 18.0' in text
     assert "maxgreen_agent_clock_synchronised 1.0" in text
     shown.close()
-    assert agent_status.read_running(tmp_path) is None
+    assert agent_status.read_running(tmp_path / "state") is None
     from rich.console import Console
 
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maxgreen.errors import Fatal
+from maxgreen.errors import Retryable
 from maxgreen.lock import FolderLock, holder_of
 from maxgreen.service import Heartbeat
 from tests.conftest import stop, wait_for
@@ -44,7 +44,7 @@ def test_one_agent_runs_on_a_folder_and_the_second_says_which(config, agent, tmp
         second = subprocess.run(
             [MAXGREEN, "agent", *command, "--config", config], capture_output=True, text=True, timeout=60
         )
-        assert second.returncode == 78
+        assert second.returncode == 1  # systemd may try again: the first may be on its way out
         assert f"in use by 'maxgreen agent run', process {agent.pid}; stop it first" in second.stderr
         assert "Traceback" not in second.stderr
     assert agent.poll() is None
@@ -93,7 +93,7 @@ def test_a_killed_agents_lock_is_free(config, agent, tmp_path):  # noqa: F811
     assert holder_of(state) is None
     with FolderLock(state, "test"):
         assert holder_of(state)["holder"] == "test"
-        with pytest.raises(Fatal, match="'test', process"):
+        with pytest.raises(Retryable, match="'test', process"):
             FolderLock(state, "another")
 
 

@@ -285,11 +285,11 @@ def test_a_command_that_the_medium_cannot_note_begins_nothing(rig, monkeypatch):
 
 def test_hearing_garbage_does_nothing():
     heard = []
-    guard = type("Guard", (), {"stop": lambda _self, *arguments: heard.append(arguments)})()
+    guard = type("Guard", (), {"stop": lambda _self, *arguments: heard.append(arguments), "stops": 0})()
     keys = BackendKeys((BACKEND.spki,), NETWORK)
     obedience = Obedience(
         Lab().device, keys, None, guard, None,
-        boot_ms=None, before_transfer=None, state_birth=None, want_interval=None,
+        boot_ms=None, before_transfer=None, state_birth=None, want_interval=None, is_dated=None,
     )  # fmt: skip
     for payload in (b"", b"\xff" * 50, bytes(70_000)):
         obedience.hear(payload)

@@ -1,7 +1,6 @@
 """Resending is a pure policy: nothing goes out twice within its delay, and an absent backend costs next to nothing."""
 
 from random import Random
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +26,7 @@ class Ledger:
             self.out.append((self.now_s, seq))
 
     def receipt(self, next_seq):
-        self.flight = receipted(self.flight, next_seq, resend_s=RESEND_S, chance=self.chance)
+        self.flight = receipted(self.flight, next_seq, self.now_s, resend_s=RESEND_S, chance=self.chance)
 
 
 @pytest.mark.rule("P-RCT-2")
@@ -45,7 +44,7 @@ def test_no_batch_goes_out_twice_within_its_delay_and_all_in_order(steps, chance
         turn[0] += 1
         return chances[turn[0] % len(chances)]
 
-    ledger, next_seq, have = Ledger(chance), 0, 0
+    ledger, next_seq, have, again = Ledger(chance), 0, 0, -1
     last: dict[int, float] = {}
     for what, seconds, count in steps:
         if what == "wait":
@@ -54,13 +53,14 @@ def test_no_batch_goes_out_twice_within_its_delay_and_all_in_order(steps, chance
             next_seq += count
         else:
             have = min(have + count, max((seq + 1 for _, seq in ledger.out), default=0))
+            again = have if ledger.flight.attempt and have == ledger.flight.first + 1 else -1
             ledger.receipt(have)
         before = len(ledger.out)
         ledger.send_due(next_seq)
         for at_s, seq in ledger.out[before:]:
             assert have <= seq < min(next_seq, have + AHEAD)
             if seq in last:
-                assert at_s - last[seq] >= RESEND_S
+                assert at_s - last[seq] >= RESEND_S or seq == again
                 assert seq == have  # only the oldest one without a receipt
             last[seq] = at_s
     first_times = list(dict.fromkeys(seq for _, seq in ledger.out))
@@ -123,17 +123,21 @@ def test_delays_grow_to_their_limit_with_full_jitter():
 
 
 def test_a_backend_that_is_heard_again_gets_the_oldest_batch_within_seconds_and_not_from_all_at_once():
-    flight = Flight(0, (0.0,), MAX_DELAY_S, attempt=9)
-    woken = [resend.awake(flight, 5_000.0, resend_s=RESEND_S, chance=lambda c=c: c / 10).delay_s for c in range(10)]
-    assert woken == [5_000 + 3.0 * c for c in range(10)]
-    assert resend.awake(SimpleNamespace(attempt=0), 0, resend_s=1, chance=None).attempt == 0
+    flight = Flight(0, (0.0,), delay_s=MAX_DELAY_S, attempt=9)
+    woken = [resend.awake(flight, 5_000.0, resend_s=RESEND_S, chance=lambda c=c: c / 10) for c in range(10)]
+    assert [w.since_s + w.delay_s for w in woken] == [5_000 + 3.0 * c for c in range(10)]
+    assert resend.awake(Flight(), 0, resend_s=1, chance=None) == Flight()
 
 
-def test_what_the_broker_never_answered_goes_out_again_after_a_connection():
-    flight = Flight(5, (1.0, 2.0, 3.0))
-    assert resend.unsent(flight, 6) == Flight(5, (1.0,))
-    assert resend.unsent(flight, 5).end == 5
-    assert resend.unsent(flight, 8) is flight
+def test_what_the_broker_never_answered_goes_out_again_at_once_and_nothing_else():
+    flight = Flight(5, (1.0, 2.0, 3.0, 4.0), delay_s=30)
+    flight = resend.lost(flight, {6, 8, 3})
+    out = []
+    while (seq := due(flight, 5.0, next_seq=9, ahead=AHEAD)) is not None:
+        flight = sent(flight, seq, 5.0, resend_s=RESEND_S, chance=lambda: 0.0)
+        out.append(seq)
+    assert out == [6, 8]
+    assert flight == Flight(5, (1.0, 5.0, 3.0, 5.0), delay_s=30)
 
 
 def test_a_ledger_restored_from_a_backup_is_sent_again_what_it_asks_for():

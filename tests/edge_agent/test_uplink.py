@@ -46,15 +46,16 @@ class Line:
     def connect(self, next_seq=0):
         """Connect to a broker that retains a receipt."""
         self.link.connect()
-        self.receipt(next_seq)
+        self.receipt(next_seq, retained=True)
         return self
 
-    def receipt(self, next_seq, *, head=None, server_ms=None, signer=BACKEND, nbits=7):
+    def receipt(self, next_seq, *, head=None, server_ms=None, signer=BACKEND, nbits=7, retained=False, held=()):
         if head is None:
             head = self.spool.digest(next_seq - 1) or network_digest(NETWORK)
         self.clock.t_ms += 1
-        receipt = Receipt(self.lab.device, next_seq, head, server_ms or self.clock.t_ms, nbits)
-        self.link.deliver(device_topic(self.lab.device, "receipt"), sign_receipt(receipt, signer, NETWORK))
+        receipt = Receipt(self.lab.device, next_seq, head, server_ms or self.clock.t_ms, nbits, held=held)
+        message = sign_receipt(receipt, signer, NETWORK)
+        self.link.deliver(device_topic(self.lab.device, "receipt"), message, retained=retained)
         self.process()
 
     def process(self, seconds=0.0, times=3):
@@ -300,24 +301,32 @@ def test_a_refused_publish_is_not_one_that_the_broker_has(make):
     assert "Not authorized" in line.uplink.denied
     tried = len(line.sent())
     assert tried <= 5
+    line.link.disconnect()
+    line.process()
+    line.connect()
+    line.process()
+    assert len(line.sent()) == tried  # a new connection is no permission
     line.process(299)
     assert len(line.sent()) == tried
     line.link.answer = ""
     line.process(302, times=10)
     assert line.uplink.denied is None
-    assert line.sent()[tried:] == list(range(6))
+    assert sorted(set(line.sent()[tried:])) == list(range(6))
 
 
 def test_a_denied_subscription_and_a_refusal_are_known(make):
     line = make(1).connect()
     line.link.notices.put(Denied(BEACON_TOPIC, "Not authorized"))
     line.process()
-    assert BEACON_TOPIC in line.uplink.denied
+    assert BEACON_TOPIC in line.uplink.deaf
+    line.receipt(1)
+    assert line.uplink.deaf is not None  # batches that are taken do not make it hear
     line.link.notices.put(Disconnected("it refused the connection: Bad user name or password", refused=True))
     line.process()
     assert "Bad user name" in line.uplink.refused
     line.connect()
     assert line.uplink.refused is None
+    assert line.uplink.deaf is None
 
 
 def test_how_long_the_backend_is_silent_counts_from_what_it_did_not_answer(make):
@@ -372,3 +381,95 @@ def test_batches_that_the_medium_changed_are_left_out_and_the_others_go(make, sp
 
 def spool_rows(spool):
     return [(seq, bytes(m)) for seq, m in spool._db.execute("SELECT seq, message FROM batches ORDER BY seq")]
+
+
+@pytest.mark.rule("P-RCT-2")
+def test_a_receipt_that_queued_is_not_the_retained_one(make):
+    line = make(40)
+    line.link.connect()
+    line.receipt(20)  # it waited in the session while the device was away
+    assert line.sent() == []
+    line.receipt(38, retained=True)
+    assert line.sent() == [38, 39]
+
+
+@pytest.mark.rule("P-RCT-2")
+def test_a_retained_receipt_may_come_before_the_answer_to_the_subscriptions(make):
+    line = make(4)
+    line.link.session = 1
+    line.receipt(0, retained=True)
+    line.link.session = 0
+    line.link.connect()
+    line.process()
+    assert line.sent() == [0, 1, 2, 3]
+
+
+@pytest.mark.rule("P-RCT-2")
+def test_a_cut_while_the_oldest_goes_out_again_sends_that_one_alone(make):
+    line = make(12, window=20).connect()
+    assert line.sent() == list(range(12))
+    line.link.silent = True
+    line.process(61)
+    assert line.sent()[12:] == [0]
+    line.link.disconnect()
+    line.process()
+    line.link.silent = False
+    line.connect()
+    line.process()
+    assert line.sent()[12:] == [0, 0]
+
+
+def test_nothing_goes_over_a_connection_that_the_uplink_does_not_know_of_yet(make):
+    line = make(5).connect()
+    before = len(line.sent())
+    line.link.session += 1  # lost and made again; the notices are not read yet
+    sealer = make_sealer(line.spool, seal_ms=1_000)
+    for tick in ticks(100, 4):
+        sealer.take(tick)
+    line.uplink._send()
+    assert len(line.sent()) == before
+
+
+def test_what_the_ledger_shows_to_be_missing_goes_out_again_at_once(make):
+    line = make(12, window=20).connect()
+    line.process(3)
+    line.receipt(5, held=(6, 7, 8))
+    assert line.sent()[12:] == [5]
+    line.receipt(5, held=(6, 7, 8, 9))
+    line.process(20)
+    assert line.sent()[12:] == [5]  # it is on its way
+
+
+def test_a_slow_ledger_gets_nothing_twice(make):
+    line = make(60, window=20).connect()
+    for have in range(1, 60, 3):  # forty seconds for each receipt, so the last batch waits for a quarter of an hour
+        line.process(29)
+        line.receipt(have)
+    assert line.sent() == list(range(60))
+
+
+def test_a_ledger_that_was_wrong_for_a_moment_stops_nobody_for_ever(make):
+    line = make(12).connect()
+    line.receipt(8, head=b"x" * 32)
+    assert line.uplink.alarm
+    line.receipt(8)
+    assert line.uplink.alarm is None
+
+
+def test_a_receipt_of_the_future_that_was_taken_without_a_clock_refuses_no_later_one(make):
+    line = make(12)
+    line.uplink.dated = False
+    line.connect()
+    line.receipt(3, server_ms=line.clock.t_ms + 30 * 86_400_000)
+    line.uplink.dated = True
+    line.receipt(6)
+    assert line.uplink.receipt.next_seq == 6
+
+
+def test_beacons_of_a_restored_ledger_are_newer_by_their_time(make):
+    line = make(1).connect()
+    for number, later in ((900, 0), (3, 60), (2, 30)):
+        made = Beacon(number, T0_MS // 1000 + later, 600, 1, bytes(32))
+        line.link.deliver(BEACON_TOPIC, sign_beacon(made, BACKEND, NETWORK))
+    line.process()
+    assert [found.number for found in line.uplink.beacons] == [900, 3]

@@ -15,6 +15,7 @@ class FakeLink:
         self.notices = queue.SimpleQueue()
         self.sent = []
         self.up = False
+        self.session = 0
         self.silent = False  # the broker answers nothing
         self.answer = ""  # why it refuses batches
         self.heard = lambda _payload: None
@@ -25,14 +26,15 @@ class FakeLink:
 
     def connect(self):
         self.up = True
-        self.notices.put(Connected())
+        self.session += 1
+        self.notices.put(Connected(self.session))
 
     def disconnect(self):
         self.up = False
         self.notices.put(Disconnected())
 
-    def publish(self, topic, payload, *, retain):
-        if not self.up:
+    def publish(self, topic, payload, *, retain, session):
+        if not self.up or session != self.session:
             return None
         self._packet += 1
         self.sent.append((topic, payload))
@@ -40,10 +42,10 @@ class FakeLink:
             self.notices.put(Acknowledged(self._packet, self.answer if topic.endswith("/batch") else ""))
         return self._packet
 
-    def deliver(self, topic, payload):
+    def deliver(self, topic, payload, *, retained=False):
         if topic.endswith("/command"):
             self.heard(payload)
-        self.notices.put(Incoming(topic, payload))
+        self.notices.put(Incoming(topic, payload, session=self.session, retained=retained))
 
     def stop(self):
         self.up = False
@@ -62,16 +64,17 @@ class AnsweringLink(FakeLink):
 
     def connect(self):
         super().connect()
-        self._receipt()
+        self._receipt(retained=True)
 
-    def publish(self, topic, payload, *, retain):
-        ticket = super().publish(topic, payload, retain=retain)
+    def publish(self, topic, payload, *, retain, session):
+        ticket = super().publish(topic, payload, retain=retain, session=session)
         if ticket is not None and topic == device_topic(self.device, "batch"):
             if parse_batch(payload).batch.seq == self.next_seq:
                 self.next_seq, self.head = self.next_seq + 1, hashlib.sha256(payload).digest()
             self._receipt()
         return ticket
 
-    def _receipt(self):
+    def _receipt(self, *, retained=False):
         receipt = Receipt(self.device, self.next_seq, self.head, self.server_ms(), 0x1F100000)
-        self.deliver(device_topic(self.device, "receipt"), sign_receipt(receipt, self.backend, self.network))
+        message = sign_receipt(receipt, self.backend, self.network)
+        self.deliver(device_topic(self.device, "receipt"), message, retained=retained)

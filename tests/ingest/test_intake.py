@@ -144,11 +144,11 @@ def test_before_the_first_batch_the_receipts_head_is_the_networks_digest(engine)
     assert (receipt.next_seq, receipt.head) == (0, network_digest(NETWORK))
 
 
-def test_numbers_beyond_64_bits_do_not_break_the_ledger(engine):
+def test_the_greatest_numbers_do_not_break_the_ledger(engine):
     lab = Lab()
-    far = lab.sign(lab.batch(seq=2**64 - 1))
-    assert send(engine, far).verdict is Verdict.HELD
-    assert send(engine, Lab().next(t0_ms=2**64 - 1)).reason is Reason.FUTURE_TIME
+    assert send(engine, lab.sign(lab.batch(seq=2**53 - 1))).verdict is Verdict.HELD
+    assert send(engine, Lab().next(t0_ms=4_102_444_800_000)).reason is Reason.FUTURE_TIME
+    assert send(engine, lab.sign(lab.batch(seq=2**64 - 1))).reason is Reason.MALFORMED
 
 
 @pytest.mark.rule("P-BAT-2")

@@ -83,8 +83,8 @@ def test_a_stop_ends_the_thread_also_while_it_waits():
 class Peer:
     """Something that listens and answers each connection with what `answer` gives."""
 
-    def __init__(self, answer):
-        self.answer, self.connections, self.greetings = answer, 0, []
+    def __init__(self, answer, hold_s=0.002):
+        self.answer, self.connections, self.greetings, self.hold_s = answer, 0, [], hold_s
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))
         self.socket.listen(50)
@@ -103,7 +103,7 @@ class Peer:
                     connection.settimeout(2)
                     self.greetings.append(connection.recv(500))
                     connection.sendall(self.answer(self.connections))
-                    time.sleep(0.002)
+                    time.sleep(self.hold_s)
                 except OSError:
                     pass
 
@@ -147,15 +147,29 @@ def test_no_bytes_of_a_peer_end_the_thread(monkeypatch):
     assert died == []
 
 
-def test_a_packet_that_is_larger_than_any_of_ours_ends_the_connection_before_it_is_read(caplog):
-    huge = b"\x30\xff\xff\xff\x7f" + bytes(70_000)  # 256 MiB are announced
-    peer = Peer(lambda _number: CONNACK + huge)
+def rss_mib():
+    with open("/proc/self/status") as file:  # noqa: PTH123
+        return int(file.read().split("VmRSS:")[1].split()[0]) / 1024
+
+
+@pytest.mark.parametrize(
+    ("flood", "word"),
+    [
+        (b"\x30\xff\xff\xff\x7f" + bytes(2**25), "larger than any"),  # 256 MiB are announced
+        (b"\x34\x07\x00\x01t\x00\x01xy" * 400_000, "QoS 2"),
+    ],
+    ids=["one packet", "QoS 2"],
+)
+def test_a_peer_that_floods_us_ends_the_connection_and_takes_no_memory(flood, word):
+    peer = Peer(lambda _number: CONNACK + flood)
     notices = []
     connection = Connection(BrokerTable(port=peer.port), "me", sink=notices.append, versions=(4,), max_retry_s=0.01)
+    before = rss_mib()
     connection.start()
-    wait_for(lambda: any("larger than any" in getattr(n, "reason", "") for n in notices), what="the end")
+    wait_for(lambda: sum(word in getattr(n, "reason", "") for n in notices) >= 3, what="the end")
     connection.stop()
     peer.close()
+    assert rss_mib() - before < 100  # the peer's own copies of what it sends
 
 
 def test_a_broker_of_one_version_alone_is_found_and_kept():
@@ -195,6 +209,33 @@ def test_messages_wait_for_room_and_none_is_lost():
     assert [n.payload for n in taken if isinstance(n, Incoming)] == [struct.pack(">I", k) for k in range(5_000)]
 
 
+def test_a_broker_that_never_answers_subscriptions_is_given_up(monkeypatch):
+    monkeypatch.setattr(mqtt, "_GREETING_S", 0.3)
+    peer = Peer(lambda _number: CONNACK, hold_s=5)
+    notices = []
+    connection = Connection(
+        BrokerTable(port=peer.port),
+        "me",
+        sink=notices.append,
+        subscriptions=[("t", 1)],
+        versions=(4,),
+        max_retry_s=0.01,
+    )
+    connection.start()
+    wait_for(lambda: any("no answer within" in getattr(n, "reason", "") for n in notices), what="the end")
+    connection.stop()
+    peer.close()
+
+
+def test_publishing_goes_over_the_connection_that_was_meant():
+    connection = Connection(BrokerTable(port=1), "me", sink=lambda _notice: None, waiting=2)
+    connection._open, connection._session = True, 7
+    assert connection.publish("t", b"", session=6) is None
+    assert [connection.publish("t", b"", session=7) for _ in range(3)] == [1, 2, None]
+    assert connection.publish("t", b"offline", urgent=True) == 3
+    assert connection._outbox[0].payload == b"offline"
+
+
 def test_a_certificate_that_is_not_there_is_said_and_tried_again(tmp_path, caplog):
     notices = []
     settings = BrokerTable(port=1, ca=tmp_path / "none.pem")
@@ -208,5 +249,5 @@ def test_a_certificate_that_is_not_there_is_said_and_tried_again(tmp_path, caplo
 def test_publishing_is_refused_when_not_connected_and_when_too_many_wait():
     connection = Connection(BrokerTable(port=1), "me", sink=lambda _notice: None, waiting=3)
     assert connection.publish("t", b"") is None
-    connection._up = True
+    connection._open = True
     assert [connection.publish("t", os.urandom(4)) for _ in range(5)] == [1, 2, 3, None, None]

@@ -28,11 +28,18 @@ from simulator.lab import NETWORK, Lab
 U64 = st.integers(0, 2**64 - 1)
 I32 = st.integers(-(2**31), 2**31 - 1)
 U32 = st.integers(0, 2**32 - 1)
+# the bounds of P-BAT-8
+SEQ = st.integers(0, 2**53 - 1)
+INT64 = st.integers(0, 2**63 - 1)
+SMALL = st.integers(0, 65_535)
+REGISTER = st.integers(0, 2**62 - 1)
+WALL_MS = st.integers(0, 4_102_444_800_000)
+BOOT_MS = st.integers(0, 315_576_000_000)
 
 
 @st.composite
 def channels(draw, interval_ms):
-    numbers = sorted(draw(st.sets(st.integers(0, 2**20), max_size=3)))
+    numbers = sorted(draw(st.sets(SMALL, max_size=3)))
     found = []
     for number in numbers:
         count = draw(st.integers(1, 5))
@@ -45,7 +52,12 @@ def channels(draw, interval_ms):
         )
         found.append(
             Channel(
-                number, draw(st.integers(0, 4)), draw(values), draw(values), offsets, draw(U64), draw(U64), draw(U64)
+                number,
+                draw(st.integers(0, 4)),
+                draw(values),
+                draw(values),
+                offsets,
+                *(draw(REGISTER) for _ in range(3)),
             )
         )
     return tuple(found)
@@ -56,7 +68,7 @@ births = st.builds(
     Birth,
     st.just(Lab().signer.spki),
     st.lists(
-        st.builds(Sensor, U64, st.integers(0, 4), st.text(max_size=5), U64, U64, U64, U64, st.text(max_size=5)),
+        st.builds(Sensor, SMALL, st.integers(0, 4), st.text(max_size=5), *[INT64] * 4, st.text(max_size=5)),
         min_size=1,
         max_size=3,
     ).map(tuple),
@@ -65,38 +77,50 @@ births = st.builds(
     st.text(max_size=10),
     st.integers(0, 2),
     st.just("portable"),
-    U64,
+    INT64,
 )
 
 
 @st.composite
 def batches(draw):
     interval_ms = draw(st.integers(0, 900_000))
-    seq = draw(U64)
+    seq = draw(SEQ)
     return Batch(
         seq=seq,
         prev=draw(st.binary(min_size=32, max_size=32)),
         boot=draw(st.binary(min_size=16, max_size=16)),
-        t0_ms=draw(U64),
-        t0_boot_ms=draw(U64),
+        t0_ms=draw(WALL_MS),
+        t0_boot_ms=draw(BOOT_MS),
         synchronised=draw(st.booleans()),
         interval_ms=interval_ms,
         channels=draw(channels(interval_ms)),
-        clock_error_ms=draw(optional(U64)),
+        clock_error_ms=draw(optional(U32)),
         work=draw(
             optional(
                 st.builds(
                     Work,
-                    U64,
+                    SEQ,
                     st.just(0x1F100000),
                     st.sets(U32, min_size=1, max_size=64).map(lambda n: tuple(sorted(n))),
                 )
             )
         ),
-        health=draw(optional(st.builds(Health, optional(st.integers(-(2**63), 2**63 - 1)), optional(U64)))),
-        events=tuple(draw(st.lists(st.builds(Event, U64, st.integers(-5, 5), optional(U64)), max_size=2))),
+        health=draw(optional(st.builds(Health, optional(st.integers(-(2**63), 2**63 - 1)), optional(INT64)))),
+        events=tuple(draw(st.lists(st.builds(Event, SMALL, st.integers(-5, 5), optional(INT64)), max_size=2))),
         attestations=tuple(
-            draw(st.lists(st.builds(Attestation, U64, U64, U64, U64, st.binary(min_size=64, max_size=64)), max_size=2))
+            draw(
+                st.lists(
+                    st.builds(
+                        Attestation,
+                        SMALL,
+                        st.integers(0, 4_102_444_800),
+                        REGISTER,
+                        SEQ,
+                        st.binary(min_size=64, max_size=64),
+                    ),
+                    max_size=2,
+                )
+            )
         ),
         birth=draw(optional(births)),
         succeeds=(bytes(16), bytes(32)) if seq == 0 and draw(st.booleans()) else None,
@@ -229,3 +253,36 @@ def test_the_protected_header_is_exactly_algorithm_and_key():
     message = cbor.encode(cbor.tag(18, [other, {}, payload, bytes(64)]))
     with pytest.raises(Malformed, match="protected"):
         cose.parse(message)
+
+
+@pytest.mark.rule("P-BAT-8")
+def test_every_number_is_bounded():
+    batch = Lab().batch()
+    channel, sensor = batch.channels[0], batch.birth.sensors[0]
+    attestation = Attestation(0, 0, 0, 0, bytes(64))
+    bounds = {
+        "seq": (2**53 - 1, lambda n: {"seq": n}),
+        "t0": (4_102_444_800_000, lambda n: {"t0_ms": n}),
+        "boot": (315_576_000_000, lambda n: {"t0_boot_ms": n}),
+        "clock error": (2**32 - 1, lambda n: {"clock_error_ms": n}),
+        "channel": (65_535, lambda n: {"channels": (replace(channel, number=n),)}),
+        "register": (2**62 - 1, lambda n: {"channels": (replace(channel, register_mws=n),)}),
+        "reverse": (2**62 - 1, lambda n: {"channels": (replace(channel, reverse_mws=n),)}),
+        "gap": (2**62 - 1, lambda n: {"channels": (replace(channel, gap_ms=n),)}),
+        "event": (65_535, lambda n: {"events": (Event(n, 0),)}),
+        "event time": (315_576_000_000, lambda n: {"events": (Event(0, n),)}),
+        "event time before": (315_576_000_000, lambda n: {"events": (Event(0, -n),)}),
+        "command": (2**63 - 1, lambda n: {"events": (Event(0, 0, n),)}),
+        "free": (2**63 - 1, lambda n: {"health": Health(free_mib=n)}),
+        "beacon": (2**53 - 1, lambda n: {"work": Work(n, 0x1F100000, (1,))}),
+        "attested time": (4_102_444_800, lambda n: {"attestations": (replace(attestation, unix_s=n),)}),
+        "shunt": (2**63 - 1, lambda n: {"birth": replace(batch.birth, sensors=(replace(sensor, shunt_uohm=n),))}),
+        "sensors": (256, lambda n: {"birth": replace(batch.birth, sensors=(sensor,) * n)}),
+        "text": (256, lambda n: {"birth": replace(batch.birth, hardware="x" * n)}),
+    }
+    for what, (bound, change) in bounds.items():
+        kept = replace(batch, **change(bound))
+        assert decode_batch(encode_batch(kept)) == kept, what
+        with pytest.raises(Malformed) as refused:
+            decode_batch(encode_batch(replace(batch, **change(bound + 1))))
+        assert len(str(refused.value)) < 300, what
