@@ -70,12 +70,14 @@ def build(
         succeeds=predecessor if tip.next_seq == 0 else None,
     )
     kinds = {happening.kind for happening in draft.happenings}
+    # lines are open when every channel was attested: a start without a date, or of a part of them, opens none
+    opening = draft.attesting and batch.synchronised and len(channels) == len(birth.sensors)
     after = replace(
         tip,
         next_seq=tip.next_seq + 1,
         head=b"",
         birth=birth_digest,
-        opened=tip.opened or EventKind.TRANSFER_START in kinds,
+        opened=tip.opened or (opening and EventKind.TRANSFER_START in kinds),
         closed=EventKind.LAST_OF_KEY in kinds,
         meters=meters,
     )

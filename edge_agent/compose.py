@@ -1,6 +1,7 @@
 """Makes an agent from its settings: the only place that knows which parts are real."""
 
 import hashlib
+import logging
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import distribution
@@ -19,7 +20,7 @@ from edge_agent.sensors.base import Electrical, Sensor
 from edge_agent.sensors.calibrated import CalibratedSensor
 from edge_agent.sensors.trace import read_trace
 from edge_agent.source import LiveSource, ReplaySource, Source
-from edge_agent.spool import Spool
+from edge_agent.spool import DamagedError, MediumError, Spool
 from edge_agent.uplink import Uplink
 from edge_agent.work import Worker
 from maxgreen import __version__
@@ -32,16 +33,18 @@ from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.keys import key_id
 from maxgreen.service import scrypt_kernel
 
+_LOG: Final = logging.getLogger(__name__)
 _MODEL: Final = Path("/proc/device-tree/model")
 REPLAY_FULL_SCALE: Final = Electrical(26_000_000, 3_200_000)
 
 
 def build_agent(settings: AgentSettings, runtime: Path | None = None) -> Agent:
     """Return the agent that the settings describe; Fatal when they cannot be met. `runtime`: its folder in /run."""
-    for fault in settings.faults():
-        raise Fatal(f"settings: {fault}")
     genesis_head = network_digest(settings.network)
     identities = Identities(settings.state_dir, settings.key)
+    identities.resume()
+    for fault in settings.missing():
+        raise Fatal(f"settings: {fault}")
     identities.switch(genesis_head)
     store = store_of(settings.state_dir, settings.key)
     signer = store.load()
@@ -109,7 +112,11 @@ def _uplink(settings: AgentSettings, broker: BrokerSettings, device: bytes, spoo
 def _retired(settings: AgentSettings, identities: Identities, boot_id: bytes) -> Iterator[Retired]:
     """Return the earlier keys of which the ledger has not everything yet; each logs in with its own certificate."""
     for device, folder, path in identities.retired():
-        spool = Spool(path, network_digest(settings.network))
+        try:
+            spool = Spool(path, network_digest(settings.network))
+        except (DamagedError, MediumError) as error:  # the key in use goes on
+            _LOG.error("%s (an earlier key's: what it had not delivered stays there)", error)
+            continue
         if not spool.waiting():
             spool.close()
             continue

@@ -10,12 +10,16 @@ from pydantic_settings import SettingsConfigDict
 
 from edge_agent.board.gpio import BoardSettings
 from edge_agent.governor import BudgetSettings
+from edge_agent.identity import Identities
 from edge_agent.keystore import KeySettings, key_faults
+from edge_agent.sensors.trace import read_trace
+from maxgreen.errors import UsageError
 from maxgreen.mqtt import BrokerTable
 from maxgreen.protocol.batch import MAX_INTERVAL_MS
 from maxgreen.protocol.identity import check_network
 from maxgreen.protocol.keys import Verifier
 from maxgreen.protocol.reasons import Rejected
+from maxgreen.protocol.work import target_of
 from maxgreen.settings import NoPath, ServiceSettings, Table, missing_file
 
 
@@ -81,12 +85,23 @@ class BrokerSettings(BrokerTable):
     resend_s: float = Field(default=30, gt=0, description="send again when a receipt has not moved for so long")
 
 
+def _check_nbits(nbits: int) -> int:
+    try:
+        target_of(nbits)
+    except Rejected as error:
+        raise ValueError(str(error)) from error
+    return nbits
+
+
+NBits = Annotated[int, Field(ge=0, lt=2**32), AfterValidator(_check_nbits)]
+
+
 class WorkSettings(Table):
     """Proof of work."""
 
     enabled: bool = Field(default=True, description="mine on beacons")
     duty: float = Field(default=0.5, gt=0, le=1, description="share of one core")
-    nbits: int = Field(default=0x1F100000, description="difficulty until the first receipt says another (P-POW-4)")
+    nbits: NBits = Field(default=0x1F100000, description="difficulty until the first receipt says another (P-POW-4)")
     wait_shares: int = Field(default=0, ge=0, le=64, description="replay: shares to find before a batch is sealed")
 
 
@@ -173,12 +188,29 @@ class AgentSettings(ServiceSettings):
             raise ValueError(f"board.relay_channel: {self.board.relay_channel} is not one of the channels {numbers}")
         return self
 
-    def faults(self) -> Iterator[str]:
-        """Yield what `run` would refuse: files that are not there."""
+    def missing(self) -> Iterator[str]:
+        """Yield the files and the key that are needed and not there, or not usable."""
         for name in ("ca", "certificate", "key"):
             yield from missing_file(f"broker.{name}", getattr(self.broker, name))
         yield from missing_file("replay.trace", self.replay.trace)
-        yield from key_faults(self.state_dir, self.key)
+        yield from missing_file("clock_file", self.clock_file)
+        key = list(key_faults(self.state_dir, self.key))
+        if key and not Identities(self.state_dir, self.key).is_changing:
+            yield from key
+
+    def faults(self) -> Iterator[str]:
+        """Yield what `run` would refuse: also a trace that can't be read whole."""
+        missing = list(self.missing())
+        yield from missing
+        replayed = [channel for channel in self.channels if channel.sensor is SensorName.REPLAY]
+        if self.replay.trace is None or not replayed or any(fault.startswith("replay.trace") for fault in missing):
+            return
+        try:
+            trace = read_trace(self.replay.trace)
+            for channel in replayed:
+                trace.channel(channel.trace_channel or None)
+        except UsageError as error:
+            yield f"replay.trace: {error}"
 
     @property
     def spool_file(self) -> Path:

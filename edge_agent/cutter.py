@@ -54,6 +54,8 @@ class Cutter:
         self._known_offset_ms: int | None = None  # of the newest one with a date
         self._stating_birth = False
         self._transferring = False
+        self._last_hour: int | None = None  # of the newest reading with a date
+        self._owing = False  # an hour ended while nothing was open: the next cut is attested (P-ATT-1)
 
     @property
     def interval_ms(self) -> int:
@@ -84,6 +86,10 @@ class Cutter:
         tick = self._later(tick)
         if not tick.samples:
             return drafts
+        hour = None if tick.wall_ms is None else tick.wall_ms // _HOUR_MS
+        if self._open is None and not drafts and self._last_hour is not None and hour is not None:
+            self._owing = self._owing or hour > self._last_hour
+        self._last_hour = hour if hour is not None else self._last_hour
         if self._open is None:
             return drafts + self._begin(tick)
         self._open.add(tick)
@@ -131,14 +137,16 @@ class Cutter:
             return []
         opened, self._open = self._open, None
         stating, self._stating_birth = self._stating_birth, False
-        attesting = attesting or self._transferring  # the line may be silent when the transfer ends
+        first = opened.ticks[0]
+        offset_ms = None if first.wall_ms is None else first.wall_ms - first.boot_ms
+        # in a transfer always: the line may be silent when it ends
+        attesting = attesting or self._transferring or (self._owing and offset_ms is not None)
+        self._owing = self._owing and not attesting
         kinds = {happening.kind for happening in opened.happenings if happening.command is not None}
         if EventKind.TRANSFER_START in kinds:
             self._transferring = True
         if EventKind.TRANSFER_STOP in kinds:
             self._transferring = False
-        first = opened.ticks[0]
-        offset_ms = None if first.wall_ms is None else first.wall_ms - first.boot_ms
         ticks, happenings = tuple(opened.ticks), tuple(opened.happenings)
         return [Draft(self._boot, self._interval_ms, offset_ms, ticks, happenings, attesting, stating)]
 
@@ -173,8 +181,10 @@ class Cutter:
         return self.event(Happening(EventKind.TRANSFER_START, tick.boot_ms))
 
     def _later(self, tick: Tick) -> Tick:
-        """Leave out what is not later than the sample before it (P-BAT-6)."""
-        samples = {n: s for n, s in tick.samples.items() if s.boot_ms > self._last_ms.get(n, -1)}
+        """Leave out what is not later than the sample before it (P-BAT-6), and what no channel of the birth read."""
+        samples = {
+            n: s for n, s in tick.samples.items() if n in self._channels and s.boot_ms > self._last_ms.get(n, -1)
+        }
         self._last_ms |= {n: s.boot_ms for n, s in samples.items()}
         return tick if len(samples) == len(tick.samples) else replace(tick, samples=samples)
 

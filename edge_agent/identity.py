@@ -58,14 +58,26 @@ class Identities:
         """Return the signer of the key in use."""
         return store_of(self.folder, self.keys).load()
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether a change of keys was cut off; `resume` ends it."""
+        return (self.folder / _JOURNAL).exists()
+
+    def resume(self) -> None:
+        """End a change of keys that was cut off; until then a key may be in neither place."""
+        if self.is_changing:
+            self._finish()
+
     def make(self) -> Signer:
         """Make the first keys; Fatal when there are some (what a cut left out is made)."""
+        self.resume()
         if (self.folder / "tls.csr").exists():
             return make_keys(self.folder, self.keys)
         return self._keys_in(self.folder)
 
     def prepare(self) -> Signer:
         """Make the next keys, or return those that are prepared."""
+        self.resume()
         return self._keys_in(self.next_folder)
 
     def confirm(self, *, needs_certificate: bool = False) -> None:
@@ -80,7 +92,7 @@ class Identities:
 
     def switch(self, genesis_head: bytes) -> bool:
         """Go over to the next key when the one in use had its last batch; also ends a change that was cut off."""
-        if not (self.folder / _JOURNAL).exists():
+        if not self.is_changing:
             if not self.is_confirmed or not (self.folder / SPOOL).exists():
                 return False
             spool = Spool(self.folder / SPOOL, genesis_head)

@@ -13,8 +13,6 @@ from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.keys import Signer, key_id
 
-_READ = 100
-
 
 def recovered(settings: AgentSettings, last_receipt: Callable[[bytes], Receipt | None]) -> tuple[Signer, str]:
     """Recover the spool of a state folder; return the signer that it goes on with, and what became of it.
@@ -24,6 +22,7 @@ def recovered(settings: AgentSettings, last_receipt: Callable[[bytes], Receipt |
     """
     genesis = network_digest(settings.network)
     identities = Identities(settings.state_dir, settings.key)
+    identities.resume()
     device = key_id(identities.signer().spki)
     path = settings.spool_file
     try:
@@ -32,7 +31,11 @@ def recovered(settings: AgentSettings, last_receipt: Callable[[bytes], Receipt |
     except DamagedError:
         return _repair(identities, device, path, genesis, last_receipt)
     try:
-        damaged = _is_damaged(spool)
+        try:
+            spool.check()
+            damaged = False
+        except DamagedError:
+            damaged = True
         receipt = None if damaged else last_receipt(device)
         restored = receipt is not None and not agrees(spool, receipt, settings.network)
     finally:
@@ -46,16 +49,6 @@ def recovered(settings: AgentSettings, last_receipt: Callable[[bytes], Receipt |
         f"the ledger has another history of this key, up to batch {receipt.next_seq}: this spool was set aside, and a "
         "new key goes on after it; its registers begin at 0"
     )
-
-
-def _is_damaged(spool: Spool) -> bool:
-    seq, end = spool.oldest_seq(), spool.tip.next_seq
-    try:
-        while seq < end:
-            seq += len(spool.messages(seq, _READ))
-    except DamagedError:
-        return True
-    return False
 
 
 def _repair(

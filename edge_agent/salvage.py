@@ -9,19 +9,20 @@ import mmap
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from edge_agent.chain_tip import ChainTip, decode_tip
-from edge_agent.spool import Kept, Spool, read_fact, read_origin, row_digest
+from edge_agent.chain_tip import ChainTip
+from edge_agent.spool import Kept, Spool, is_whole, read_obeyed, read_predecessor, read_tip, row_digest
 from maxgreen.keyfile import sync_folder, write_durably
 from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.reasons import Rejected
 
+T = TypeVar("T")
 _ENVELOPE: Final = bytes.fromhex("d28455a201260450")  # tag 18, array of four, {1: -7, 4: key id of 16 bytes}
 _RECOVERING: Final = b"recovering\n"
 _FILES: Final = ("", "-wal", ".begun")  # the shared memory file is made again
@@ -39,33 +40,29 @@ class Found:
 
 def examine(path: Path) -> Found:
     """Return what is whole in a spool's file; nothing of it is changed. Batches are read when they are asked for."""
-    tip: ChainTip | None = None
-    obeyed, predecessor = -1, None
     receipts: list[tuple[int, bytes]] = []
     undated: list[tuple[bytes, int, bytes, bytes]] = []
     if not path.exists() or not path.stat().st_size:
         return Found(None, Kept(ChainTip(0, b"")), ())
     with _opened(path) as db:
+        tip = _whole(read_tip, db)
+        predecessor = _whole(read_predecessor, db)
+        obeyed = _whole(read_obeyed, db)
         with _unreadable_is_nothing():
-            found = read_fact(db, "tip")
-            tip = decode_tip(found) if found else None
-        with _unreadable_is_nothing():
-            predecessor, obeyed = read_origin(db)
-        with _unreadable_is_nothing():
-            for day, message, digest in db.execute("SELECT day, message, digest FROM receipts ORDER BY day"):
-                if hashlib.sha256(message).digest() == digest:
-                    receipts.append((int(day), bytes(message)))
+            for day, message, digest in db.execute("SELECT day, message, digest FROM receipts"):
+                if is_whole(message, digest):
+                    receipts.append((int(day), message))
         with _unreadable_is_nothing():
             rows = db.execute("SELECT boot, boot_ms, samples, digest FROM undated")
-            undated = [row for row in rows if row_digest(*row[:3]) == row[3]]
-        seqs = range(*_range(db, tip))
+            undated.extend(row for row in rows if row_digest(*row[:3]) == row[3])  # those before an error stay
+        seqs = range(*_range(path, db, tip))
         doubtful = {
             seq: [] if found is None else [found] for seq in seqs for found, whole in [_batch(db, seq)] if not whole
         }
         mended = _mended(path, db, doubtful, tip) if doubtful else {}
     lost = doubtful.keys() - mended.keys()
     batches = WholeBatches(path, [seq for seq in seqs if seq not in lost], mended)
-    kept = Kept(tip or ChainTip(0, b""), batches, receipts, undated, obeyed, predecessor)
+    kept = Kept(tip or ChainTip(0, b""), batches, receipts, undated, -1 if obeyed is None else obeyed, predecessor)
     return Found(tip, kept, tuple(sorted(lost)))
 
 
@@ -199,37 +196,44 @@ def _opened(path: Path) -> closing[sqlite3.Connection]:
     return closing(db)
 
 
+def _whole(read: Callable[[sqlite3.Connection], T], db: sqlite3.Connection) -> T | None:
+    """Return what can be read, or None."""
+    with _unreadable_is_nothing():
+        return read(db)
+    return None
+
+
 @contextmanager
 def _unreadable_is_nothing() -> Iterator[None]:
-    with suppress(sqlite3.Error, ValueError, KeyError, TypeError, AttributeError):
+    with suppress(sqlite3.Error, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
         yield
 
 
-def _range(db: sqlite3.Connection, tip: ChainTip | None) -> tuple[int, int]:
-    """Return the seqs that there should be."""
+def _range(path: Path, db: sqlite3.Connection, tip: ChainTip | None) -> tuple[int, int]:
+    """Return the seqs that there should be: up to the registers' last one, or else by what lies in the file."""
     try:
         low, high = db.execute("SELECT min(seq), max(seq) FROM batches").fetchone()
     except sqlite3.Error:
-        low, high = 0, min(tip.next_seq, _MOST_LOST) - 1 if tip else _MOST_LOST
+        end = tip.next_seq if tip is not None else 2**53
+        seen = [seq for seq, _ in _carved(path) if seq < end]
+        low, high = (min(seen), max(seen)) if seen else (None, None)
     if low is None:
         low, high = (tip.next_seq, tip.next_seq - 1) if tip else (0, -1)
-    low = max(0, low)
     if tip is not None:
         high = tip.next_seq - 1  # a damaged key may name any number
-        low = min(low, tip.next_seq)
-    return low, min(high + 1, low + 10 * _MOST_LOST)
+    low = max(0, min(low, high + 1), high + 1 - 10 * _MOST_LOST)
+    return low, high + 1
 
 
 def _batch(db: sqlite3.Connection, seq: int) -> tuple[bytes | None, bool]:
     """Return the message at a place, where it can be read, and whether it is what was written there."""
     try:
         row = db.execute("SELECT message, digest FROM batches WHERE seq = ?", (seq,)).fetchone()
-        if row is None or parse_batch(bytes(row[0])).batch.seq != seq:
+        if row is None or not isinstance(row[0], bytes) or parse_batch(row[0]).batch.seq != seq:
             return None, False
-        message = bytes(row[0])
-    except (sqlite3.Error, TypeError, Rejected):
+    except (sqlite3.Error, ValueError, OverflowError, MemoryError, Rejected):
         return None, False
-    return message, hashlib.sha256(message).digest() == row[1]
+    return row[0], is_whole(*row)
 
 
 def _copy(source: Path, target: Path) -> None:

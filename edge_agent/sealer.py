@@ -4,7 +4,7 @@ tick ─▶ Cutter.observe ─▶ Undated ─▶ Cutter.add ─▶ drafts ─▶
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from edge_agent.chain_tip import ChainTip
@@ -13,7 +13,7 @@ from edge_agent.draft import Draft, Happening
 from edge_agent.outbox import Outbox
 from edge_agent.source import Tick
 from edge_agent.spool import Spool
-from edge_agent.undated import Undated
+from edge_agent.undated import Reading, Undated
 from maxgreen.protocol.batch import Batch, Birth, EventKind, Health, Work
 from maxgreen.protocol.keys import Signer
 
@@ -42,16 +42,15 @@ class Sealer:
         self._spool = spool
         self.outbox = Outbox(spool, signer, network, birth, harvest=harvest, health=health, sealed=sealed)
         self._undated = Undated(spool, boot_id, seal_ms)
-        waiting_boot, waiting = spool.held_ticks()
-        tip = spool.tip
-        if waiting_boot not in {b"", boot_id}:  # an earlier boot's readings will never have a date
-            earlier = Cutter(birth, waiting_boot, tip, interval_ms=interval_ms, seal_ms=seal_ms)
-            for tick in waiting:
-                self._seal(earlier.add(tick))
+        self._interval_ms = interval_ms
+        waiting, tip = spool.held(), spool.tip
+        own = waiting.pop(boot_id, [])
+        for boot, readings in waiting.items():  # an earlier boot's will never have a date
+            earlier = Cutter(birth, boot, tip, interval_ms=readings[0][1], seal_ms=seal_ms)
+            self._add(earlier, readings)
             self._seal(earlier.cut())
-        self._cutter = Cutter(birth, boot_id, tip, interval_ms=interval_ms, seal_ms=seal_ms)
-        if waiting_boot == boot_id:
-            self._undated.resume(waiting)
+        self._cutter = Cutter(birth, boot_id, tip, interval_ms=own[0][1] if own else interval_ms, seal_ms=seal_ms)
+        self._add(self._cutter, self._undated.resume(own))
         self.work()
 
     @property
@@ -62,7 +61,7 @@ class Sealer:
     @property
     def interval_ms(self) -> int:
         """The nominal sampling interval."""
-        return self._cutter.interval_ms
+        return self._interval_ms
 
     @property
     def key_fault(self) -> str:
@@ -82,11 +81,10 @@ class Sealer:
     def take(self, tick: Tick) -> None:
         """Add a round of readings; seals what was open when the tick lies beyond its cut."""
         self._seal(self._cutter.observe(tick))
-        ready = self._undated.take(tick)
+        ready = self._undated.take(tick, self._interval_ms)
         if not ready and tick.samples:
             self._seal(self._cutter.cut())  # the clock is lost: what has a date is closed
-        for one in ready:
-            self._seal(self._cutter.add(one) if isinstance(one, Tick) else self._cutter.event(one))
+        self._add(self._cutter, ready)
         self.work()
 
     def event(self, kind: EventKind, boot_ms: int, command: int | None = None) -> None:
@@ -97,8 +95,10 @@ class Sealer:
         self.work()
 
     def set_interval(self, interval_ms: int) -> None:
-        """Sample at another interval from the next batch on."""
-        self._seal(self._cutter.set_interval(interval_ms))
+        """Sample at another interval from the next batch on; what waits for a date keeps its own."""
+        self._interval_ms = interval_ms
+        if self._undated.is_empty:
+            self._seal(self._cutter.set_interval(interval_ms))
         self.work()
 
     def state_birth(self) -> None:
@@ -108,7 +108,8 @@ class Sealer:
 
     def finish_key(self, boot_ms: int, without: Iterable[int] = ()) -> bool:
         """Seal this key's last batch, with its channels attested (event 6); False while it is not written."""
-        self._seal(self._cutter.finish(boot_ms, without))
+        if self.outbox.is_empty:  # not while key or medium is away: nothing is measured after it
+            self._seal(self._cutter.finish(boot_ms, without))
         self.work()
         return self.tip.closed
 
@@ -125,6 +126,15 @@ class Sealer:
         deadline = time.monotonic() + _STOP_S
         while not self.outbox.is_empty and self.work() and time.monotonic() < deadline:
             pass
+
+    def _add(self, cutter: Cutter, ready: Sequence[Reading | Happening]) -> None:
+        for one in ready:
+            if isinstance(one, Happening):
+                self._seal(cutter.event(one))
+                continue
+            tick, interval_ms = one
+            self._seal(cutter.set_interval(interval_ms))
+            self._seal(cutter.add(tick))
 
     def _seal(self, drafts: list[Draft]) -> None:
         for draft in drafts:

@@ -31,6 +31,7 @@ _VERSION: Final = 2
 _DAY_MS: Final = 86_400_000
 _NOTE_BATCHES: Final = 10
 _NOTE_MS: Final = 600_000
+_READ_AT_ONCE: Final = 100
 _MOST_FREED: Final = 200  # batches that one note of a receipt deletes
 _CHECKED_WHOLE: Final = 64 * 2**20  # bytes: larger ones are not read through at each start
 _LOG: Final = logging.getLogger(__name__)
@@ -86,31 +87,31 @@ class Spool:
             self._db = open_database(path)
             self._db.executescript(_SCHEMA)
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
-            self._begin(predecessor)
-            found = self._fact("tip")
-            self.tip = decode_tip(found) if found else ChainTip(0, genesis_head)
-            if not found and self._db.execute("SELECT 1 FROM batches").fetchone():
-                raise ValueError("batches without registers")
-            self.predecessor, self._obeyed = read_origin(self._db)
+            self._begin(predecessor, genesis_head)
+            self.tip = read_tip(self._db)
+            self.predecessor, self._obeyed = read_predecessor(self._db), read_obeyed(self._db)
         self._unnoted: tuple[Receipt, bytes] | None = None
         self._noted = (-_NOTE_BATCHES, -_NOTE_MS)
         last = self._receipt_on_or_before(2**62)
         self._receipted_seq = last.next_seq if last else 0
         path.chmod(0o600)
 
-    def _begin(self, predecessor: tuple[bytes, bytes] | None) -> None:
-        """Make sure that this file is the one that the mark beside it names."""
-        identity = self._fact("spool")
+    def _begin(self, predecessor: tuple[bytes, bytes] | None, genesis_head: bytes) -> None:
+        """Make sure that this file is the one that the mark beside it names; a new one gets all its facts at once."""
+        identity = read_fact(self._db, "spool")
         if self._mark.exists():
             if identity is None or self._mark.read_text().strip() != identity.hex():
                 raise ValueError("it is not the file that was begun here")
             return
         if identity is None:
+            if self._db.execute("SELECT 1 FROM batches UNION ALL SELECT 1 FROM receipts").fetchone():
+                raise ValueError("batches without registers")
             identity = secrets.token_bytes(16)
             with _Transaction(self._db):
                 self._put("spool", identity)
-                if predecessor is not None:
-                    self._put("predecessor", b"".join(predecessor))
+                self._put("tip", encode_tip(ChainTip(0, genesis_head)))
+                self._put("command", b"-1")
+                self._put("predecessor", b"".join(predecessor or ()))
         # the file itself and its name are durable before the first batch, not only its write-ahead log
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         write_durably(self._mark, f"{identity.hex()}\n".encode())
@@ -150,52 +151,84 @@ class Spool:
             )
         return (pages - free) * size
 
-    def hold(self, boot: bytes, ticks: Sequence[Tick]) -> None:
-        """Keep ticks that have no date yet; the batch that seals one takes it away in its transaction (P-BAT-7)."""
-        if not ticks:
+    def hold(self, boot: bytes, readings: Sequence[tuple[Tick, int]]) -> None:
+        """Keep ticks without a date, each with its nominal interval, ms; their batches take them away (P-BAT-7)."""
+        if not readings:
             return
         rows = []
-        for tick in ticks:
-            samples = json.dumps({n: astuple(s) for n, s in tick.samples.items()}).encode()
+        for tick, interval_ms in readings:
+            value = {"interval_ms": interval_ms, "samples": {n: astuple(s) for n, s in tick.samples.items()}}
+            samples = json.dumps(value).encode()
             rows.append((boot, tick.boot_ms, samples, row_digest(boot, tick.boot_ms, samples)))
         with self._medium(), _Transaction(self._db):
             self._db.executemany("INSERT OR REPLACE INTO undated VALUES (?, ?, ?, ?)", rows)
 
-    def held_ticks(self) -> tuple[bytes, list[Tick]]:
-        """Return the ticks without a date and the boot that they are of; empty when there is none.
+    def held(self) -> dict[bytes, list[tuple[Tick, int]]]:
+        """Return the ticks without a date by their boots, oldest first, each with its interval.
 
         One that is damaged is left out: it is a gap, and counted as one.
         """
         with self._medium():
-            rows = list(self._db.execute("SELECT boot, boot_ms, samples, digest FROM undated ORDER BY boot_ms"))
-        whole = [row for row in rows if row_digest(*row[:3]) == row[3]]
-        if len(whole) < len(rows):
-            _LOG.error("spool %s: %d damaged readings are left out", self.path, len(rows) - len(whole))
-        ticks = [
-            Tick(None, boot_ms, {int(n): Sample(*values) for n, values in json.loads(samples).items()})
-            for _, boot_ms, samples, _ in whole
-        ]
-        return (bytes(whole[0][0]) if whole else b""), ticks
+            rows = list(self._db.execute("SELECT boot, boot_ms, samples, digest FROM undated ORDER BY rowid"))
+        found: dict[bytes, list[tuple[Tick, int]]] = {}
+        for boot, boot_ms, samples, digest in rows:
+            if row_digest(boot, boot_ms, samples) == digest:
+                value = json.loads(samples)
+                taken = {int(n): Sample(*sample) for n, sample in value["samples"].items()}
+                found.setdefault(bytes(boot), []).append((Tick(None, boot_ms, taken), value["interval_ms"]))
+        if left := len(rows) - sum(map(len, found.values())):
+            _LOG.error("spool %s: %d damaged readings are left out", self.path, left)
+        return {boot: sorted(readings, key=lambda reading: reading[0].boot_ms) for boot, readings in found.items()}
 
     def messages(self, from_seq: int, limit: int) -> list[tuple[int, bytes]]:
         """Return up to `limit` spooled batches from `from_seq` on; DamagedError names the first that is not whole."""
         query = "SELECT seq, message, digest FROM batches WHERE seq >= ? ORDER BY seq LIMIT ?"
-        with self._medium(from_seq):
-            rows = self._db.execute(query, (from_seq, max(0, min(limit, self.tip.next_seq - from_seq)))).fetchall()
-        found = []
+        limit = max(0, min(limit, self.tip.next_seq - from_seq))
+        try:
+            with self._medium(from_seq):
+                rows = self._db.execute(query, (from_seq, limit)).fetchall()
+        except DamagedError:
+            if limit <= 1:
+                raise
+            first = self.messages(from_seq, 1)  # one of them can't be read: those before it can
+            return first + self.messages(from_seq + 1, limit // 2)
+        found: list[tuple[int, bytes]] = []
         for seq, (stated, message, digest) in enumerate(rows, from_seq):
-            if stated != seq or hashlib.sha256(message).digest() != digest:
+            if stated != seq or not is_whole(message, digest):
+                if found:
+                    break  # it is named when it is the first
                 raise DamagedError(f"spool {self.path}: batch {seq} is damaged; {RECOVER}", seq)
-            found.append((seq, bytes(message)))
+            found.append((seq, message))
         if not found and from_seq < self.tip.next_seq:
             raise DamagedError(f"spool {self.path}: batch {from_seq} is gone; {RECOVER}", from_seq)
         return found
 
     def digest(self, seq: int) -> bytes | None:
         """Return the SHA-256 of a spooled batch, or None when it is gone, damaged or was never made."""
-        with self._medium(seq):
-            row = self._db.execute("SELECT digest FROM batches WHERE seq = ?", (seq,)).fetchone()
-        return bytes(row[0]) if row else None
+        try:
+            found = self.messages(seq, 1)
+        except DamagedError:
+            return None
+        return hashlib.sha256(found[0][1]).digest() if found else None
+
+    def check(self) -> None:
+        """Read everything; DamagedError when any of it is not what was written."""
+        with self._medium():
+            found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if found != b"ok":
+                raise ValueError(" ".join(found.decode(errors="replace").split()))
+            for day, message, digest in self._db.execute("SELECT day, message, digest FROM receipts"):
+                if not is_whole(message, digest):
+                    raise ValueError(f"the receipt of day {day} is not what was written")
+            for boot, boot_ms, samples, digest in self._db.execute(
+                "SELECT boot, boot_ms, samples, digest FROM undated"
+            ):
+                if row_digest(boot, boot_ms, samples) != digest:
+                    raise ValueError(f"the reading at {boot_ms} ms is not what was written")
+            read_tip(self._db), read_predecessor(self._db), read_obeyed(self._db)
+        seq = self.oldest_seq()
+        while seq < self.tip.next_seq:
+            seq += len(self.messages(seq, _READ_AT_ONCE))
 
     def registers_before(self, t_ms: int) -> dict[int, int]:
         """Return each channel's register, mW·s, after the last spooled batch that began before `t_ms`."""
@@ -214,7 +247,7 @@ class Spool:
         """Return the oldest seq in the spool; the next one when it is empty."""
         with self._medium():
             row = self._db.execute("SELECT min(seq) FROM batches").fetchone()
-        return self.tip.next_seq if row[0] is None else int(row[0])
+            return self.tip.next_seq if row[0] is None else int(row[0])
 
     def waiting(self) -> int:
         """Return how many batches have no receipt."""
@@ -261,8 +294,7 @@ class Spool:
         with self._medium(), _Transaction(self._db):
             self._put("tip", encode_tip(kept.tip))
             self._put("command", str(kept.obeyed).encode())
-            if kept.predecessor is not None:
-                self._put("predecessor", b"".join(kept.predecessor))
+            self._put("predecessor", b"".join(kept.predecessor or ()))
             rows = ((seq, message, hashlib.sha256(message).digest()) for seq, message in kept.batches)
             self._db.executemany("INSERT INTO batches VALUES (?, ?, ?)", rows)
             days = ((day, message, hashlib.sha256(message).digest()) for day, message in kept.receipts)
@@ -285,15 +317,12 @@ class Spool:
         with self._medium():
             rows = self._db.execute(query, (server_ms // _DAY_MS,)).fetchall()
         for message, digest in rows:
-            if hashlib.sha256(message).digest() != digest:
+            if not is_whole(message, digest):
                 continue  # then what it covered stays longer
             receipt = decode_receipt(cose.parse(bytes(message)).payload)
             if receipt.server_ms <= server_ms:
                 return receipt
         return None
-
-    def _fact(self, name: str) -> bytes | None:
-        return read_fact(self._db, name)
 
     def _put(self, name: str, value: bytes) -> None:
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, value, row_digest(name, value)))
@@ -357,7 +386,8 @@ def may_pass(error: Exception) -> bool:
 
 def read_fact(db: sqlite3.Connection, name: str) -> bytes | None:
     """Return a named value, None when there is none; ValueError when it is damaged."""
-    row = db.execute("SELECT value, digest FROM facts WHERE name = ?", (name,)).fetchone()
+    # the plus sign keeps the index out of it: a damaged one hides rows
+    row = db.execute("SELECT value, digest FROM facts WHERE +name = ?", (name,)).fetchone()
     if row is None:
         return None
     if row_digest(name, row[0]) != row[1]:
@@ -365,10 +395,27 @@ def read_fact(db: sqlite3.Connection, name: str) -> bytes | None:
     return bytes(row[0])
 
 
-def read_origin(db: sqlite3.Connection) -> tuple[tuple[bytes, bytes] | None, int]:
-    """Return the device and head that the chain goes on after, and the newest command that was obeyed."""
-    origin, number = read_fact(db, "predecessor"), read_fact(db, "command")
-    return (origin[:16], origin[16:]) if origin else None, int(number) if number else -1
+def _needed(db: sqlite3.Connection, name: str) -> bytes:
+    found = read_fact(db, name)
+    if found is None:
+        raise ValueError(f"{name}: it is gone")
+    return found
+
+
+def read_tip(db: sqlite3.Connection) -> ChainTip:
+    """Return the registers and the head; ValueError when they are gone or damaged."""
+    return decode_tip(_needed(db, "tip"))
+
+
+def read_predecessor(db: sqlite3.Connection) -> tuple[bytes, bytes] | None:
+    """Return the device and head that the chain goes on after; ValueError when that is gone or damaged."""
+    origin = _needed(db, "predecessor")
+    return (origin[:16], origin[16:]) if origin else None
+
+
+def read_obeyed(db: sqlite3.Connection) -> int:
+    """Return the number of the newest command that was obeyed, -1 for none; ValueError when it is gone or damaged."""
+    return int(_needed(db, "command"))
 
 
 def read_spool_state(path: Path) -> dict[str, Any]:
@@ -381,6 +428,11 @@ def read_spool_state(path: Path) -> dict[str, Any]:
     except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
         raise Fatal(f"spool {path}: {error}; has the agent run yet?") from error
     return {"tip": tip, "receipt": bytes(receipt[0]) if receipt else None}
+
+
+def is_whole(message: object, digest: object) -> bool:
+    """Tell whether bytes are those that a digest was made of; a medium can make anything else of them."""
+    return isinstance(message, bytes) and hashlib.sha256(message).digest() == digest
 
 
 def row_digest(*parts: object) -> bytes:

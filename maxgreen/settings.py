@@ -24,13 +24,13 @@ NoPath = Annotated[Path | None, BeforeValidator(_path_or_none)]
 class Table(BaseModel):
     """A table of a settings file: unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ServiceSettings(BaseSettings):
     """A service's settings; `MAXGREEN_<SERVICE>__TABLE__KEY` overrides a key of the file."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_nested_delimiter="__")
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, env_nested_delimiter="__")
 
     @classmethod
     def settings_customise_sources(
@@ -63,9 +63,13 @@ def load(kind: type[S], path: Path) -> S:
 def _read(kind: type[S], path: Path) -> tuple[S | None, list[str]]:
     """Return the settings, or None and one sentence per mistake."""
     try:
-        value = tomllib.loads(path.read_text())
+        value = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise Fatal(f"settings {path}: {error.strerror}; 'config sample' prints a file to start from") from error
+    except UnicodeDecodeError as error:
+        raise Fatal(
+            f"settings {path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise Fatal(f"settings {path}: {error}") from error
     try:

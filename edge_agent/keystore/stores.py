@@ -69,7 +69,9 @@ def key_faults(folder: Path, settings: KeySettings) -> Iterator[str]:
     for name, reference in REFERENCES.items():
         try:
             if (folder / reference).exists():
-                make_store(folder, settings, name)
+                store = make_store(folder, settings, name)
+                if name is StoreName.FILE:  # a token may be elsewhere now
+                    store.load()
                 return
         except PermissionError:
             return  # another user's folder: nobody can tell

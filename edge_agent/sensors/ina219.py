@@ -1,5 +1,6 @@
 """INA219 through Adafruit's driver: raw shunt and bus registers, so that any shunt works (TI SBOS448G)."""
 
+import time
 from typing import Any, Final
 
 from adafruit_ina219 import INA219
@@ -14,6 +15,7 @@ _SHUNT_STEP_UV: Final = 10
 _BUS_STEP_UV: Final = 4_000
 # configuration: 32 V range, gain /8, twice 12 bits averaged over 4 samples, continuous; not the reset value 0x399f
 _WANTED: Final = {0x00: 0x2000 | 0b11 << 11 | 0b1010 << 7 | 0b1010 << 3 | 0b111}
+_CONVERSION_S: Final = 0.006  # twice 2.13 ms, at most a tenth longer; until then the registers hold another one
 
 
 class Ina219Sensor:
@@ -45,7 +47,7 @@ class Ina219Sensor:
                     self._begin()
                 shunt_uv = int(self._chip.raw_shunt_voltage) * _SHUNT_STEP_UV
                 bus_uv = int(self._chip.raw_bus_voltage) * _BUS_STEP_UV
-                configured = holds(self._chip, _WANTED)
+                configured = holds(self._chip, _WANTED, _CONVERSION_S)
             except (OSError, ValueError) as error:
                 raise SensorError(
                     f"INA219 at address {self._address:#04x}: {error}; check wiring and address"
@@ -60,4 +62,5 @@ class Ina219Sensor:
         chip = INA219(self._open_bus(), addr=self._address)
         for register, value in _WANTED.items():  # the driver has left its own there
             write_u16(chip, register, value)
+        time.sleep(_CONVERSION_S)
         self._chip = chip

@@ -20,6 +20,7 @@ _WANTED: Final = {
     0x01: 0xF000 | 2 << 9 | 3 << 6 | 5 << 3 | 2,  # continuous; 150 µs, 280 µs and 1,052 µs; averaged over 16
     0x02: 4_096,  # 13107.2e6 · current step · shunt, where full scale of the shunt is the largest current
 }
+_CONVERSION_S: Final = 0.026  # 16 times 1.482 ms, and a tenth; until then the registers hold another one
 _CHECK_S: Final = 60.0
 _TOLERANCE: Final = 0.02
 _TOLERANCE_J: Final = 1.0
@@ -57,7 +58,7 @@ class Ina228Sensor:
                 shunt = _signed(self._chip._reg24(_VSHUNT)) >> 4  # noqa: SLF001 - the driver's own values are floats
                 bus = self._chip._reg24(_VBUS) >> 4  # noqa: SLF001
                 energy_j = self._chip.energy
-                configured = holds(self._chip, _WANTED)
+                configured = holds(self._chip, _WANTED, _CONVERSION_S)
                 if not configured:
                     self._check = None  # what the accumulator holds was counted otherwise
             except (OSError, ValueError, RuntimeError) as error:
@@ -79,6 +80,7 @@ class Ina228Sensor:
         chip.set_calibration(self._shunt_uohm / 1e6, SHUNT_FULL_SCALE_UV / self._shunt_uohm)
         for register, value in _WANTED.items():
             write_u16(chip, register, value)
+        time.sleep(_CONVERSION_S)
         self._chip, self._check = chip, None
 
     def _compare(self, reading: Electrical, energy_j: float) -> None:

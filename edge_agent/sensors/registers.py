@@ -1,5 +1,6 @@
 """Whole 16-bit registers of a chip: its driver reads before it changes bits, and a bus may give back nonsense."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,14 @@ def write_u16(chip: Any, register: int, value: int) -> None:
         device.write(bytes([register, *value.to_bytes(2, "big")]))
 
 
-def holds(chip: Any, wanted: Mapping[int, int]) -> bool:
-    """Tell whether a chip's registers are what they should be; those that are not are written again, whole."""
+def holds(chip: Any, wanted: Mapping[int, int], conversion_s: float) -> bool:
+    """Tell whether a chip's registers are what they should be; those that are not are written again, whole.
+
+    Then it waits for a conversion: until one is done the chip gives back what it measured otherwise.
+    """
     wrong = {register: value for register, value in wanted.items() if read_u16(chip, register) != value}
     for register, value in wrong.items():
         write_u16(chip, register, value)
+    if wrong:
+        time.sleep(conversion_s)
     return not wrong

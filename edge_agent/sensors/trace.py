@@ -8,13 +8,15 @@ import codecs
 import csv
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final, TextIO
 
 from edge_agent.sensors.base import Electrical
 from maxgreen.errors import UsageError
@@ -31,6 +33,8 @@ SENTINELS: Final = frozenset(
 )
 _FIRST, _LAST = datetime(1990, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 _LONGEST_NUMBER: Final = 40
+_LONGEST_LINE: Final = 65_536
+_NUMBER: Final = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d{1,9})?", re.ASCII)
 _LARGEST_EXPONENT: Final = 9
 _LOG: Final = logging.getLogger(__name__)
 
@@ -77,13 +81,13 @@ class _LeftOut:
 def read_trace(path: Path) -> Trace:
     """Read a trace, CSV or (.jsonl, .ndjson) JSON lines; UsageError names file, line and cure."""
     channels: dict[str, list[TracePoint]] = {}
-    left_out = _LeftOut()
+    left_out, marks = _LeftOut(), _Marks()
     try:
         with path.open(newline="", encoding=_encoding(path)) as file:
             lines = _whole_lines(file, path, left_out)
             rows = _json_rows(lines, path) if path.suffix in {".jsonl", ".ndjson"} else _csv_rows(lines, path)
             for where, row in rows:
-                _take(row, where, channels, left_out)
+                _take(row, where, channels, left_out, marks)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; name a CSV or JSON lines file with --trace") from error
     except UnicodeError as error:
@@ -101,9 +105,26 @@ def read_trace(path: Path) -> Trace:
 Row = Mapping[str, str | None]
 
 
-def _take(row: Row, where: str, channels: dict[str, list[TracePoint]], left_out: _LeftOut) -> None:
+@dataclass
+class _Marks:
+    """The decimal mark of a file: where both are met one of them divides thousands, and nobody can tell which."""
+
+    first: str = ""
+
+    def check(self, text: str, where: str) -> None:
+        mark = next((mark for mark in ".," if mark in text), "")
+        if self.first and mark and mark != self.first:
+            raise UsageError(
+                f"{where}: {text} has another decimal mark than the numbers before it; write all with a point"
+            )
+        self.first = self.first or mark
+
+
+def _take(row: Row, where: str, channels: dict[str, list[TracePoint]], left_out: _LeftOut, marks: _Marks) -> None:
     points = channels.setdefault((row["channel"] or "").strip(), [])
     voltage, current = (_number(row[name], name, where) for name in ("v_bus_V", "i_A"))
+    for name in ("v_bus_V", "i_A"):
+        marks.check(row[name] or "", where)
     if voltage in SENTINELS or current in SENTINELS:
         left_out.add("they hold a logger's mark for no reading, like -9999 or 655.35")
         return
@@ -131,9 +152,14 @@ def _encoding(path: Path) -> str:
     return "utf-8"
 
 
-def _whole_lines(file: Iterable[str], path: Path, left_out: _LeftOut) -> Iterator[str]:
+def _whole_lines(file: TextIO, path: Path, left_out: _LeftOut) -> Iterator[str]:
     """Yield the lines; those of NUL bytes, as a power cut leaves them, are empty."""
-    for number, line in enumerate(file, 1):
+    for number in count(1):
+        line = file.readline(_LONGEST_LINE)
+        if not line:
+            return
+        if len(line) == _LONGEST_LINE and line.strip("\0"):
+            raise UsageError(f"{path} line {number}: longer than {_LONGEST_LINE} characters; is it a trace?")
         if "\0" not in line:
             yield line
         elif line.strip("\0\r\n \t"):
@@ -154,12 +180,23 @@ def _csv_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[str, Row]]:
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
     if missing := [name for name in COLUMNS if name not in names]:
         raise UsageError(f"{path} line 1: no column {missing[0]}; expected {', '.join(COLUMNS)}")
-    rows = csv.reader(found, delimiter=delimiter)
-    begin = 2
-    for row in rows:
-        where, begin = f"{path} line {begin}", rows.line_num + 2
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise UsageError(f"{path} line 1: two columns {twice[0]}; keep the one that was measured")
+    rows = csv.reader(found, delimiter=delimiter, strict=True)
+    while True:
+        where = f"{path} line {rows.line_num + 2}"
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise UsageError(f"{where}: a quotation mark opens here and is not closed well ({error})") from error
+        if row is None:
+            return
         if any("\n" in value for value in row):
             raise UsageError(f"{where}: a quotation mark opens here and is not closed in its line; take it out")
+        if any(value.strip() for value in row[len(names) :]):
+            raise UsageError(
+                f"{where}: {len(row)} values for {len(names)} columns; put decimal commas in quotation marks"
+            )
         if any(value.strip() for value in row):
             yield where, dict(zip(names, [*row, *[None] * len(names)], strict=False))
 
@@ -170,12 +207,19 @@ def _json_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[str, Row]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line, parse_float=str, parse_int=str)
+            value = json.loads(line, parse_float=str, parse_int=str, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}: not a JSON object: {error}") from error
         if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in COLUMNS):
             raise UsageError(f"{where}: expected an object with {', '.join(COLUMNS)}")
         yield where, value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a name is in it twice")
+    return value
 
 
 def interval_of(points: tuple[TracePoint, ...]) -> int:
@@ -218,12 +262,8 @@ def _electrical(voltage: Decimal, current: Decimal, where: str) -> Electrical:
 def _number(text: str | None, name: str, where: str) -> Decimal:
     """Return a number; a comma that stands for the point is one."""
     found = (text or "").strip()
-    if found.count(",") == 1 and "." not in found:
-        found = found.replace(",", ".")
-    try:
-        value = Decimal(found) if len(found) <= _LONGEST_NUMBER else Decimal("NaN")
-    except InvalidOperation:
-        value = Decimal("NaN")
+    is_number = len(found) <= _LONGEST_NUMBER and _NUMBER.fullmatch(found)
+    value = Decimal(found.replace(",", ".")) if is_number else Decimal("NaN")
     if not value.is_finite():
         raise UsageError(
             f"{where}: {name} is {(text or '')[:_LONGEST_NUMBER]!r}, not a number; "

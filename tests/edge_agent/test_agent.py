@@ -142,7 +142,7 @@ def test_samples_without_a_date_wait_on_disk_and_survive_a_power_cut(tmp_path):
     assert dated == [1000 * k for k in (*range(120), *range(150, 300))]
     ledger = Ledger(Lab())
     assert {ledger.send(m) for _, m in spool.messages(0, 100)} == {Reason.NONE}
-    assert spool.held_ticks() == (b"", [])
+    assert spool.held() == {}
 
 
 @pytest.mark.rule("P-BAT-7")
@@ -162,7 +162,7 @@ def test_a_clean_stop_loses_no_sample_that_waits_and_the_next_boot_seals_it_unda
     batches = sealed(spool)
     assert [(b.boot, b.synchronised) for b in batches] == [(BOOT, False)] * 2 + [(bytes(16), True)] * 2
     assert [b.channels[0].register_mws for b in batches] == [59 * 18_000, 89 * 18_000, 89 * 18_000, 93 * 18_000]
-    assert spool.held_ticks() == (b"", [])
+    assert spool.held() == {}
 
 
 @pytest.mark.rule("P-BAT-2", "P-BAT-3")
@@ -283,3 +283,41 @@ def test_mining_has_the_lowest_priority_and_gives_shares_for_one_history():
         assert worker.harvest(hashlib.sha256(b"another history").digest()) != work
     finally:
         worker.stop()
+
+
+@pytest.mark.rule("P-ATT-1")
+def test_an_hour_that_ends_between_two_batches_is_attested_by_the_next_one(spool):
+    sealer = make_sealer(spool)
+    for tick in ticks(3_500, 100):
+        sealer.take(tick)
+    sealer.event(EventKind.SENSOR_FAULT, 3_659_500)  # cuts at 09:59:59.5
+    for tick in ticks(3_601, 120):
+        sealer.take(tick)
+    batches = sealed(spool)
+    assert [b.seq for b in batches if b.attestations] == [
+        0,
+        next(b.seq for b in batches if b.t0_ms >= T0_MS + 3_600_000),
+    ]
+
+
+@pytest.mark.rule("P-ATT-1")
+def test_a_start_that_not_every_channel_attests_opens_no_lines(spool):
+    sealer = make_sealer(spool)
+    for tick in ticks(0, 5):
+        sealer.take(replace(tick, samples={0: tick.samples[0]}))
+    sealer.event(EventKind.TRANSFER_START, 64_500, 7)
+    assert not spool.tip.opened
+    for tick in ticks(5, 5):
+        sealer.take(tick)
+    assert spool.tip.opened
+
+
+def test_a_channel_that_the_settings_have_no_more_is_left_out_of_what_waited(spool):
+    sealer = make_sealer(spool)
+    for tick in ticks(0, 5, wall=False):
+        sealer.take(replace(tick, samples={**tick.samples, 9: replace(tick.samples[0], boot_ms=tick.boot_ms - 1)}))
+    for tick in ticks(5, 60):
+        sealer.take(tick)
+    sealer.stop()
+    ledger = Ledger(Lab())
+    assert {ledger.send(m) for _, m in spool.messages(0, 100)} == {Reason.NONE}

@@ -2,14 +2,15 @@
 
 import pytest
 
+from edge_agent import undated
 from edge_agent.source import Tick, kernel_clock
-from edge_agent.spool import Spool
+from edge_agent.spool import MediumError, Spool
 from maxgreen.protocol.batch import EventKind
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.meter import Sample
 from simulator.lab import NETWORK, T0_MS, Lab
-from tests.edge_agent.test_agent import make_sealer, sealed
+from tests.edge_agent.test_agent import make_sealer, sealed, ticks
 from tests.verify.test_verdict import Ledger
 
 LATE = T0_MS + 10 * 3_600_000
@@ -79,3 +80,82 @@ def test_the_kernel_says_whether_its_clock_is_synchronised():
     synchronised, error_ms = kernel_clock()
     assert isinstance(synchronised, bool)
     assert (error_ms is None) is not synchronised
+
+
+@pytest.mark.rule("P-BAT-7")
+def test_readings_of_several_boots_that_wait_are_sealed_boot_by_boot(tmp_path, monkeypatch):
+    path, first, second = tmp_path / "spool.db", b"1" * 16, b"0" * 16
+    for boot, monkeyed in ((first, False), (second, True)):
+        spool = Spool(path, network_digest(NETWORK))
+        if monkeyed:  # the medium takes readings, and no batch: they stay where they are
+            monkeypatch.setattr(spool, "append", _full)
+        sealer = make_sealer(spool, boot=boot)
+        for tick in ticks(0, 90, wall=False):
+            sealer.take(tick)
+        sealer._undated.hold()
+        spool.close()
+    spool = Spool(path, network_digest(NETWORK))
+    sealer = make_sealer(spool, boot=bytes(16))
+    sealer.work()
+    batches = sealed(spool)
+    assert [b.boot for b in batches] == [first, first, second, second]
+    assert batches[-1].channels[0].register_mws == 2 * 89 * 18_000
+    assert spool.held() == {}
+
+
+def _full(*_arguments):
+    raise MediumError("full")
+
+
+@pytest.mark.rule("P-BAT-4")
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_waits_for_a_date_keeps_the_interval_that_it_was_sampled_at(tmp_path, restarted):
+    spool = Spool(tmp_path / "spool.db", network_digest(NETWORK))
+    sealer = make_sealer(spool, interval_ms=1_000)
+    for tick in ticks(0, 30, wall=False):
+        sealer.take(tick)
+    sealer.set_interval(10_000)
+    for tick in list(ticks(30, 100, wall=False))[::10]:
+        sealer.take(tick)
+    if restarted:
+        sealer.stop()
+        spool.close()
+        spool = Spool(tmp_path / "spool.db", network_digest(NETWORK))
+        sealer = make_sealer(spool, interval_ms=10_000)
+    for tick in ticks(130, 1):
+        sealer.take(tick)
+    sealer.stop()
+    batches = sealed(spool)
+    assert [b.interval_ms for b in batches[:3]] == [1_000, 1_000, 10_000]
+    assert batches[-1].channels[0].gap_ms == 0
+    ledger = Ledger(Lab())
+    assert {ledger.send(m, LATE) for _, m in spool.messages(0, 100)} == {Reason.NONE}
+
+
+@pytest.mark.rule("P-BAT-7")
+def test_after_a_restart_what_waited_an_hour_is_sealed_and_none_is_dropped(tmp_path):
+    path = tmp_path / "spool.db"
+    spool = Spool(path, network_digest(NETWORK))
+    sealer = make_sealer(spool)
+    for tick in ticks(0, 3_600, wall=False):
+        sealer.take(tick)
+    held = [(tick, 1_000) for tick in ticks(3_600, 30, wall=False)]  # written, and cut off before they were released
+    sealer._undated.hold()
+    spool.hold(sealer._undated._boot, held)
+    spool.close()
+    spool = Spool(path, network_digest(NETWORK))
+    sealer = make_sealer(spool)
+    sealer.stop()
+    assert sealed(spool)[-1].channels[0].register_mws == 3_629 * 18_000
+
+
+def test_fast_readings_wait_less_long_than_an_hour(tmp_path, monkeypatch):
+    monkeypatch.setattr(undated, "MOST_WAITING", 50)
+    spool = Spool(tmp_path / "spool.db", network_digest(NETWORK))
+    sealer = make_sealer(spool)
+    for tick in ticks(0, 120, wall=False):
+        sealer.take(tick)
+    sealer.stop()
+    batches = sealed(spool)
+    assert not any(b.synchronised for b in batches)
+    assert batches[-1].channels[0].register_mws == 119 * 18_000

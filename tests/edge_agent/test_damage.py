@@ -4,11 +4,14 @@ import hashlib
 import os
 import random
 import shutil
+import sqlite3
 from collections import Counter
+from contextlib import closing
 
 import pytest
 
 from edge_agent import salvage
+from edge_agent import spool as spool_module
 from edge_agent.config import AgentSettings, ChannelSettings
 from edge_agent.identity import SALVAGED, Identities
 from edge_agent.keystore import KeySettings
@@ -265,3 +268,51 @@ def test_a_damaged_log_of_the_last_writes_is_found_too(tmp_path):
 def test_what_is_lost_is_said_in_spans():
     found = salvage.Found(None, None, (1, 2, 3, 7, 9, 10))
     assert "6 batches are lost: 1 to 3, 7, 9 to 10" in salvage.explain(found)
+
+
+@pytest.mark.parametrize("fact", ["tip", "command", "predecessor", "spool"])
+def test_a_fact_that_is_gone_is_a_damage_and_not_a_fresh_start(site, tmp_path, fact):
+    folder = tmp_path / "state"
+    shutil.copytree(site.folder, folder)
+    with closing(sqlite3.connect(folder / "spool.db")) as db:
+        db.execute("DELETE FROM facts WHERE name = ?", (fact,))
+        db.execute("DELETE FROM batches")
+        db.commit()
+    with pytest.raises(DamagedError):
+        Spool(folder / "spool.db", GENESIS)
+
+
+def test_a_damaged_index_hides_nothing(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(spool_module, "_CHECKED_WHOLE", 0)  # as for a spool that is too large to be read through
+    folder = tmp_path / "state"
+    shutil.copytree(site.folder, folder)
+    with closing(sqlite3.connect(folder / "spool.db", isolation_level=None)) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        empty = "(SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_undated_1')"
+        db.execute(f"UPDATE sqlite_master SET rootpage = {empty} WHERE name = 'sqlite_autoindex_facts_1'")
+    with closing(sqlite3.connect(folder / "spool.db")) as db:
+        assert db.execute("SELECT 1 FROM facts WHERE name = 'tip'").fetchone() is None
+    spool = Spool(folder / "spool.db", GENESIS)
+    assert (spool.tip, spool.obeyed()) == (site.tip, 7)
+    with pytest.raises(DamagedError):
+        spool.check()
+    spool.close()
+
+
+def test_a_batch_that_cannot_be_read_does_not_hide_those_before_it(site, tmp_path):
+    folder = tmp_path / "state"
+    shutil.copytree(site.folder, folder)
+    with closing(sqlite3.connect(folder / "spool.db")) as db:
+        db.execute("UPDATE batches SET message = 17 WHERE seq = 5")
+        db.execute("UPDATE batches SET message = 'text' WHERE seq = 7")
+        db.commit()
+    spool = Spool(folder / "spool.db", GENESIS)
+    assert [seq for seq, _ in spool.messages(0, 20)] == [0, 1, 2, 3, 4]
+    for seq in (5, 7):
+        with pytest.raises(DamagedError) as caught:
+            spool.messages(seq, 20)
+        assert caught.value.seq == seq
+        assert spool.digest(seq) is None
+    spool.close()
+    _, said = recovered(site.settings(folder), lambda _device: site.receipt)
+    assert "2 batches are lost: 5, 7" in said

@@ -4,16 +4,20 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edge_agent import identity as identity_module
+from edge_agent.compose import build_agent
+from edge_agent.config import AgentSettings, ChannelSettings
 from edge_agent.identity import SPOOL, Identities
 from edge_agent.keystore import KeySettings
+from edge_agent.recovery import recovered
 from edge_agent.spool import Spool
-from maxgreen.errors import Fatal
+from maxgreen.errors import Fatal, UsageError
 from maxgreen.keyfile import load_key_file
 from maxgreen.protocol.backend import Receipt, sign_receipt
 from maxgreen.protocol.batch import EventKind, parse_batch
@@ -153,6 +157,63 @@ def test_a_change_of_keys_that_is_cut_off_anywhere_ends_the_same(device, tmp_pat
         if whole:
             break
     assert step > 10
+
+
+def test_the_agent_and_its_commands_end_a_change_of_keys_that_was_cut_off(device, tmp_path_factory, monkeypatch):
+    identities, old = device
+    prepared = identities.prepare()
+    identities.confirm()
+    finish(identities)
+    with monkeypatch.context() as patch:
+        patch.setattr(identity_module.shutil, "rmtree", _cut)
+        patch.setattr(Path, "rename", _cut_at(4, Path.rename))
+        with pytest.raises(PowerCutError):
+            identities.switch(GENESIS)
+    for start in (_build, lambda s: recovered(s, lambda _device: None), lambda s: Identities(s.state_dir, s.key).make(),
+                  lambda s: Identities(s.state_dir, s.key).prepare()):  # fmt: skip
+        folder = tmp_path_factory.mktemp("cut") / "state"
+        shutil.copytree(identities.folder, folder)
+        settings = AgentSettings(
+            network=NETWORK, backend_keys=(BACKEND.spki.hex(),), state_dir=folder, channels=(ChannelSettings(),)
+        )
+        assert not [fault for fault in settings.faults() if "key" in fault]
+        with suppress(UsageError, FileExistsError, Fatal):  # it is in order, a key is there
+            start(settings)
+        found = Identities(folder, KeySettings())
+        assert found.signer().spki == prepared.spki
+        assert [one[0] for one in found.retired()] == [old]
+
+
+def _build(settings):
+    build_agent(settings).close()
+
+
+def _cut(*_arguments, **_options):
+    raise PowerCutError
+
+
+def _cut_at(calls, original):
+    left = [calls]
+
+    def call(*arguments):
+        left[0] -= 1
+        return original(*arguments) if left[0] else _cut()
+
+    return call
+
+
+def test_a_damaged_spool_of_an_earlier_key_does_not_stop_the_one_in_use(device, caplog):
+    identities, old = device
+    identities.prepare()
+    identities.confirm()
+    finish(identities)
+    identities.switch(GENESIS)
+    (identities.old_folder(old) / SPOOL).write_bytes(b"nothing")
+    settings = AgentSettings(
+        network=NETWORK, backend_keys=(BACKEND.spki.hex(),), state_dir=identities.folder, channels=(ChannelSettings(),)
+    )
+    _build(settings)
+    assert "an earlier key's" in caplog.text
 
 
 def test_a_spool_that_is_gone_or_damaged_invents_no_registers_and_names_the_cure(device):

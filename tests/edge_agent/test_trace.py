@@ -39,6 +39,13 @@ GOOD = "2015-11-11T07:00:00Z,a,18.0,1.0\n"
         (HEADER + GOOD.replace("2015-11-11T07:00:00Z", "noon"), "line 2: time 'noon'"),
         (HEADER + GOOD.replace("1.0", "1e9"), "line 2: current"),
         ("\x00\x01", "UTF-16 without"),
+        (HEADER + GOOD.replace("18.0", "18,0"), "line 2: 5 values for 4 columns; put decimal commas"),
+        (HEADER.replace(",i_A", ",i_A,i_A") + GOOD, "line 1: two columns i_A"),
+        (HEADER + GOOD + GOOD.replace("07:00", "07:01").replace("1.0", '"1,000"'), "line 3: 1,000 has another decimal"),
+        (HEADER + GOOD.replace("1.0", "1_0"), "line 2: i_A is '1_0', not a number"),
+        (HEADER + GOOD.replace("1.0", "\u0661"), "line 2: i_A is .*, not a number"),
+        (HEADER + GOOD.replace("1.0", '"1"0'), "line 2: a quotation mark"),
+        (HEADER + "x" * 100_000 + "\n" + GOOD, "line 2: longer than 65536"),
     ],
 )
 def test_a_bad_trace_names_file_line_and_cure(tmp_path, text, says):
@@ -47,6 +54,13 @@ def test_a_bad_trace_names_file_line_and_cure(tmp_path, text, says):
     with pytest.raises(UsageError, match=says) as caught:
         read_trace(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_name_that_a_json_line_has_twice_is_refused(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"ts_utc": "2015-11-11T07:00:00Z", "channel": "a", "v_bus_V": 18, "i_A": 1, "i_A": 9}\n')
+    with pytest.raises(UsageError, match="line 1: .* twice"):
+        read_trace(path)
 
 
 def test_a_missing_trace_and_an_unknown_channel_are_named(tmp_path):
