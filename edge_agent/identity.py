@@ -82,6 +82,7 @@ class Identities:
 
     def confirm(self, *, needs_certificate: bool = False) -> None:
         """Let the key in use have its last batch as soon as the agent runs; Fatal when no other is ready to follow."""
+        self.resume()
         if not _has_key(self.next_folder):
             raise Fatal("no key is prepared; run 'maxgreen agent rotate' first, and register what it prints")
         if needs_certificate and not (self.next_folder / "tls.crt").exists():

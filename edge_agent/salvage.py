@@ -62,7 +62,7 @@ def examine(path: Path) -> Found:
         mended = _mended(path, db, doubtful, tip) if doubtful else {}
     lost = doubtful.keys() - mended.keys()
     batches = WholeBatches(path, [seq for seq in seqs if seq not in lost], mended)
-    kept = Kept(tip or ChainTip(0, b""), batches, receipts, undated, -1 if obeyed is None else obeyed, predecessor)
+    kept = Kept(tip or ChainTip(0, b""), batches, receipts, undated, obeyed, predecessor)
     return Found(tip, kept, tuple(sorted(lost)))
 
 

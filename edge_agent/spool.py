@@ -9,6 +9,7 @@ import json
 import logging
 import secrets
 import sqlite3
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -66,7 +67,7 @@ class Kept:
     batches: Iterable[tuple[int, bytes]] = ()
     receipts: Sequence[tuple[int, bytes]] = ()  # day, message
     undated: Sequence[tuple[bytes, int, bytes, bytes]] = ()
-    obeyed: int = -1
+    obeyed: int | None = -1
     predecessor: tuple[bytes, bytes] | None = None
 
 
@@ -290,10 +291,15 @@ class Spool:
         self._noted = receipt.next_seq, receipt.server_ms
 
     def restore(self, kept: "Kept") -> None:
-        """Fill a spool that was just begun with what was kept of a damaged one, in one transaction."""
+        """Fill a spool that was just begun with what was kept of a damaged one, in one transaction.
+
+        When the newest command is not known none is obeyed that was issued until now: its number is no less than its
+        time of issue, ms (P-CMD-1).
+        """
+        obeyed = time.time_ns() // 1_000_000 if kept.obeyed is None else kept.obeyed
         with self._medium(), _Transaction(self._db):
             self._put("tip", encode_tip(kept.tip))
-            self._put("command", str(kept.obeyed).encode())
+            self._put("command", str(obeyed).encode())
             self._put("predecessor", b"".join(kept.predecessor or ()))
             rows = ((seq, message, hashlib.sha256(message).digest()) for seq, message in kept.batches)
             self._db.executemany("INSERT INTO batches VALUES (?, ?, ?)", rows)

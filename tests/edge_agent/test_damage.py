@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import sqlite3
+import time
 from collections import Counter
 from contextlib import closing
 
@@ -97,7 +98,7 @@ def damage(path, chance):
 
 
 def test_of_random_damages_none_is_silent_and_what_is_whole_is_kept(site, tmp_path):
-    outcomes = Counter()
+    outcomes, begun_ms = Counter(), int(time.time() * 1000)
     for seed in range(DAMAGES):
         folder = tmp_path / "state"
         shutil.rmtree(folder, ignore_errors=True)
@@ -127,7 +128,8 @@ def test_of_random_damages_none_is_silent_and_what_is_whole_is_kept(site, tmp_pa
         assert lost == 0 or key_id(signer.spki) == site.device
         assert all(site.good[seq] == message for seq, message in found.items()), seed
         if key_id(signer.spki) == site.device:
-            assert (tip, obeyed) == (site.tip, 7), seed
+            assert tip == site.tip, seed
+            assert obeyed == 7 or obeyed >= begun_ms, seed  # no command that was obeyed is obeyed again
             assert kind != "bit" or len(found) >= len(site.good) - 1, (seed, len(found))
             outcomes[kind, "same key", len(found) == len(site.good)] += 1
             continue
