@@ -1,10 +1,11 @@
 """When a batch goes out, and when again: a pure policy (P-RCT-2).
 
-A batch goes out once, in order, at most `ahead` of the ledger's receipt. What a connection lost before the broker had
-it goes out again at once. Of the others only the oldest without a receipt ever does: it tells whether the ledger
-listens, and the receipt that it brings says what else is missing. It is waited for from when it was sent, or the last
-receipt moved, with full jitter (Brooker, "Exponential backoff and jitter", 2015) over a time that doubles, so that a
-backend that is away for a month costs some twenty messages a day.
+A batch goes out once, in order, at most `ahead` of the ledger's receipt, and the further the more the last receipts
+took (slow start, RFC 5681): a backlog fills the way, and a ledger that is away gets little. What a connection lost
+before the broker had it goes out again at once. Of the others only the oldest without a receipt ever does: it tells
+whether the ledger listens, and the receipt that it brings says what else is missing. It is waited for from when it was
+sent, or the last receipt moved, with full jitter (Brooker, "Exponential backoff and jitter", 2015) over a time that
+doubles, so that a backend that is away for a month costs some twenty messages a day.
 """
 
 from collections.abc import Callable, Collection
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 MAX_DELAY_S: Final = 3 * 3_600.0
+MOST_ROOM: Final = 440  # with the 60 by default: a broker keeps a thousand for a ledger that is away
 _LOST: Final = float("-inf")
 
 
@@ -24,6 +26,7 @@ class Flight:
     since_s: float = _LOST  # a receipt for `first` is waited for from here on, or from when it was sent
     delay_s: float = 0.0  # and for so long
     attempt: int = 0  # how often `first` went out again
+    room: int = 0  # so many did the last receipts take, as long as each took several
 
     @property
     def end(self) -> int:
@@ -37,7 +40,7 @@ def due(flight: Flight, now_s: float, *, next_seq: int, ahead: int) -> int | Non
         return flight.first + flight.sent_s.index(_LOST)
     if flight.sent_s and now_s - max(flight.sent_s[0], flight.since_s) >= flight.delay_s:
         return flight.first
-    if flight.end < next_seq and len(flight.sent_s) < ahead:
+    if flight.end < next_seq and len(flight.sent_s) < ahead + flight.room:
         return flight.end
     return None
 
@@ -63,18 +66,20 @@ def receipted(
 
     `hole`: the ledger holds batches beyond `next_seq`, so that one is missing.
     """
-    if not flight.first <= next_seq < flight.end:
-        return Flight(next_seq)
-    if next_seq == flight.first:
+    took = next_seq - flight.first
+    if not 0 <= took < len(flight.sent_s):
+        return Flight(next_seq, room=_room(flight, min(took, len(flight.sent_s))))
+    if not took:
         # it was sent before what the ledger holds: no way keeps it that long
         return replace(flight, delay_s=0.0) if hole and not flight.attempt else flight
     # an answer to the one that went out again, and to no other: the next one is lost as well, it seems
-    alone = flight.attempt > 0 and next_seq == flight.first + 1
+    alone = flight.attempt > 0 and took == 1
     return Flight(
         next_seq,
-        flight.sent_s[next_seq - flight.first :],
+        flight.sent_s[took:],
         since_s=now_s,
         delay_s=0.0 if alone or hole else _delay_s(0, resend_s, chance()),
+        room=_room(flight, took),
     )
 
 
@@ -89,6 +94,10 @@ def awake(flight: Flight, now_s: float, *, resend_s: float, chance: Callable[[],
     if not flight.attempt or not flight.sent_s:
         return flight
     return replace(flight, since_s=now_s, delay_s=min(flight.delay_s, chance() * resend_s), attempt=0)
+
+
+def _room(flight: Flight, took: int) -> int:
+    return min(flight.room + took, MOST_ROOM) if took > 1 else 0
 
 
 def _delay_s(attempt: int, resend_s: float, chance: float) -> float:

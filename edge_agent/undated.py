@@ -84,6 +84,8 @@ class Undated:
         return happened
 
     def _release(self, offset_ms: int | None) -> list[Reading | Happening]:
+        if self.is_empty:
+            return []
         waiting, self._waiting, self._held, self.medium_fault = self._waiting, [], 0, ""
         happened, self._happened = self._happened, []
         if offset_ms is not None:

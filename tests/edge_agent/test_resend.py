@@ -58,13 +58,31 @@ def test_no_batch_goes_out_twice_within_its_delay_and_all_in_order(steps, chance
         before = len(ledger.out)
         ledger.send_due(next_seq)
         for at_s, seq in ledger.out[before:]:
-            assert have <= seq < min(next_seq, have + AHEAD)
+            assert have <= seq < min(next_seq, have + AHEAD + ledger.flight.room)
+            assert ledger.flight.room <= min(resend.MOST_ROOM, have)
             if seq in last:
                 assert at_s - last[seq] >= RESEND_S or seq == again
                 assert seq == have  # only the oldest one without a receipt
             last[seq] = at_s
     first_times = list(dict.fromkeys(seq for _, seq in ledger.out))
     assert first_times == sorted(first_times)
+
+
+def test_a_backlog_fills_the_way_and_a_ledger_that_keeps_up_gets_no_more_than_the_usual():
+    ledger, have = Ledger(lambda: 0.5), 0
+    for _ in range(20):
+        ledger.send_due(10_000)
+        have = ledger.flight.end
+        ledger.receipt(have)
+    ledger.send_due(10_000)
+    assert ledger.flight.end - have == AHEAD + resend.MOST_ROOM
+    for next_seq in range(have + 1, have + 100):
+        ledger.receipt(next_seq)
+    ledger.receipt(ledger.flight.end)
+    before = len(ledger.out)
+    ledger.receipt(ledger.flight.end + 1)
+    ledger.send_due(20_000)
+    assert len(ledger.out) - before == AHEAD
 
 
 @pytest.mark.rule("P-RCT-2")
