@@ -369,7 +369,7 @@ def _moved(state: ChainState, signed: SignedBatch, judgement: Judgement) -> Chai
     forget = reason is Reason.BIRTH_MISSING
     channels = {n: replace(c, last=None) for n, c in state.channels.items()} if forget else dict(state.channels)
     for channel in batch.channels:
-        *_, last = _samples(batch, channel)
+        last = Sample(channel.voltage_uv[-1], channel.current_ua[-1], batch.t0_boot_ms + channel.offsets_ms[-1])
         channels[channel.number] = ChannelState(
             channel.number,
             channel.role,
