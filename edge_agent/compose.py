@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Final, cast
@@ -54,6 +54,7 @@ def build_agent(settings: AgentSettings, runtime: Path | None = None) -> Agent:
     spool = Spool(settings.spool_file, genesis_head)
     work = settings.work
     worker = Worker(device, nbits=work.nbits, duty=work.duty, wait_shares=work.wait_shares) if work.enabled else None
+    retired, undeliverable = _retired(settings, identities, source.boot_id)
     parts = AgentParts(
         source=source,
         signer=signer,
@@ -70,7 +71,8 @@ def build_agent(settings: AgentSettings, runtime: Path | None = None) -> Agent:
         line_channel=settings.board.relay_channel,
         budget=settings.budget,
         most_spool_bytes=settings.spool.max_mib * 2**20,
-        retired=tuple(_retired(settings, identities, source.boot_id)),
+        retired=retired,
+        undeliverable=undeliverable,
         finish_key=identities.is_confirmed,
     )
     return Agent(parts)
@@ -109,13 +111,18 @@ def _uplink(settings: AgentSettings, broker: BrokerSettings, device: bytes, spoo
     )
 
 
-def _retired(settings: AgentSettings, identities: Identities, boot_id: bytes) -> Iterator[Retired]:
-    """Return the earlier keys of which the ledger has not everything yet; each logs in with its own certificate."""
+def _retired(settings: AgentSettings, identities: Identities, boot_id: bytes) -> tuple[list[Retired], list[str]]:
+    """Return the earlier keys of which the ledger has not everything yet, and why others' spools can't be read.
+
+    Each logs in with its own certificate.
+    """
+    retired, undeliverable = [], []
     for device, folder, path in identities.retired():
         try:
             spool = Spool(path, network_digest(settings.network))
         except (DamagedError, MediumError) as error:  # the key in use goes on
-            _LOG.error("%s (an earlier key's: what it had not delivered stays there)", error)
+            _LOG.error("an earlier key's batches can't be delivered: %s", error)
+            undeliverable.append(str(error))
             continue
         if not spool.waiting():
             spool.close()
@@ -126,7 +133,8 @@ def _retired(settings: AgentSettings, identities: Identities, boot_id: bytes) ->
             if (path := getattr(settings.broker, name)) and path.is_relative_to(settings.state_dir)
         }
         broker = settings.broker.model_copy(update=own)
-        yield Retired(spool, _uplink(settings, broker, device, spool, boot_id))
+        retired.append(Retired(spool, _uplink(settings, broker, device, spool, boot_id)))
+    return retired, undeliverable
 
 
 def make_birth(

@@ -42,4 +42,5 @@ class AgentParts:
     budget: BudgetSettings = field(default_factory=BudgetSettings)
     most_spool_bytes: int = 2**40
     retired: Sequence[Retired] = ()
+    undeliverable: Sequence[str] = ()  # earlier keys' spools that can't be read, and why
     finish_key: bool = False  # a rotation is confirmed: this key's last batch is due

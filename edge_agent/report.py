@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 ALARM_CODES: Final = (
-    *("board", "case_open", "medium", "lost", "key", "contradiction", "damaged", "missing", "unknown_key", "refused"),
-    *("denied", "no_receipt", "mining", "sensor"),
+    *("board", "case_open", "medium", "lost", "key", "contradiction", "damaged", "missing", "earlier_key"),
+    *("unknown_key", "refused", "denied", "no_receipt", "mining", "sensor"),
 )
 SENSOR_DEAD_S: Final = 60.0
 UNANSWERED_S: Final = 240.0
@@ -28,6 +28,7 @@ class Signs:
     contradiction: str | None = None
     missing: str | None = None
     damaged: Sequence[int] = ()
+    earlier_key: str = ""
     unknown_key: str | None = None
     denied: str | None = None
     refused: str | None = None
@@ -82,6 +83,9 @@ def _of_the_chain(signs: Signs) -> Iterator[Alarm]:
     if signs.missing:
         text = f"{signs.missing}; ask the operator to skip what is gone (maxgreen ingest decide skip)"
         yield Alarm("missing", text)
+    if signs.earlier_key:
+        text = f"an earlier key's batches can't be delivered: {signs.earlier_key}; see what the operator's ledger lacks"
+        yield Alarm("earlier_key", text)
 
 
 def _of_the_backend(signs: Signs) -> Iterator[Alarm]:

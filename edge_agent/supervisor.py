@@ -239,6 +239,7 @@ class Supervisor:
             contradiction=first("alarm"),
             missing=first("missing"),
             damaged=[seq for uplink in uplinks for seq in uplink.damaged],
+            earlier_key="; ".join(parts.undeliverable),
             unknown_key=first("unknown_key"),
             denied=first("deaf") or first("denied"),
             refused=first("refused"),

@@ -30,6 +30,7 @@ WRONG = {
     "contradiction": {"contradiction": "receipt for seq 9 contradicts this device's chain"},
     "damaged": {"damaged": [3, 4]},
     "missing": {"missing": "the ledger asks for batch 3, the spool begins at 5"},
+    "earlier_key": {"earlier_key": "spool old/ab/spool.db: damaged"},
     "unknown_key": {"unknown_key": "key ab is not one of the backend's"},
     "refused": {"refused": "Not authorized"},
     "denied": {"denied": "sending batches: Not authorized"},

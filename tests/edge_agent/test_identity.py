@@ -212,7 +212,9 @@ def test_a_damaged_spool_of_an_earlier_key_does_not_stop_the_one_in_use(device, 
     settings = AgentSettings(
         network=NETWORK, backend_keys=(BACKEND.spki.hex(),), state_dir=identities.folder, channels=(ChannelSettings(),)
     )
-    _build(settings)
+    agent = build_agent(settings)
+    assert [alarm.code for alarm in agent.report.alarms if alarm.code == "earlier_key"]
+    agent.close()
     assert "an earlier key's" in caplog.text
 
 
