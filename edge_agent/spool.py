@@ -191,8 +191,7 @@ class Spool:
         except DamagedError:
             if limit <= 1:
                 raise
-            first = self.messages(from_seq, 1)  # one of them can't be read: those before it can
-            return first + self.messages(from_seq + 1, limit // 2)
+            return self.messages(from_seq, 1)  # one of them can't be read: those before it can
         found: list[tuple[int, bytes]] = []
         for seq, (stated, message, digest) in enumerate(rows, from_seq):
             if stated != seq or not is_whole(message, digest):
