@@ -26,7 +26,7 @@ T = TypeVar("T")
 _ENVELOPE: Final = bytes.fromhex("d28455a201260450")  # tag 18, array of four, {1: -7, 4: key id of 16 bytes}
 _RECOVERING: Final = b"recovering\n"
 _FILES: Final = ("", "-wal", ".begun")  # the shared memory file is made again
-_MOST_LOST: Final = 100_000  # seqs that are asked for one by one beyond the last one found
+_MOST_SEQS: Final = 1_000_000  # that are looked at: two years of minutes
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ def examine(path: Path) -> Found:
         return Found(None, Kept(ChainTip(0, b"")), ())
     with _opened(path) as db:
         tip = _whole(read_tip, db)
-        predecessor = _whole(read_predecessor, db)
+        origin = _whole(lambda db: (read_predecessor(db),), db)
+        predecessor = origin[0] if origin else None
+        if tip is not None and (_batch(db, tip.next_seq)[1] or (origin is None and not tip.next_seq)):
+            tip = None  # the medium forgot newer registers; or nobody knows what the first batch goes on after
         obeyed = _whole(read_obeyed, db)
         with _unreadable_is_nothing():
             for day, message, digest in db.execute("SELECT day, message, digest FROM receipts"):
@@ -55,7 +58,7 @@ def examine(path: Path) -> Found:
         with _unreadable_is_nothing():
             rows = db.execute("SELECT boot, boot_ms, samples, digest FROM undated")
             undated.extend(row for row in rows if row_digest(*row[:3]) == row[3])  # those before an error stay
-        seqs = range(*_range(path, db, tip))
+        seqs = _seqs(path, db, tip)
         doubtful = {
             seq: [] if found is None else [found] for seq in seqs for found, whole in [_batch(db, seq)] if not whole
         }
@@ -209,20 +212,17 @@ def _unreadable_is_nothing() -> Iterator[None]:
         yield
 
 
-def _range(path: Path, db: sqlite3.Connection, tip: ChainTip | None) -> tuple[int, int]:
-    """Return the seqs that there should be: up to the registers' last one, or else by what lies in the file."""
-    try:
-        low, high = db.execute("SELECT min(seq), max(seq) FROM batches").fetchone()
-    except sqlite3.Error:
-        end = tip.next_seq if tip is not None else 2**53
-        seen = [seq for seq, _ in _carved(path) if seq < end]
-        low, high = (min(seen), max(seen)) if seen else (None, None)
-    if low is None:
-        low, high = (tip.next_seq, tip.next_seq - 1) if tip else (0, -1)
-    if tip is not None:
-        high = tip.next_seq - 1  # a damaged key may name any number
-    low = max(0, min(low, high + 1), high + 1 - 10 * _MOST_LOST)
-    return low, high + 1
+def _seqs(path: Path, db: sqlite3.Connection, tip: ChainTip | None) -> Sequence[int]:
+    """Return the seqs that there should be: up to the registers' last one, or else those that lie in the file."""
+    stated: list[int] = []
+    with _unreadable_is_nothing():
+        stated.extend(seq for (seq,) in db.execute("SELECT seq FROM batches"))  # those before an error stay
+    if tip is None:  # a damaged key may name any number
+        seen = {seq for seq, _ in _carved(path)}
+        return sorted(seen | {seq for seq in stated if _batch(db, seq)[0] is not None})
+    end = tip.next_seq
+    found = [seq for seq in stated if 0 <= seq < end] or [seq for seq, _ in _carved(path) if seq < end]
+    return range(max(min(found, default=end), end - _MOST_SEQS), end)
 
 
 def _batch(db: sqlite3.Connection, seq: int) -> tuple[bytes | None, bool]:

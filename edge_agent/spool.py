@@ -12,7 +12,7 @@ import sqlite3
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,7 @@ from maxgreen.verify.meter import Sample
 
 KEEP_AFTER_RECEIPT_MS: Final = 7 * 86_400_000
 RECOVER: Final = "stop the agent and run 'maxgreen agent recover': it keeps what is whole, and says what is not"
-_VERSION: Final = 2
+_VERSION: Final = 3
 _DAY_MS: Final = 86_400_000
 _NOTE_BATCHES: Final = 10
 _NOTE_MS: Final = 600_000
@@ -37,7 +37,7 @@ _MOST_FREED: Final = 200  # batches that one note of a receipt deletes
 _CHECKED_WHOLE: Final = 64 * 2**20  # bytes: larger ones are not read through at each start
 _LOG: Final = logging.getLogger(__name__)
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL, digest BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS facts (name TEXT NOT NULL, value BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY, message BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS receipts (day INTEGER PRIMARY KEY, message BLOB NOT NULL, digest BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS undated (
@@ -90,6 +90,8 @@ class Spool:
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
             self._begin(predecessor, genesis_head)
             self.tip = read_tip(self._db)
+            if self._db.execute("SELECT 1 FROM batches WHERE seq = ?", (self.tip.next_seq,)).fetchone():
+                raise ValueError("the registers are older than the batches")
             self.predecessor, self._obeyed = read_predecessor(self._db), read_obeyed(self._db)
         self._unnoted: tuple[Receipt, bytes] | None = None
         self._noted = (-_NOTE_BATCHES, -_NOTE_MS)
@@ -173,7 +175,9 @@ class Spool:
             rows = list(self._db.execute("SELECT boot, boot_ms, samples, digest FROM undated ORDER BY rowid"))
         found: dict[bytes, list[tuple[Tick, int]]] = {}
         for boot, boot_ms, samples, digest in rows:
-            if row_digest(boot, boot_ms, samples) == digest:
+            with suppress(ValueError, KeyError, TypeError):
+                if row_digest(boot, boot_ms, samples) != digest:
+                    continue
                 value = json.loads(samples)
                 taken = {int(n): Sample(*sample) for n, sample in value["samples"].items()}
                 found.setdefault(bytes(boot), []).append((Tick(None, boot_ms, taken), value["interval_ms"]))
@@ -273,8 +277,8 @@ class Spool:
         if self._unnoted:
             return self._unnoted[1]
         with self._medium():
-            row = self._db.execute("SELECT message FROM receipts ORDER BY day DESC LIMIT 1").fetchone()
-        return bytes(row[0]) if row else None
+            rows = self._db.execute("SELECT message, digest FROM receipts ORDER BY day DESC LIMIT 2").fetchall()
+        return next((message for message, digest in rows if is_whole(message, digest)), None)
 
     def _note_receipt(self) -> None:
         if not self._unnoted:
@@ -330,7 +334,8 @@ class Spool:
         return None
 
     def _put(self, name: str, value: bytes) -> None:
-        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", (name, value, row_digest(name, value)))
+        self._db.execute("DELETE FROM facts WHERE name = ?", (name,))
+        self._db.execute("INSERT INTO facts VALUES (?, ?, ?)", (name, value, row_digest(name, value)))
 
     @contextmanager
     def _medium(self, seq: int | None = None) -> Iterator[None]:
@@ -375,7 +380,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA synchronous=FULL")
     db.execute("PRAGMA cache_size=-512")  # KiB: a batch touches a few pages
     if path.stat().st_size <= _CHECKED_WHOLE:
-        found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != b"ok":
             raise sqlite3.DatabaseError(" ".join(found.decode(errors="replace").split()))
     if db.execute("PRAGMA user_version").fetchone()[0] not in {0, _VERSION}:
@@ -390,14 +395,17 @@ def may_pass(error: Exception) -> bool:
 
 
 def read_fact(db: sqlite3.Connection, name: str) -> bytes | None:
-    """Return a named value, None when there is none; ValueError when it is damaged."""
-    # the plus sign keeps the index out of it: a damaged one hides rows
-    row = db.execute("SELECT value, digest FROM facts WHERE +name = ?", (name,)).fetchone()
-    if row is None:
+    """Return a named value, None when there is none; ValueError when it is damaged.
+
+    The table has no index: a damaged one would hide rows, or keep an older one beside the newest.
+    """
+    rows = db.execute("SELECT value, digest FROM facts WHERE name = ?", (name,)).fetchall()
+    if not rows:
         return None
-    if row_digest(name, row[0]) != row[1]:
+    [(value, digest), *others] = rows
+    if others or row_digest(name, value) != digest:
         raise ValueError(f"{name}: not what was written")
-    return bytes(row[0])
+    return bytes(value)
 
 
 def _needed(db: sqlite3.Connection, name: str) -> bytes:

@@ -34,6 +34,7 @@ SENTINELS: Final = frozenset(
 _FIRST, _LAST = datetime(1990, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 _LONGEST_NUMBER: Final = 40
 _LONGEST_LINE: Final = 65_536
+_BLANKS: Final = re.compile(r'" +(?=[,;\t\r\n]|$)')  # after a quotation mark that closes
 _NUMBER: Final = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d{1,9})?", re.ASCII)
 _LARGEST_EXPONENT: Final = 9
 _LOG: Final = logging.getLogger(__name__)
@@ -123,11 +124,11 @@ class _Marks:
 def _take(row: Row, where: str, channels: dict[str, list[TracePoint]], left_out: _LeftOut, marks: _Marks) -> None:
     points = channels.setdefault((row["channel"] or "").strip(), [])
     voltage, current = (_number(row[name], name, where) for name in ("v_bus_V", "i_A"))
-    for name in ("v_bus_V", "i_A"):
-        marks.check(row[name] or "", where)
     if voltage in SENTINELS or current in SENTINELS:
         left_out.add("they hold a logger's mark for no reading, like -9999 or 655.35")
         return
+    for name in ("v_bus_V", "i_A"):
+        marks.check(row[name] or "", where)
     point = TracePoint(_time(row["ts_utc"], where), _electrical(voltage, current, where))
     if points and point == points[-1]:
         left_out.add("the line before them says the same")
@@ -182,7 +183,7 @@ def _csv_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[str, Row]]:
         raise UsageError(f"{path} line 1: no column {missing[0]}; expected {', '.join(COLUMNS)}")
     if twice := [name for name in COLUMNS if names.count(name) > 1]:
         raise UsageError(f"{path} line 1: two columns {twice[0]}; keep the one that was measured")
-    rows = csv.reader(found, delimiter=delimiter, strict=True)
+    rows = csv.reader((_BLANKS.sub('"', line) for line in found), delimiter=delimiter, strict=True)
     while True:
         where = f"{path} line {rows.line_num + 2}"
         try:
@@ -216,10 +217,10 @@ def _json_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a name is in it twice")
-    return value
+    names = [name for name, _ in pairs]
+    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is in it twice")
+    return dict(pairs)
 
 
 def interval_of(points: tuple[TracePoint, ...]) -> int:

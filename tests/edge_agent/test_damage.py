@@ -8,16 +8,18 @@ import sqlite3
 import time
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
 from edge_agent import salvage
 from edge_agent import spool as spool_module
+from edge_agent.chain_tip import encode_tip
 from edge_agent.config import AgentSettings, ChannelSettings
 from edge_agent.identity import SALVAGED, Identities
 from edge_agent.keystore import KeySettings
 from edge_agent.recovery import recovered
-from edge_agent.spool import DamagedError, MediumError, Spool
+from edge_agent.spool import DamagedError, MediumError, Spool, row_digest
 from maxgreen.errors import Fatal, UsageError
 from maxgreen.protocol.backend import Receipt, sign_receipt
 from maxgreen.protocol.cose import network_digest
@@ -284,20 +286,63 @@ def test_a_fact_that_is_gone_is_a_damage_and_not_a_fresh_start(site, tmp_path, f
         Spool(folder / "spool.db", GENESIS)
 
 
-def test_a_damaged_index_hides_nothing(site, tmp_path, monkeypatch):
+def test_the_facts_have_no_index_that_could_hide_one_or_keep_an_older_one(site):
+    with closing(sqlite3.connect(site.folder / "spool.db")) as db:
+        assert db.execute("SELECT 1 FROM sqlite_master WHERE type = 'index' AND tbl_name = 'facts'").fetchone() is None
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+def test_registers_that_the_medium_took_back_are_not_built_on(site, tmp_path, monkeypatch, doubled):
+    """A page of an earlier write: the facts are those of some batches ago."""
     monkeypatch.setattr(spool_module, "_CHECKED_WHOLE", 0)  # as for a spool that is too large to be read through
     folder = tmp_path / "state"
     shutil.copytree(site.folder, folder)
-    with closing(sqlite3.connect(folder / "spool.db", isolation_level=None)) as db:
-        db.execute("PRAGMA writable_schema = ON")
-        empty = "(SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_undated_1')"
-        db.execute(f"UPDATE sqlite_master SET rootpage = {empty} WHERE name = 'sqlite_autoindex_facts_1'")
+    earlier = encode_tip(replace(site.tip, next_seq=200, head=hashlib.sha256(site.good[199]).digest()))
     with closing(sqlite3.connect(folder / "spool.db")) as db:
-        assert db.execute("SELECT 1 FROM facts WHERE name = 'tip'").fetchone() is None
-    spool = Spool(folder / "spool.db", GENESIS)
-    assert (spool.tip, spool.obeyed()) == (site.tip, 7)
+        if not doubled:
+            db.execute("DELETE FROM facts WHERE name = 'tip'")
+        db.execute("INSERT INTO facts VALUES ('tip', ?, ?)", (earlier, row_digest("tip", earlier)))
+        db.commit()
     with pytest.raises(DamagedError):
-        spool.check()
+        Spool(folder / "spool.db", GENESIS)
+    signer, said = recovered(site.settings(folder), lambda _device: site.receipt)
+    assert key_id(signer.spki) != site.device
+    assert f"{len(site.good) - RECEIPTED} batches after the last receipt are whole" in said
+    kept = dict(Spool(folder / "old" / site.device.hex() / SALVAGED / "spool.db", GENESIS).messages(RECEIPTED, 10_000))
+    assert kept == {seq: message for seq, message in site.good.items() if seq >= RECEIPTED}
+
+
+def test_without_registers_a_damaged_key_of_a_batch_hides_no_other(site, tmp_path):
+    folder = tmp_path / "state"
+    shutil.copytree(site.folder, folder)
+    with closing(sqlite3.connect(folder / "spool.db")) as db:
+        db.execute("DELETE FROM facts WHERE name = 'tip'")
+        db.execute("UPDATE batches SET seq = seq + ? WHERE seq = ?", (2**40, site.tip.next_seq - 1))
+        db.commit()
+    recovered(site.settings(folder), lambda _device: site.receipt)
+    kept = dict(Spool(folder / "old" / site.device.hex() / SALVAGED / "spool.db", GENESIS).messages(RECEIPTED, 10_000))
+    assert len(kept) >= site.tip.next_seq - RECEIPTED - 1
+
+
+def test_a_successor_that_forgot_whom_it_follows_is_not_begun_as_a_first_key(tmp_path):
+    folder = tmp_path / "state"
+    Identities(folder, KeySettings()).succeed(b"d" * 16, b"h" * 32, GENESIS)
+    with closing(sqlite3.connect(folder / "spool.db")) as db:
+        db.execute("UPDATE facts SET value = x'00' WHERE name = 'predecessor'")
+        db.commit()
+    settings = Site.settings(None, folder)
+    with pytest.raises(Fatal, match="--receipt"):
+        recovered(settings, lambda _device: None)
+
+
+def test_a_receipt_of_another_type_is_none(site, tmp_path):
+    folder = tmp_path / "state"
+    shutil.copytree(site.folder, folder)
+    with closing(sqlite3.connect(folder / "spool.db")) as db:
+        db.execute("UPDATE receipts SET message = 12345678901234")
+        db.commit()
+    spool = Spool(folder / "spool.db", GENESIS)
+    assert spool.last_receipt() is None
     spool.close()
 
 

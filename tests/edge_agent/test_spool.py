@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from edge_agent import outbox as outbox_module
+from edge_agent.chain_tip import encode_tip
 from edge_agent.spool import KEEP_AFTER_RECEIPT_MS, MediumError, Spool
 from maxgreen.protocol.backend import Receipt, sign_receipt
 from maxgreen.protocol.cose import network_digest
@@ -36,6 +37,7 @@ def filled(path, count, size):
     spool._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     spool._db.execute("PRAGMA synchronous=FULL")
     spool.tip = replace(spool.tip, next_seq=count)
+    spool._put("tip", encode_tip(spool.tip))
     return spool
 
 

@@ -92,6 +92,8 @@ def test_values_become_exact_micro_units(tmp_path):
         (HEADER + '2015-11-11T07:00:00Z,a,"18,0","1,0"\n').encode(),
         (HEADER + '"2015-11-11T07:00:00Z","a","18.0","1.0"\r\n').encode(),
         (HEADER + GOOD + GOOD).encode(),
+        (HEADER + '"2015-11-11T07:00:00Z" ,"a" ,"18.0" ,"1.0" \n').encode(),
+        b"ts_utc;channel;v_bus_V;i_A\n2015-11-11T07:00:00Z;a;18,0;1,0\n2015-11-11T07:01:00Z;a;-9999.0;0\n",
         (HEADER + GOOD).encode() + bytes(4_096),
         (HEADER + GOOD + "2015-11-11T07:01:00Z,a,-9999,-9999\n").encode(),
         (HEADER + GOOD + "2015-11-11T07:01:00Z,a,18.0,655.35\n").encode(),
