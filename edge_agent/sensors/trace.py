@@ -9,7 +9,7 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -181,8 +181,8 @@ def _csv_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[str, Row]]:
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
     if missing := [name for name in COLUMNS if name not in names]:
         raise UsageError(f"{path} line 1: no column {missing[0]}; expected {', '.join(COLUMNS)}")
-    if twice := [name for name in COLUMNS if names.count(name) > 1]:
-        raise UsageError(f"{path} line 1: two columns {twice[0]}; keep the one that was measured")
+    if twice := _twice(names):
+        raise UsageError(f"{path} line 1: two columns {twice}; keep the one that was measured")
     rows = csv.reader((_BLANKS.sub('"', line) for line in found), delimiter=delimiter, strict=True)
     while True:
         where = f"{path} line {rows.line_num + 2}"
@@ -217,10 +217,14 @@ def _json_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := [name for name in COLUMNS if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]} is in it twice")
+    if twice := _twice([name for name, _ in pairs]):
+        raise ValueError(f"{twice} is in it twice")
     return dict(pairs)
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    """Return the column that is named more than once, None when none is."""
+    return next((name for name in COLUMNS if names.count(name) > 1), None)
 
 
 def interval_of(points: tuple[TracePoint, ...]) -> int:
