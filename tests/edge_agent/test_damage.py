@@ -50,6 +50,7 @@ class Site:
         head = hashlib.sha256(self.good[RECEIPTED - 1]).digest()
         self.receipt = Receipt(self.device, RECEIPTED, head, T0_MS + 10**7, 7)
         spool.receipted(self.receipt, sign_receipt(self.receipt, BACKEND, NETWORK))
+        self._open = None if clean else spool  # a connection that is collected would take the write-ahead log away
         if clean:
             spool.close()
 
