@@ -1,4 +1,4 @@
-"""Builds the extension `native._scrypt` (cffi, API mode); setup.py names it."""
+"""Builds the extension `native._scrypt` (cffi, API mode): scrypt and the meter's sums; setup.py names it."""
 
 from pathlib import Path
 
@@ -20,13 +20,21 @@ int mg_mine(mg_context *context, const uint8_t *prefix, const uint8_t *target, u
 void mg_stop(mg_context *context, int stop);
 void mg_set_duty(mg_context *context, unsigned permille);
 uint64_t mg_hashes(const mg_context *context);
+typedef struct mg_sample { int64_t current_ua; int64_t power_pw; int64_t boot_ms; } mg_sample;
+typedef struct mg_growth {
+    uint64_t forward[2], reverse[2], square_current[2];
+    int64_t gap_ms, counted_ms, longest_ms;
+} mg_growth;
+int mg_measure(const uint8_t *voltage_uv, const uint8_t *current_ua, const uint8_t *offsets_ms, size_t count,
+               int64_t t0_boot_ms, const mg_sample *before, int64_t longest_allowed_ms, int64_t dead_band_ua,
+               mg_growth *growth);
 """
 
 ffibuilder = FFI()
 ffibuilder.cdef(CDEF)
 ffibuilder.set_source(
     "native._scrypt",
-    '#include "scrypt.h"',
+    '#include "scrypt.h"\n#include "meter.h"',
     sources=[f"native/{path.name}" for path in sorted(HERE.glob("*.c")) if path.name != "_scrypt.c"],
     depends=[f"native/{path.name}" for path in sorted(HERE.glob("*.h"))],
     include_dirs=[str(HERE)],

@@ -14,8 +14,8 @@ from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.keys import Signer
 from maxgreen.protocol.pack import MANIFEST, manifest_bytes, parse_pack, write_pack
 from maxgreen.verify.chain import ChainState
+from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import Rules
-from maxgreen.verify.verdict import Waiting, take
 from settlement.inputs import STATES_AFTER, ChannelTerms, Inputs, LineBase, LineTerms, Party, read_states
 from settlement.periods import period_bounds
 from settlement.statement import Derived, derive, fold
@@ -206,24 +206,14 @@ def _bases(
 def _state_at(book: Book, party: Party, rules: Rules, seq: int, earlier: ChainState | None) -> ChainState:
     """Return a chain's state before `seq`, by judging it again from an earlier state or its beginning."""
     state = ChainState.start(rules.network)
-    if earlier is not None and earlier.next_seq <= seq and not earlier.undated:
+    if earlier is not None and earlier.next_seq <= seq and earlier.undated_from is None:
         state = earlier
-    waiting: dict[int, Waiting] = {}
+    chain = Replay(state, party.record, rules)
     for row in book.chain_of(party.device, from_seq=state.next_seq):
         if row.seq >= seq:
             break
-        signed = parse_batch(bytes(row.message))
-        waiting[row.seq] = Waiting(signed, row.received_ms, state.enter(signed.batch.boot))
-        state, _ = take(
-            state,
-            signed,
-            row.received_ms,
-            party.record,
-            rules,
-            waiting=waiting.__getitem__,
-            skipped_to=row.skipped_to,
-        )
-    return state
+        chain.take(parse_batch(bytes(row.message)), row.received_ms, skipped_to=row.skipped_to)
+    return chain.state
 
 
 def _beacons_used(messages: Iterable[bytes]) -> set[int]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from maxgreen.protocol.batch import Batch
 from maxgreen.protocol.pack import PackError
-from maxgreen.protocol.reasons import Reason, Rejected, Verdict
+from maxgreen.protocol.reasons import Reason, Rejected
 from maxgreen.protocol.work import window_of
 from maxgreen.verify.meter import Growth
-from maxgreen.verify.verdict import Judgement, Place, Reading, Waiting, open_message, place, take
+from maxgreen.verify.replay import Replay
+from maxgreen.verify.verdict import Judgement, Place, Reading, open_message, place
 from settlement.inputs import Inputs, Party
 
 
@@ -68,9 +69,8 @@ def _facts(inputs: Inputs, party: Party) -> Iterator[Fact]:
     messages = inputs.batches[party.device]
     if len(arrivals) != len(messages):
         raise PackError(f"arrivals/{party.device.hex()}.csv: {len(arrivals)} rows for {len(messages)} batches")
-    state = inputs.starts[party.device]
+    chain = Replay(inputs.starts[party.device], party.record, inputs.rules)
     judged: dict[int, Judgement] = {}
-    waiting: dict[int, Waiting] = {}
     order: list[tuple[Batch, bytes]] = []
     ahead = False
     for message, (seq, received_ms) in zip(messages, arrivals, strict=True):
@@ -82,19 +82,14 @@ def _facts(inputs: Inputs, party: Party) -> Iterator[Fact]:
         if signed.envelope.key_id != party.device or batch.seq != seq:
             raise PackError(f"{name}: seq {batch.seq} of another place than its arrival {seq}")
         order.append((batch, hashlib.sha256(message).digest()))
-        skipped_to = not ahead and inputs.rules.skip_from(party.device, state.next_seq) == batch.seq
-        if batch.seq != state.next_seq and not skipped_to:
+        skipped_to = not ahead and inputs.rules.skip_from(party.device, chain.state.next_seq) == batch.seq
+        if batch.seq != chain.state.next_seq and not skipped_to:
             ahead = True  # a hole: whatever follows waits
             continue
-        where = Place.NEXT if skipped_to else place(state, signed, None)
+        where = Place.NEXT if skipped_to else place(chain.state, signed, None)
         if where is not Place.NEXT:
             raise PackError(f"{name}: seq {seq}: {where.reason.label}")
-        before = state.enter(batch.boot)
-        state, judgements = take(
-            state, signed, received_ms, party.record, inputs.rules, waiting=waiting.__getitem__, skipped_to=skipped_to
-        )
-        if judgements[0].verdict is Verdict.HELD:
-            waiting[seq] = Waiting(signed, received_ms, before)
+        judgements = chain.take(signed, received_ms, skipped_to=skipped_to)
         judged.update((judgement.seq, judgement) for judgement in judgements)
     for batch, digest in order:
         judgement = judged.get(batch.seq)

@@ -2,11 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
+from maxgreen.protocol import cbor
 from maxgreen.protocol.batch import Batch, Birth, decode_birth, encode_birth
 from maxgreen.protocol.cose import network_digest
 from maxgreen.verify.meter import Sample
+
+_NO_SAMPLE: Final = 5
+_BIRTHS: Final = 2_048  # kept decoded and encoded, about 2 kB each
+_birth_bytes = lru_cache(_BIRTHS)(encode_birth)
+_birth_of = lru_cache(_BIRTHS)(decode_birth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,7 @@ class ChainState:
     boot_date_ms: int | None = None  # wall minus boot time, by the boot's first accepted synchronised batch
     birth: Birth | None = None
     channels: Mapping[int, ChannelState] = field(default_factory=dict)
-    undated: tuple[int, ...] = ()  # seqs of this boot held without a date (P-BAT-7)
+    undated_from: int | None = None  # the first seq of this boot that is held without a date (P-BAT-7)
     halted: bool = False  # after equivocation, chain_break or register_regression (P-ING-3 b)
 
     @classmethod
@@ -54,8 +61,13 @@ class ChainState:
             boot_date_ms=None,
             birth=None,
             channels={n: replace(c, last=None) for n, c in self.channels.items()},
-            undated=(),
+            undated_from=None,
         )
+
+    @property
+    def dating(self) -> bool:
+        """Whether batches of this boot still get the date that it has: no other takes its place before."""
+        return self.undated_from is not None and self.boot_date_ms is not None
 
     def regresses(self, batch: Batch) -> bool:
         """Tell whether a register of the batch is lower than the chain's (register_regression)."""
@@ -80,7 +92,7 @@ class ChainState:
             "earlier_wall_ms": self.earlier_wall_ms,
             "boot_date_ms": self.boot_date_ms,
             "birth": encode_birth(self.birth).hex() if self.birth else None,
-            "undated": list(self.undated),
+            "undated_from": self.undated_from,
             "halted": self.halted,
             "channels": [_channel_json(self.channels[n]) for n in sorted(self.channels)],
         }
@@ -99,8 +111,52 @@ class ChainState:
             boot_date_ms=value["boot_date_ms"],
             birth=decode_birth(bytes.fromhex(value["birth"])) if value["birth"] else None,
             channels={channel.channel: channel for channel in channels},
-            undated=tuple(value["undated"]),
+            undated_from=value["undated_from"],
             halted=value["halted"],
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the state as the ledger holds it."""
+        channels = [
+            [c.channel, c.role, c.register_mws, c.reverse_mws, c.gap_ms]
+            + ([c.last.voltage_uv, c.last.current_ua, c.last.boot_ms] if c.last else [])
+            for c in self.channels.values()
+        ]
+        birth = _birth_bytes(self.birth) if self.birth else None
+        return cbor.encode(
+            [
+                self.head,
+                self.next_seq,
+                self.boot,
+                self.boot_ms,
+                self.wall_ms,
+                self.earlier_wall_ms,
+                self.boot_date_ms,
+                birth,
+                channels,
+                self.undated_from,
+                self.halted,
+            ]
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "ChainState":
+        """Read such a state."""
+        head, next_seq, boot, boot_ms, wall_ms, earlier_wall_ms, boot_date_ms, birth, channels, undated_from, halted = (
+            cbor.decode(data)
+        )
+        return cls(
+            head,
+            next_seq,
+            boot,
+            boot_ms,
+            wall_ms,
+            earlier_wall_ms,
+            boot_date_ms,
+            _birth_of(birth) if birth is not None else None,
+            {c[0]: ChannelState(*c[:5], Sample(*c[5:]) if len(c) > _NO_SAMPLE else None) for c in channels},
+            undated_from,
+            halted,
         )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from native import meter
+
 HALF_FEMTOJOULES_PER_MWS: Final = 2 * 10**12
 MIN_GAP_MS: Final = 10_000
 GAP_INTERVALS: Final = 10
@@ -89,7 +91,7 @@ def measure(
 
     `last` is the sample before them in the same boot; a segment that does not go forward in time is none.
     """
-    longest_allowed_ms = max(GAP_INTERVALS * interval_ms, MIN_GAP_MS)
+    longest_allowed_ms = _longest_segment_ms(interval_ms)
     forward = reverse = gap_ms = square_current = counted_ms = longest_ms = 0
     for sample in samples:
         power_pw = sample.power_pw(dead_band_ua)
@@ -107,3 +109,32 @@ def measure(
                 longest_ms = max(longest_ms, span_ms)
         last, last_power_pw = sample, power_pw
     return Growth(forward, reverse, gap_ms, square_current, counted_ms, longest_ms), last, last_power_pw
+
+
+def measure_arrays(
+    last: Sample | None,
+    last_power_pw: int,
+    voltage_uv: tuple[int, ...],
+    current_ua: tuple[int, ...],
+    offsets_ms: tuple[int, ...],
+    t0_boot_ms: int,
+    *,
+    interval_ms: int,
+    dead_band_ua: int,
+) -> tuple[Growth, bool]:
+    """Return what `measure` returns of a batch's arrays, computed in C, and whether their times rise."""
+    *sums, rises = meter.measure(
+        voltage_uv,
+        current_ua,
+        offsets_ms,
+        t0_boot_ms,
+        None if last is None else (last.current_ua, last_power_pw, last.boot_ms),
+        longest_allowed_ms=_longest_segment_ms(interval_ms),
+        dead_band_ua=dead_band_ua,
+    )
+    return Growth(*sums), rises
+
+
+def _longest_segment_ms(interval_ms: int) -> int:
+    """Return the longest time between two samples that is counted (P-BAT-4)."""
+    return max(GAP_INTERVALS * interval_ms, MIN_GAP_MS)

@@ -5,7 +5,7 @@ A message passes three stages: `open_message` (a: no chain named), `place` (b: w
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
@@ -13,11 +13,11 @@ from typing import Final
 from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, Batch, Birth, Channel, SignedBatch, parse_batch
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
-from maxgreen.protocol.work import WINDOW_MS, credit_of, header, header_prefix, target_of, window_of
+from maxgreen.protocol.work import WINDOW_MS, credit_of, window_of
 from maxgreen.verify.chain import ChainState, ChannelState
-from maxgreen.verify.meter import HALF_FEMTOJOULES_PER_MWS, Growth, Sample, measure
+from maxgreen.verify.meter import HALF_FEMTOJOULES_PER_MWS, Growth, Sample, measure_arrays
 from maxgreen.verify.rules import Action, DeviceRecord, Rules, Status, is_easier
-from native import scrypt
+from maxgreen.verify.shares import ShareCheck, Shares, check_shares
 
 MAX_HELD_BEYOND: Final = 4_096
 _HELD: Final = {Reason.GAP_BEFORE, Reason.CLOCK_UNSYNCHRONISED, Reason.SUSPENDED_DEVICE}
@@ -68,6 +68,7 @@ class Reading:
     reverse_mws: int
     growth: Growth
     dead_band_ua: int
+    rises: bool  # the times of its samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +143,12 @@ def place(state: ChainState, signed: SignedBatch, kept: bytes | None, predecesso
         return Place.DUPLICATE if kept == digest else Place.EQUIVOCATION
     if batch.seq < state.next_seq:
         return Place.SKIPPED
+    if batch.seq > state.next_seq + MAX_HELD_BEYOND:
+        return Place.TOO_FAR
     if state.halted:
         return Place.SUSPENDED
-    if batch.seq > state.next_seq:
-        return Place.AHEAD if batch.seq <= state.next_seq + MAX_HELD_BEYOND else Place.TOO_FAR
+    if batch.seq > state.next_seq or state.dating:
+        return Place.AHEAD
     if batch.prev != state.head:
         return Place.CHAIN_BREAK
     if batch.succeeds is not None and (predecessor is None or predecessor.head != batch.succeeds[1]):
@@ -160,14 +163,14 @@ def take(
     record: DeviceRecord,
     rules: Rules,
     *,
-    waiting: Callable[[int], Waiting],
     skipped_to: bool = False,
     predecessor: ChainState | None = None,
-) -> tuple[ChainState, list[Judgement]]:
-    """Give the batch its place (stage c): return the new state and what was decided.
+    shares: ShareCheck = check_shares,
+) -> tuple[ChainState, Judgement]:
+    """Give the batch its place (stage c): return the new state and what was decided about it.
 
-    The first judgement is the batch's own; others are of batches that it gave a date (P-BAT-7), which
-    `waiting` returns by seq. `skipped_to` says that a decision let the chain go on here (P-ING-4).
+    `skipped_to` says that a decision let the chain go on here (P-ING-4). Where the new state is `dating`, `date` is
+    due for each batch of this boot that waits for a date, before another takes its place.
     """
     batch = signed.batch
     if predecessor is not None:
@@ -175,18 +178,23 @@ def take(
     state = state.enter(batch.boot)
     if skipped_to:
         state = replace(state, channels={n: replace(c, last=None) for n, c in state.channels.items()})
-    judgement = judge(Waiting(signed, received_ms, state), record, rules, skipped_to=skipped_to)
-    state = _moved(state, signed, judgement)
-    judgements = [judgement]
-    if judgement.reason is Reason.NONE and batch.synchronised and state.boot_date_ms is None:
-        state = replace(state, boot_date_ms=batch.t0_ms - batch.t0_boot_ms)
-        for seq in state.undated:
-            dated = judge(waiting(seq), record, rules, boot_date_ms=state.boot_date_ms)
-            judgements.append(dated)
-            if dated.reason is Reason.NONE:
-                state = replace(state, wall_ms=max(state.wall_ms, _last_ms(dated, waiting(seq).signed.batch)))
-        state = replace(state, undated=())
-    return state, judgements
+    judgement = judge(Waiting(signed, received_ms, state), record, rules, skipped_to=skipped_to, shares=shares)
+    return _moved(state, signed, judgement), judgement
+
+
+def date(
+    state: ChainState, waiting: Waiting, record: DeviceRecord, rules: Rules, *, shares: ShareCheck = check_shares
+) -> tuple[ChainState, Judgement]:
+    """Judge a batch that waited for the date that its boot has now (P-BAT-7); they come in the order of their seq."""
+    judgement = judge(waiting, record, rules, boot_date_ms=state.boot_date_ms, shares=shares)
+    batch = waiting.signed.batch
+    wall_ms = max(state.wall_ms, _last_ms(judgement, batch)) if judgement.reason is Reason.NONE else state.wall_ms
+    return replace(state, wall_ms=wall_ms, undated_from=batch.seq + 1), judgement
+
+
+def dated(state: ChainState) -> ChainState:
+    """Return the state once no batch of its boot waits for a date any more."""
+    return replace(state, undated_from=None)
 
 
 def judge(
@@ -196,6 +204,7 @@ def judge(
     *,
     boot_date_ms: int | None = None,
     skipped_to: bool = False,
+    shares: ShareCheck = check_shares,
 ) -> Judgement:
     """Judge a batch's content against the chain state of its place, without moving the chain.
 
@@ -213,8 +222,10 @@ def judge(
     if birth is None or not _born(batch, birth):
         reason, remark = Reason.BIRTH_MISSING, Reason.NONE
     else:
-        readings = () if skipped_to else tuple(_readings(state, batch, birth))
-        reason, remark = _content(waiting, t0_ms, readings, record, rules)
+        readings = tuple(_reading(state, batch, channel, birth) for channel in batch.channels)
+        rises = all(reading.rises for reading in readings)
+        readings = () if skipped_to else readings
+        reason, remark = _content(waiting, t0_ms, readings, record, rules, rises=rises, shares=shares)
     credited = reason is Reason.NONE and remark is Reason.NONE and batch.work is not None
     return Judgement(
         seq=batch.seq,
@@ -229,7 +240,14 @@ def judge(
 
 
 def _content(
-    waiting: Waiting, t0_ms: int | None, readings: tuple[Reading, ...], record: DeviceRecord, rules: Rules
+    waiting: Waiting,
+    t0_ms: int | None,
+    readings: tuple[Reading, ...],
+    record: DeviceRecord,
+    rules: Rules,
+    *,
+    rises: bool,
+    shares: ShareCheck,
 ) -> tuple[Reason, Reason]:
     """Return the first failing reason from 10 on, and the remark on the shares."""
     state, batch, received_ms = waiting.state, waiting.signed.batch, waiting.received_ms
@@ -238,15 +256,15 @@ def _content(
     if t0_ms is None:
         return Reason.CLOCK_UNSYNCHRONISED, remark
     last_ms = t0_ms + batch.last_offset_ms
-    if _overlaps(state, batch, t0_ms):
+    if not rises or _overlaps(state, batch, t0_ms):
         return Reason.TIME_OVERLAP, remark
     if last_ms > received_ms + limits.future_s * 1000:
         return Reason.FUTURE_TIME, remark
     if not all(_agrees(reading, state, batch) for reading in readings):
         return Reason.REGISTER_MISMATCH, remark
     if batch.work is not None:
-        worked, remark = _check_work(batch, record.device, t0_ms, last_ms, received_ms, rules)
-        if not worked:
+        remark = _check_work(batch, record.device, t0_ms, last_ms, received_ms, rules, shares)
+        if remark is Reason.BAD_WORK:
             return Reason.BAD_WORK, Reason.NONE
     if not _attested(batch, record, rules.network):
         return Reason.BAD_ATTESTATION, remark
@@ -261,46 +279,39 @@ def _born(batch: Batch, birth: Birth) -> bool:
     return all(sensors.get(channel.number) == channel.role for channel in batch.channels)
 
 
-def _samples(batch: Batch, channel: Channel) -> Iterator[Sample]:
-    for voltage_uv, current_ua, offset_ms in zip(
-        channel.voltage_uv, channel.current_ua, channel.offsets_ms, strict=True
-    ):
-        yield Sample(voltage_uv, current_ua, batch.t0_boot_ms + offset_ms)
-
-
 def _dead_band_ua(birth: Birth | None, channel: int) -> int:
     sensor = birth.sensor(channel) if birth else None
     return sensor.dead_band_ua if sensor else 0
 
 
-def _readings(state: ChainState, batch: Batch, birth: Birth) -> Iterator[Reading]:
-    for channel in batch.channels:
-        known = state.channels.get(channel.number, ChannelState(channel.number, channel.role))
-        # a birth holds from the first sample of its batch, so the sample before keeps its own dead band
-        last_power_pw = known.last.power_pw(_dead_band_ua(state.birth, channel.number)) if known.last else 0
-        dead_band_ua = _dead_band_ua(birth, channel.number)
-        growth, _, _ = measure(
-            known.last,
-            last_power_pw,
-            _samples(batch, channel),
-            interval_ms=batch.interval_ms,
-            dead_band_ua=dead_band_ua,
-        )
-        yield Reading(
-            channel.number,
-            channel.role,
-            channel.register_mws - known.register_mws,
-            channel.reverse_mws - known.reverse_mws,
-            growth,
-            dead_band_ua,
-        )
+def _reading(state: ChainState, batch: Batch, channel: Channel, birth: Birth) -> Reading:
+    known = state.channels.get(channel.number) or ChannelState(channel.number, channel.role)
+    # a birth holds from the first sample of its batch, so the sample before keeps its own dead band
+    last_power_pw = known.last.power_pw(_dead_band_ua(state.birth, channel.number)) if known.last else 0
+    dead_band_ua = _dead_band_ua(birth, channel.number)
+    growth, rises = measure_arrays(
+        known.last,
+        last_power_pw,
+        channel.voltage_uv,
+        channel.current_ua,
+        channel.offsets_ms,
+        batch.t0_boot_ms,
+        interval_ms=batch.interval_ms,
+        dead_band_ua=dead_band_ua,
+    )
+    return Reading(
+        channel.number,
+        channel.role,
+        channel.register_mws - known.register_mws,
+        channel.reverse_mws - known.reverse_mws,
+        growth,
+        dead_band_ua,
+        rises,
+    )
 
 
 def _overlaps(state: ChainState, batch: Batch, t0_ms: int) -> bool:
-    """Tell whether times do not rise (P-BAT-6)."""
-    for channel in batch.channels:
-        if any(later <= earlier for earlier, later in zip(channel.offsets_ms, channel.offsets_ms[1:], strict=False)):
-            return True
+    """Tell whether a batch goes back in time (P-BAT-6)."""
     if batch.channels and state.boot_ms is not None and batch.t0_boot_ms <= state.boot_ms:
         return True
     return t0_ms <= state.earlier_wall_ms
@@ -320,29 +331,25 @@ def _agrees(reading: Reading, state: ChainState, batch: Batch) -> bool:
 
 
 def _check_work(
-    batch: Batch, device: bytes, t0_ms: int, last_ms: int, received_ms: int, rules: Rules
-) -> tuple[bool, Reason]:
-    """Return whether every share meets its target, and the remark (P-POW-2, P-POW-3)."""
+    batch: Batch, device: bytes, t0_ms: int, last_ms: int, received_ms: int, rules: Rules, shares: ShareCheck
+) -> Reason:
+    """Return bad_work when a share misses its target, else the remark on the shares (P-POW-2, P-POW-3)."""
     work, limits = batch.work, rules.limits_at(received_ms)
     if work is None:
-        return True, Reason.NONE
+        return Reason.NONE
     beacon = rules.beacons.get(work.beacon)
-    if beacon is not None:
-        prefix = header_prefix(batch.prev, beacon.value, device, beacon.issued_s, work.nbits)
-        headers = b"".join(header(prefix, nonce) for nonce in work.nonces)
-        targets = target_of(work.nbits).to_bytes(32, "little") * len(work.nonces)
-        if 0 in scrypt.verify_many(headers, targets):
-            return False, Reason.NONE
+    if beacon is not None and not shares(Shares(device, batch.prev, beacon, work.nbits, work.nonces)):
+        return Reason.BAD_WORK
     if is_easier(work.nbits, limits.pow_nbits_min):
-        return True, Reason.WEAK_WORK
+        return Reason.WEAK_WORK
     if beacon is None or not (
         beacon.issued_s * 1000 < window_of(t0_ms) * 1000 + WINDOW_MS
         and t0_ms <= (beacon.issued_s + beacon.valid_s + limits.grace_s) * 1000
     ):
-        return True, Reason.STALE_WORK
+        return Reason.STALE_WORK
     if received_ms > last_ms + limits.late_s * 1000:
-        return True, Reason.LATE_WORK
-    return True, Reason.NONE
+        return Reason.LATE_WORK
+    return Reason.NONE
 
 
 def _attested(batch: Batch, record: DeviceRecord, network: str) -> bool:
@@ -378,22 +385,26 @@ def _moved(state: ChainState, signed: SignedBatch, judgement: Judgement) -> Chai
             channel.gap_ms,
             None if forget else last,
         )
-    boot_ms, wall_ms, undated = state.boot_ms, state.wall_ms, state.undated
+    boot_ms, wall_ms, undated_from = state.boot_ms, state.wall_ms, state.undated_from
+    boot_date_ms = state.boot_date_ms
     if batch.channels and reason in {Reason.NONE, Reason.CLOCK_UNSYNCHRONISED, Reason.SUSPENDED_DEVICE}:
         boot_ms = max(boot_ms or 0, batch.t0_boot_ms + batch.last_offset_ms)
     if reason is Reason.NONE and batch.channels:
         wall_ms = max(wall_ms, _last_ms(judgement, batch))
-    if reason is Reason.CLOCK_UNSYNCHRONISED:
-        undated = (*undated, batch.seq)
+    if reason is Reason.NONE and batch.synchronised and boot_date_ms is None:
+        boot_date_ms = batch.t0_ms - batch.t0_boot_ms
+    if reason is Reason.CLOCK_UNSYNCHRONISED and undated_from is None:
+        undated_from = batch.seq
     return replace(
         state,
         next_seq=batch.seq + 1,
         head=hashlib.sha256(signed.message).digest(),
         boot_ms=boot_ms,
         wall_ms=wall_ms,
+        boot_date_ms=boot_date_ms,
         birth=batch.birth or state.birth,
         channels=channels,
-        undated=undated,
+        undated_from=undated_from,
     )
 
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from maxgreen.protocol.batch import Role, parse_batch
 from maxgreen.protocol.identity import device_topic
-from maxgreen.protocol.reasons import Reason, Rejected, Verdict
+from maxgreen.protocol.reasons import Reason, Rejected
 from maxgreen.verify.chain import ChainState
+from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import Action, Decision, Limits, Rules
-from maxgreen.verify.verdict import Place, Waiting, open_message, place, take
+from maxgreen.verify.verdict import Place, open_message, place
 from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
 
 LATER = T0_MS + 3_600_000
@@ -24,9 +25,12 @@ class Ledger:
     def __init__(self, lab, rules=None, status=((0, "active"),)):
         self.record = lab.record(status=status)
         self.rules = rules or Rules(NETWORK, limits=[(0, Limits(pow_nbits_min=EASY))], beacons={7: beacon()})
-        self.state = ChainState.start(NETWORK)
-        self.waiting = {}
+        self.chain = Replay(ChainState.start(NETWORK), self.record, self.rules)
         self.judged = {}
+
+    @property
+    def state(self):
+        return self.chain.state
 
     def send(self, message, received_ms=LATER, skipped_to=False):
         signed = open_message(message, None, received_ms, lambda _d: self.record, NETWORK)
@@ -34,14 +38,8 @@ class Ledger:
             where = place(self.state, signed, None)
             if where is not Place.NEXT:
                 return where.reason
-        before = self.state.enter(signed.batch.boot)
-        self.state, judgements = take(
-            self.state, signed, received_ms, self.record, self.rules,
-            waiting=self.waiting.__getitem__, skipped_to=skipped_to,
-        )  # fmt: skip
+        judgements = self.chain.take(signed, received_ms, skipped_to=skipped_to)
         self.judged.update((j.seq, j) for j in judgements)
-        if judgements[0].verdict is Verdict.HELD:
-            self.waiting[signed.batch.seq] = Waiting(signed, received_ms, before)
         return judgements[0].reason
 
 
@@ -98,7 +96,7 @@ def test_batches_without_a_clock_are_dated_by_the_first_that_has_one():
     assert ledger.send(lab.next()) is Reason.NONE
     assert [ledger.judged[k].reason for k in (0, 1)] == [Reason.NONE, Reason.NONE]
     assert [ledger.judged[k].t0_ms for k in (0, 1)] == [T0_MS, T0_MS + 10_000]
-    assert ledger.state.undated == ()
+    assert ledger.state.undated_from is None
     assert ledger.send(lab.next(synchronised=False, t0_ms=0)) is Reason.NONE
 
 

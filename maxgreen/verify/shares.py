@@ -1,0 +1,50 @@
+"""Whether shares meet their target (P-POW-2): of one batch, or of a group of batches at once."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from maxgreen.protocol.backend import Beacon
+from maxgreen.protocol.work import header, header_prefix, target_of
+from native import scrypt
+
+
+class Shares(NamedTuple):
+    """A batch's shares: the key that they were found for, the history and the beacon that they stand on."""
+
+    device: bytes
+    prev: bytes
+    beacon: Beacon
+    nbits: int
+    nonces: tuple[int, ...]
+
+    def headers(self) -> bytes:
+        """Return the headers whose digests must meet the target."""
+        prefix = header_prefix(self.prev, self.beacon.value, self.device, self.beacon.issued_s, self.nbits)
+        return b"".join(header(prefix, nonce) for nonce in self.nonces)
+
+    def targets(self) -> bytes:
+        """Return the target of each header."""
+        return target_of(self.nbits).to_bytes(32, "little") * len(self.nonces)
+
+
+ShareCheck = Callable[[Shares], bool]
+
+
+def check_shares(shares: Shares) -> bool:
+    """Tell whether every share meets its target."""
+    return 0 not in scrypt.verify_many(shares.headers(), shares.targets())
+
+
+def check_together(group: Iterable[Shares]) -> ShareCheck:
+    """Check the shares of a group in one call, which fills the lanes of the kernel; return what knows the answers."""
+    asked = list(group)
+    verdicts = scrypt.verify_many(
+        b"".join(shares.headers() for shares in asked), b"".join(shares.targets() for shares in asked)
+    )
+    known: dict[Shares, bool] = {}
+    start = 0
+    for shares in asked:
+        end = start + len(shares.nonces)
+        known[shares] = 0 not in verdicts[start:end]
+        start = end
+    return lambda shares: known[shares] if shares in known else check_shares(shares)
