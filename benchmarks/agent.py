@@ -274,6 +274,7 @@ def serve(folder: Path, pipe: Connection) -> None:
     from maxgreen.chain.embedded import dev_secret
     from maxgreen.ledger.book import Book
     from maxgreen.ledger.engine import open_engine
+    from maxgreen.ledger.registry import KnownDevice, put_devices
     from maxgreen.verify.rules import DeviceRecord
     from simulator.broker import EmbeddedBroker
 
@@ -287,7 +288,7 @@ def serve(folder: Path, pipe: Connection) -> None:
     with engine.begin() as connection:
         record = DeviceRecord(DEVICE.spki, ((0, "active"),))
         system = {"kind": "miner", "channels": [], "place_deci": None, "since_ms": 0}
-        Book(connection).put_device(record, 1, accounts[2].address, system)
+        put_devices(connection, [KnownDevice(record, 1, accounts[2].address, system)])
     broker = EmbeddedBroker()
     broker.start()
     settings = IngestSettings(

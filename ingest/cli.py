@@ -11,13 +11,13 @@ import typer
 
 from ingest.commands import MWS_PER_KWH, give
 from ingest.config import IngestSettings
-from ingest.intake import Intake
 from maxgreen.chain.deployment import Addresses
 from maxgreen.clock import make_clock
 from maxgreen.errors import Fatal, UsageError
 from maxgreen.keyfile import load_key_file
-from maxgreen.ledger.book import Book, KnownDevice
-from maxgreen.ledger.engine import open_engine
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import open_engine, reader
+from maxgreen.ledger.registry import KnownDevice
 from maxgreen.protocol.backend import CommandKind, decode_command
 from maxgreen.protocol.cose import parse
 from maxgreen.service import log_to_stderr
@@ -64,15 +64,14 @@ def decide(
     reason: Annotated[str, typer.Option(help="the reason code that it answers")] = "",
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Record a decision, and let the chain go on where it allows that (P-ING-3, P-ING-4)."""
+    """Record a decision; the running service lets the chain go on where it allows that (P-ING-3, P-ING-4)."""
     settings = load(IngestSettings, config)
     now_ms = make_clock(settings.clock_file).now_ms()
-    network = Addresses.load(settings.chain.deployment).network
     with open_engine(settings.ledger).begin() as connection:
         book = Book(connection)
         device_id = _known(book, device).record.device
         book.add_decision(Decision(device_id, from_seq, to_seq, action, reason, who, now_ms, text))
-        Intake(book, network, book.rules(network)).resume(device_id)
+    print("recorded; the running service lets the chain go on within a second, where the decision allows that")
 
 
 @app.command("rebuild-view")
@@ -140,7 +139,7 @@ def list_commands(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """List the newest commands; whether a device obeyed one, its batches tell."""
-    with open_engine(load(IngestSettings, config).ledger).connect() as connection:
+    with reader(open_engine(load(IngestSettings, config).ledger)).begin() as connection:
         rows = Book(connection).all_commands()
     given = [(row.who, decode_command(parse(bytes(row.message)).payload)) for row in rows]
     if as_json:
@@ -179,7 +178,10 @@ def _give(config: Path, device: str, kind: CommandKind, arguments: Mapping[int, 
     with open_engine(settings.ledger).begin() as connection:
         book = Book(connection)
         known = _known(book, device)
-        command = give(book, signer, network, known, kind, arguments, who=who, now_ms=now_ms, valid_ms=valid_s * 1000)
+        state = book.state(known.record.device)
+        command = give(
+            book, signer, network, known, state, kind, arguments, who=who, now_ms=now_ms, valid_ms=valid_s * 1000
+        )
     print(f"command {command.number} is in the ledger; the running service sends it within a second, for {valid_s} s")
 
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from maxgreen.errors import UsageError
-from maxgreen.ledger.book import Book, KnownDevice
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.registry import KnownDevice
 from maxgreen.protocol.backend import Command, CommandKind, sign_command
 from maxgreen.protocol.keys import Signer
+from maxgreen.verify.chain import ChainState
 
 MWS_PER_KWH: Final = 3_600_000_000
 
@@ -16,6 +18,7 @@ def give(
     signer: Signer,
     network: str,
     known: KnownDevice,
+    state: ChainState | None,
     kind: CommandKind,
     arguments: Mapping[int, int],
     *,
@@ -29,7 +32,7 @@ def give(
     """
     device = known.record.device
     if kind in (CommandKind.START_TRANSFER, CommandKind.STOP_TRANSFER):
-        channels = sorted(known.chain.channels) if known.chain else []
+        channels = sorted(state.channels) if state else []
         if arguments[0] not in channels:
             raise UsageError(
                 f"device {device.hex()}: has no channel {arguments[0]}; it has {channels or 'sent nothing'}"

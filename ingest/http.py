@@ -11,11 +11,13 @@ from jinja2 import Environment, FunctionLoader, select_autoescape
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import Engine, select
 
-from ingest.consumer import Metrics
-from maxgreen.ledger.book import Book, KnownDevice
+from ingest.metrics import Metrics
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.registry import KnownDevice
 from maxgreen.ledger.schema import periods
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.reasons import Reason
+from maxgreen.verify.chain import ChainState
 
 _RECENT: Final = 50
 _EXPLANATIONS: Final = {
@@ -32,7 +34,7 @@ _EXPLANATIONS: Final = {
 
 
 def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None]) -> FastAPI:
-    """Return the web application; `ready` says what is missing, or None."""
+    """Return the web application; `engine` is one for readers, `ready` says what is missing, or None."""
     app = FastAPI(title="MaxCoin Green Energy ingest", docs_url="/docs", redoc_url=None)
     pages = Environment(
         loader=FunctionLoader(lambda name: files("ingest").joinpath("templates", name).read_text()),
@@ -56,19 +58,19 @@ def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None]) 
 
     @app.get("/api/devices")
     def devices() -> list[dict[str, Any]]:
-        with engine.connect() as connection:
-            return [device_json(known) for known in Book(connection).all_devices()]
+        with engine.begin() as connection:
+            return _devices(Book(connection))
 
     @app.get("/api/devices/{device}/batches")
     def batches(device: str, limit: int = _RECENT) -> list[dict[str, Any]]:
-        with engine.connect() as connection:
+        with engine.begin() as connection:
             book = Book(connection)
             known = _find(book, device)
             return [_batch_json(row) for row in book.recent_batches(known.record.device, min(limit, 1000))]
 
     @app.get("/api/verdicts")
     def verdicts() -> list[dict[str, Any]]:
-        with engine.connect() as connection:
+        with engine.begin() as connection:
             counts = Book(connection).verdict_counts()
         return [
             {"verdict": verdict, "reason": Reason(reason).label, "count": count}
@@ -77,7 +79,7 @@ def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None]) 
 
     @app.get("/api/evidence")
     def rejected() -> list[dict[str, Any]]:
-        with engine.connect() as connection:
+        with engine.begin() as connection:
             return [
                 {
                     "reason": Reason(row.reason).label,
@@ -90,30 +92,35 @@ def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None]) 
 
     @app.get("/api/statements")
     def statements() -> list[dict[str, Any]]:
-        with engine.connect() as connection:
+        with engine.begin() as connection:
             rows = connection.execute(select(periods).order_by(periods.c.until_s))
             return [{"period": r.period, "until": r.until_s, "statement": r.statement} for r in rows]
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> str:
-        with engine.connect() as connection:
-            known = [device_json(device) for device in Book(connection).all_devices()]
+        with engine.begin() as connection:
+            known = _devices(Book(connection))
         return pages.get_template("index.html").render(devices=known)
 
     @app.get("/devices/{device}", response_class=HTMLResponse)
     def device_page(device: str) -> str:
-        with engine.connect() as connection:
+        with engine.begin() as connection:
             book = Book(connection)
             known = _find(book, device)
             rows = [_batch_json(row) for row in book.recent_batches(known.record.device, _RECENT)]
-        return pages.get_template("device.html").render(device=device_json(known), batches=rows)
+            state = book.state(known.record.device)
+        return pages.get_template("device.html").render(device=device_json(known, state), batches=rows)
 
     return app
 
 
-def device_json(known: KnownDevice) -> dict[str, Any]:
+def _devices(book: Book) -> list[dict[str, Any]]:
+    states = book.states()
+    return [device_json(known, states.get(known.record.device)) for known in book.all_devices()]
+
+
+def device_json(known: KnownDevice, chain: ChainState | None) -> dict[str, Any]:
     """Return what people want to know of a device."""
-    chain = known.chain
     roles = ["generation", "sent", "received", "delivered", "taken out"]
     channels = [chain.channels[n] for n in sorted(chain.channels)] if chain else []
     return {

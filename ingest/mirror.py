@@ -4,21 +4,18 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from maxgreen.chain.deployment import Deployment
-from maxgreen.chain.registry import RegisteredSystem, read_systems
-from maxgreen.ledger.book import Book
+from sqlalchemy import Connection
+
+from maxgreen.chain.registry import RegisteredSystem
+from maxgreen.ledger.registry import KnownDevice, put_devices
 
 
-def mirror_devices(book: Book, systems: Mapping[Any, RegisteredSystem]) -> int:
-    """Copy what was read of the registry into the ledger; return how many systems there are."""
-    for system in systems.values():
-        book.put_device(system.record, system.token, system.owner, system_json(system))
-    return len(systems)
-
-
-def refresh_devices(book: Book, deployment: Deployment) -> int:
-    """Read the registry and copy it into the ledger; return how many systems there are."""
-    return mirror_devices(book, read_systems(deployment))
+def mirror_devices(connection: Connection, systems: Mapping[Any, RegisteredSystem]) -> int:
+    """Copy what was read of the registry into the ledger; return how many systems were new or had changed."""
+    return put_devices(
+        connection,
+        [KnownDevice(system.record, system.token, system.owner, system_json(system)) for system in systems.values()],
+    )
 
 
 def system_json(system: RegisteredSystem) -> dict[str, Any]:

@@ -1,29 +1,33 @@
-"""The ingest service: consumer, projector and pages in one process."""
+"""The ingest service: worker, housekeeping, projector and pages in one process."""
 
 import logging
 import threading
+import time
 from typing import Final
 
 import uvicorn
 from sqlalchemy import Engine
 
 from ingest.config import IngestSettings
-from ingest.consumer import Consumer, Metrics, MqttBroker
+from ingest.housekeeping import Housekeeping
 from ingest.http import make_app
 from ingest.influx import InfluxSink, Projector
+from ingest.loop import Loop
+from ingest.metrics import Metrics
+from ingest.source import MqttSource
+from ingest.worker import Worker
 from maxgreen.chain.client import connect
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.clock import Clock, make_clock
-from maxgreen.errors import Fatal, Retryable
 from maxgreen.keyfile import create_key_file, load_key_file
-from maxgreen.ledger.engine import open_engine
+from maxgreen.ledger.engine import LedgerAwayError, open_engine, reader
 from maxgreen.protocol.keys import Signer
 from maxgreen.service import notify, scrypt_kernel
 
 _LOG: Final = logging.getLogger(__name__)
 _PROJECT_EVERY_S: Final = 1.0
-_RETRY_S: Final = 5.0
 _HOUSE_EVERY_S: Final = 0.05
+_OPEN_EVERY_S: Final = 2.0
 
 
 class IngestService:
@@ -34,105 +38,92 @@ class IngestService:
     ) -> None:
         self.metrics = Metrics()
         self.engine = engine
-        self._broker = MqttBroker(
+        self._stopping = threading.Event()
+        self._source = MqttSource(
             settings.broker,
-            lambda: self.consumer.greet(),  # noqa: PLW0108 - made below
+            lambda: self._housekeeping.greet(),  # noqa: PLW0108 - made below
             self.metrics.connected.set,
         )
-        self.consumer = Consumer(
-            engine,
-            self._broker,
-            deployment,
-            signer,
-            clock,
-            self.metrics,
-            refresh_s=settings.chain.refresh_s,
+        self._worker = Worker(engine, self._source, deployment.network, signer, clock, self.metrics)
+        self._housekeeping = Housekeeping(
+            engine, self._source, deployment, signer, clock, refresh_s=settings.chain.refresh_s
         )
-        self._stopping = threading.Event()
         self._projector = Projector(engine, InfluxSink(settings.influx)) if settings.influx.url else None
-        self._threads: list[threading.Thread] = []
+        self._judging = Loop("judging", self._judge, self._stopping)
+        self._beside = [Loop("housekeeping", self._keep_house, self._stopping)]
+        if self._projector is not None:
+            self._beside.append(Loop("the view", self._project, self._stopping))
         self._server: uvicorn.Server | None = None
         if settings.http.port:
-            app = make_app(engine, self.metrics, self.missing)
+            app = make_app(reader(engine), self.metrics, self.missing)
             config = uvicorn.Config(app, host=settings.http.host, port=settings.http.port, log_level="warning")
             self._server = uvicorn.Server(config)
 
     @classmethod
     def from_settings(cls, settings: IngestSettings) -> "IngestService":
-        """Compose the service that settings describe."""
+        """Compose the service that settings describe; a database that is away is waited for."""
         scrypt_kernel()  # a wrong choice is said now, not at the first share
         clock = make_clock(settings.clock_file)
         key_file = settings.key_file
         signer = load_key_file(key_file) if key_file.exists() else create_key_file(key_file)
         chain = connect(settings.chain.rpc, clock)
         deployment = Deployment(chain, Addresses.load(settings.chain.deployment))
-        return cls(settings, open_engine(settings.ledger), deployment, signer, clock)
+        return cls(settings, _opened(settings.ledger), deployment, signer, clock)
 
     def missing(self) -> str | None:
         """Return what keeps the service from being ready, or None."""
-        if not self._broker.connected.is_set():
+        if not self._source.connected.is_set():
             return "no connection to the broker"
-        if self._broker.denied:
-            return f"the broker does not let us listen to {self._broker.denied}"
-        return self.consumer.alarm
+        if self._source.denied:
+            return f"the broker does not let us listen to {self._source.denied}"
+        troubles = [loop.trouble for loop in (self._judging, *self._beside)]
+        return next(filter(None, [*troubles, self._worker.alarm, self._housekeeping.alarm]), None)
 
     def run(self) -> None:
         """Judge messages until `stop`."""
-        self._broker.start()
-        self._spawn(self._keep_house, "house")
-        if self._projector is not None:
-            self._spawn(self._project, "projector")
-        if self._server is not None:
-            self._spawn(self._server.run, "http")
+        self._source.start()
+        server = threading.Thread(target=self._server.run, name="http", daemon=True) if self._server else None
+        for thread in (*self._beside, server):
+            if thread is not None:
+                thread.start()
         notify("READY=1")
         try:
-            while not self._stopping.is_set():
-                try:
-                    self.consumer.judge_some()
-                except Retryable as error:
-                    _LOG.warning("%s", error)
-                    self._stopping.wait(_RETRY_S)
-                notify("WATCHDOG=1")
+            self._judging.run(progress=lambda: notify("WATCHDOG=1"))
         finally:
             notify("STOPPING=1")
-            self._broker.stop()
+            self._stopping.set()
+            self._source.stop()
             if self._server is not None:
                 self._server.should_exit = True
-            self._stopping.set()
-            for thread in self._threads:
-                thread.join()
+            for thread in (*self._beside, server):
+                if thread is not None:
+                    thread.join()
+            self._housekeeping.stop()
 
     def stop(self) -> None:
         """Ask `run` to end; any thread or signal handler may call it."""
         self._stopping.set()
 
-    def _spawn(self, target: object, name: str) -> None:
-        thread = threading.Thread(target=target, name=name, daemon=True)  # type: ignore[arg-type]
-        thread.start()
-        self._threads.append(thread)
+    def _judge(self) -> float:
+        self._worker.step()
+        return 0.0
 
-    def _keep_house(self) -> None:
-        while not self._stopping.wait(_HOUSE_EVERY_S):
-            try:
-                self.consumer.keep_house()
-            except Retryable as error:
-                _LOG.warning("%s", error)
-                self._stopping.wait(_RETRY_S)
+    def _keep_house(self) -> float:
+        self._housekeeping.step()
+        return _HOUSE_EVERY_S
 
-    def _project(self) -> None:
-        projector = self._projector
-        lost = False
-        while projector is not None and not self._stopping.is_set():
-            try:
-                busy = projector.step()
-            except (Retryable, Fatal) as error:
-                if not lost:
-                    _LOG.warning("the view waits: %s", error)
-                lost = True
-                self._stopping.wait(_RETRY_S)
-                continue
-            if lost:
-                _LOG.warning("the view goes on")
-                lost = False
-            if not busy:
-                self._stopping.wait(_PROJECT_EVERY_S)
+    def _project(self) -> float:
+        return 0.0 if self._projector is not None and self._projector.step() else _PROJECT_EVERY_S
+
+
+def _opened(url: str) -> Engine:
+    said = ""
+    while True:
+        try:
+            return open_engine(url)
+        except LedgerAwayError as error:
+            if str(error) != said:
+                said = str(error)
+                notify(f"STATUS=waiting: {said}")
+                _LOG.warning("waiting: %s", said)
+            time.sleep(_OPEN_EVERY_S)

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import IntegrityError
 
 from maxgreen.chain.orders import Line, SettlementContract
-from maxgreen.ledger.book import Book, KnownDevice
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import reader
+from maxgreen.ledger.registry import KnownDevice
 from maxgreen.protocol import cose
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.keys import Signer
@@ -47,8 +50,10 @@ def close_period(
     """Close a period, or return it as it was closed; NotReadyError says what it still waits for."""
     _, until_s = period_bounds(period)
     lines = [contract.line(line) for line in contract.line_ids()]
-    with engine.begin() as connection:
+    # one state of the ledger, which no writer waits for; what is committed meanwhile has a later revision
+    with reader(engine).begin() as connection:
         book = Book(connection)
+        revision = book.revision()
         row = book.period(until_s)
         if row is not None:
             return reopened(bytes(row.pack))
@@ -62,9 +67,14 @@ def close_period(
             derived.entries["statement.json"], signer, network, "statement", detached=True
         )
         entries[MANIFEST] = manifest_bytes(network, period, until_s, inputs.previous, entries)
-        digest = hashlib.sha256(entries[MANIFEST]).digest()
-        statement = derived.entries["statement.json"].decode()
-        book.add_period(until_s, period, digest, statement, write_pack(entries), now_ms)
+    digest = hashlib.sha256(entries[MANIFEST]).digest()
+    statement = derived.entries["statement.json"].decode()
+    try:
+        with engine.begin() as connection:
+            Book(connection).add_period(until_s, period, digest, statement, write_pack(entries), now_ms, revision)
+    except IntegrityError:  # another closed it in the meantime: its pack is the one
+        with reader(engine).begin() as connection:
+            return reopened(bytes(Book(connection).period(until_s).pack))
     return Closed(period, until_s, entries, derived)
 
 
@@ -162,8 +172,10 @@ def _check_ready(book: Book, lines: list[Line], period: str, until_s: int, now_m
     if now_ms >= (until_s + limits.close_days * DAY_S) * 1000:
         return
     tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
+    states = book.states()
     for device in book.all_devices():
-        if device.token in tokens and (device.chain is None or device.chain.wall_ms < until_s * 1000):
+        state = states.get(device.record.device)
+        if device.token in tokens and (state is None or state.wall_ms < until_s * 1000):
             raise NotReadyError(
                 f"{period}: system {device.token} has not reported past the end; it closes anyway "
                 f"{limits.close_days} days after it"

@@ -13,6 +13,7 @@ from maxgreen.chain.orders import Ends, LossTerms, OrderRequest, OrderStatus, Se
 from maxgreen.clock import Clock
 from maxgreen.errors import MaxgreenError
 from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import reader
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.pack import ORDER, canonical_json
@@ -137,7 +138,7 @@ def open_line(engine: Engine, deployment: Deployment, operator: LocalAccount, en
     except ChainRefusedError as error:
         if error.name != "NoSuchLine":
             raise
-        with engine.begin() as connection:
+        with reader(engine).begin() as connection:
             book = Book(connection)
             sent = first_attestation(book, ends.miner_token, ends.miner_channel)
             received = first_attestation(book, ends.node_token, ends.node_channel)

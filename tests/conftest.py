@@ -2,11 +2,14 @@
 
 import json
 import os
+import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
+import uuid
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,60 @@ def stop(process: subprocess.Popen) -> None:
 def mosquitto_program() -> str:
     found = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
     return need(found, "mosquitto is not installed (apt-get install mosquitto)")
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """A private PostgreSQL cluster: the URL of its server, without a database."""
+    found = shutil.which("initdb") or max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=None, key=str)
+    programs = Path(need(found, "PostgreSQL is not installed (apt-get install postgresql)")).resolve().parent
+    folder, port = Path(tempfile.mkdtemp(prefix="maxgreen-pg-")), free_port()
+    as_owner = []
+    if os.geteuid() == 0:  # the server refuses to run as root
+        user = next((name for name in ("postgres", "nobody") if _has_user(name)), None)
+        need(shutil.which("runuser") if user else None, "PostgreSQL needs a user that is not root, and runuser")
+        as_owner = ["runuser", "-u", user, "--"]
+        shutil.chown(folder, user)
+    options = "-c fsync=off -c max_connections=200 -c listen_addresses=127.0.0.1"
+    try:
+        subprocess.run(
+            [*as_owner, programs / "initdb", "-D", folder / "data", "-U", "maxgreen", "--auth=trust", "--no-sync"],
+            check=True, stdout=subprocess.DEVNULL, cwd=folder,
+        )  # fmt: skip
+        subprocess.run(
+            [
+                *as_owner, programs / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log",
+                "-o", f"-p {port} -k {folder} {options}", "start",
+            ],
+            check=True, stdout=subprocess.DEVNULL, cwd=folder,
+        )  # fmt: skip
+        yield f"postgresql+psycopg://maxgreen@127.0.0.1:{port}"
+    finally:
+        subprocess.run(
+            [*as_owner, programs / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop"],
+            stdout=subprocess.DEVNULL, cwd=folder,
+        )  # fmt: skip
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_user(name):
+    try:
+        return bool(pwd.getpwnam(name))
+    except KeyError:
+        return False
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request, tmp_path):
+    """The URL of an empty ledger, on each database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    import psycopg
+
+    server, name = request.getfixturevalue("postgres"), f"t{uuid.uuid4().hex}"
+    with psycopg.connect(server.replace("+psycopg", "") + "/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server}/{name}"
 
 
 @pytest.fixture(scope="session")

@@ -1,42 +1,120 @@
-"""Opening the ledger's database: SQLite (WAL, FULL) or PostgreSQL, migrated to the newest schema."""
+"""Opening the ledger's database: SQLite (WAL, FULL) or PostgreSQL, migrated to the newest schema.
 
+A database that is away, full or locked is `Retryable`, here and wherever the engine is used.
+"""
+
+import sqlite3
 from importlib.resources import files
 from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
 
-from maxgreen.errors import Fatal
+from maxgreen.errors import Fatal, Retryable
 
 _BUSY_MS: Final = 30_000
+_CACHE_KIB: Final = 65_536
+_CONNECT_S: Final = 10
+_SILENT_MS: Final = 30_000
+_MIGRATING: Final = 0x6D617867
+# what a database that works may answer for a while
+_PASSING: Final = {
+    "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY",
+    "SQLITE_NOMEM", "SQLITE_PROTOCOL", "SQLITE_INTERRUPT",
+}  # fmt: skip
+_POSTGRES: Final = {
+    "connect_timeout": _CONNECT_S,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": _SILENT_MS,
+}
+
+
+class LedgerAwayError(Retryable):
+    """The database does not answer, has no room, or somebody holds its lock."""
 
 
 def open_engine(url: str) -> Engine:
-    """Open a database by its SQLAlchemy URL and migrate it; Fatal when it cannot be."""
+    """Open a database by its SQLAlchemy URL and migrate it; Fatal when it cannot be, Retryable while it is away."""
     try:
-        engine = create_engine(url)
-        if make_url(url).get_backend_name() == "sqlite":
-            event.listen(engine, "connect", _prepare_sqlite)
-            event.listen(engine, "begin", _begin_sqlite)
+        engine = _engine(url)
         with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":  # one process migrates, others wait for it
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
             config = Config()
             config.set_main_option("script_location", str(files("maxgreen.ledger").joinpath("migrations")))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-    except (ArgumentError, OperationalError) as error:
-        raise Fatal(f"ledger {url}: {error}") from error
+    except CommandError as error:
+        raise Fatal(
+            f"ledger {_shown(url)}: made by a version that this one does not know ({error}); use the version that made "
+            "it, or begin a new ledger"
+        ) from error
+    except LedgerAwayError as error:
+        if engine.dialect.name == "sqlite":  # a file that is not there does not come
+            raise Fatal(f"ledger {_shown(url)}: {error}") from error
+        raise
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        hint = "; install maxgreen[postgres]" if "psycopg" in str(error) else ""
+        raise Fatal(f"ledger {_shown(url)}: {error}{hint}") from error
+    return engine
+
+
+def reader(engine: Engine) -> Engine:
+    """Return an engine for those who only read: each transaction sees one state, and no writer waits for it."""
+    if engine.dialect.name == "sqlite":
+        return _engine(engine.url.render_as_string(hide_password=False), read_only=True)
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
+def _engine(url: str, *, read_only: bool = False) -> Engine:
+    address = make_url(url)
+    if address.get_backend_name() == "sqlite":
+        engine = create_engine(address)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_reading if read_only else _begin_writing)
+    else:
+        if address.drivername == "postgresql":  # SQLAlchemy would look for psycopg2
+            address = address.set(drivername="postgresql+psycopg")
+        engine = create_engine(address, pool_pre_ping=True, connect_args=_POSTGRES)
+    event.listen(engine, "handle_error", _translate)
     return engine
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where SQLAlchemy says
+    connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
-    connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+    connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
 
 
-def _begin_sqlite(connection: Any) -> None:
+def _begin_writing(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin_reading(connection: Any) -> None:
+    connection.exec_driver_sql("BEGIN DEFERRED")
+
+
+def _translate(context: ExceptionContext) -> None:
+    """Let a database that is away raise LedgerAwayError instead of SQLAlchemy's error."""
+    error = context.original_exception
+    passing = context.is_disconnect or isinstance(context.sqlalchemy_exception, (OperationalError, InterfaceError))
+    if isinstance(error, sqlite3.Error):
+        name = getattr(error, "sqlite_errorname", "") or ""
+        passing = any(name.startswith(known) for known in _PASSING)
+    if passing:
+        raise LedgerAwayError(f"the ledger's database: {str(error).strip() or type(error).__name__}") from error
+
+
+def _shown(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url

@@ -1,4 +1,4 @@
-"""The ledger's tables. Numbers that may pass 2^63 are decimal text; states are JSON."""
+"""The ledger's tables. Numbers that may pass 2^63 are decimal text."""
 
 from typing import Final
 
@@ -14,9 +14,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata: Final = MetaData()
+REVISION: Final = "revision"  # counters: the newest change of a verdict
+RULES: Final = "rules"  # counters: the newest change of limits or decisions
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
 devices: Final = Table(
@@ -26,9 +29,20 @@ devices: Final = Table(
     Column("token", _Id, nullable=False),
     Column("owner", String(42), nullable=False),
     Column("system", Text, nullable=False),  # the registry's record, JSON
-    Column("chain", Text),  # ChainState, JSON; empty before the first batch
-    Column("receipt", LargeBinary),  # the newest one
-    Column("reported", _Id, nullable=False, default=0),  # revision up to which verdicts were receipted
+)
+
+chains: Final = Table(
+    "chains",
+    metadata,
+    Column("device", LargeBinary(16), primary_key=True),
+    Column("version", _Id, nullable=False),  # rises with every write: who read another one does not write
+    Column("next_seq", _Id, nullable=False),
+    Column("state", LargeBinary, nullable=False),  # ChainState.to_bytes
+    Column("waiting", Integer, nullable=False),  # batches that are kept ahead of the chain
+    Column("waiting_bytes", _Id, nullable=False),
+    Column("due", Integer, nullable=False),  # ledger.desk.Due: what it waits for that nobody sends
+    Column("steering", LargeBinary, nullable=False),  # hashes credited by window: what the difficulty follows
+    Index("chains_due", "device", sqlite_where=text("due > 0"), postgresql_where=text("due > 0")),
 )
 
 batches: Final = Table(
@@ -48,11 +62,20 @@ batches: Final = Table(
     Column("shares", Integer, nullable=False),
     Column("hashes", String(80), nullable=False),
     Column("skipped_to", Boolean, nullable=False),
-    Column("state_before", Text),  # of its place, while it may be judged again
+    Column("state_before", LargeBinary),  # ChainState of its place, while it may be judged again
     Column("revision", _Id, nullable=False),  # rises with every change of a verdict
     UniqueConstraint("device", "seq"),
     Index("batches_by_revision", "revision"),
     Index("batches_by_time", "device", "t0_ms"),
+    Index("batches_waiting", "device", "seq", sqlite_where=text("NOT in_chain"), postgresql_where=text("NOT in_chain")),
+)
+
+verdicts: Final = Table(
+    "verdicts",
+    metadata,
+    Column("verdict", String(16), primary_key=True),
+    Column("reason", Integer, primary_key=True),
+    Column("count", _Id, nullable=False),
 )
 
 evidence: Final = Table(
@@ -62,11 +85,15 @@ evidence: Final = Table(
     Column("reason", Integer, nullable=False),
     Column("text", Text, nullable=False),
     Column("topic", Text, nullable=False),
-    Column("device", LargeBinary(16)),
+    Column("device", LargeBinary(16), nullable=False),  # whose key signed it; empty where none is known
+    Column("number", _Id, nullable=False),  # of the messages kept for this device
+    Column("bytes", _Id, nullable=False),  # of all of them so far, this one included
     Column("seq", String(20)),
     Column("digest", LargeBinary(32), nullable=False, unique=True),
     Column("message", LargeBinary, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
+    UniqueConstraint("device", "number"),
+    Index("evidence_by_bytes", "device", "bytes"),
 )
 
 beacons: Final = Table(
@@ -117,6 +144,21 @@ limits: Final = Table(
     metadata,
     Column("from_ms", BigInteger, primary_key=True),
     Column("value", Text, nullable=False),
+)
+
+counters: Final = Table(
+    "counters",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", _Id, nullable=False),
+)
+
+leases: Final = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("renewals", _Id, nullable=False),
 )
 
 positions: Final = Table(

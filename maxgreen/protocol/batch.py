@@ -1,5 +1,6 @@
 """The signed batch: what a device measured, worked and attested between two cuts."""
 
+import hashlib
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -165,6 +166,7 @@ class SignedBatch:
     message: bytes = field(repr=False)
     envelope: cose.Envelope = field(repr=False)
     batch: Batch
+    digest: bytes  # SHA-256 of the message: the next batch's `prev`
 
 
 def sign_batch(batch: Batch, signer: Signer, network: str) -> bytes:
@@ -181,7 +183,7 @@ def parse_batch(message: bytes) -> SignedBatch:
     batch = decode_batch(envelope.payload)
     if batch.birth is not None and key_id(batch.birth.spki) != envelope.key_id:
         raise Malformed("birth.0: not the signing key")
-    return SignedBatch(message, envelope, batch)
+    return SignedBatch(message, envelope, batch, hashlib.sha256(message).digest())
 
 
 def encode_batch(batch: Batch) -> bytes:

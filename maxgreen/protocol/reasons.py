@@ -25,6 +25,7 @@ class Reason(IntEnum):
     BAD_WORK = 14
     BAD_ATTESTATION = 15
     BIRTH_MISSING = 16
+    INTERNAL_ERROR = 17
     WEAK_WORK = 20
     STALE_WORK = 21
     LATE_WORK = 22

@@ -10,7 +10,6 @@ from maxgreen.protocol.batch import Batch, Birth, decode_birth, encode_birth
 from maxgreen.protocol.cose import network_digest
 from maxgreen.verify.meter import Sample
 
-_NO_SAMPLE: Final = 5
 _BIRTHS: Final = 2_048  # kept decoded and encoded, about 2 kB each
 _birth_bytes = lru_cache(_BIRTHS)(encode_birth)
 _birth_of = lru_cache(_BIRTHS)(decode_birth)
@@ -154,7 +153,10 @@ class ChainState:
             earlier_wall_ms,
             boot_date_ms,
             _birth_of(birth) if birth is not None else None,
-            {c[0]: ChannelState(*c[:5], Sample(*c[5:]) if len(c) > _NO_SAMPLE else None) for c in channels},
+            {
+                number: ChannelState(number, role, register, reverse, gap, Sample(*last) if last else None)
+                for number, role, register, reverse, gap, *last in channels
+            },
             undated_from,
             halted,
         )

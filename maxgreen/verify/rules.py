@@ -112,6 +112,9 @@ class Rules:
         self.limits = tuple(limits)
         self.beacons: Mapping[int, Beacon] = {} if beacons is None else beacons
         self.decisions = tuple(decisions)
+        self._decided: dict[bytes, list[Decision]] = {}
+        for decision in self.decisions:
+            self._decided.setdefault(decision.device, []).append(decision)
 
     def limits_at(self, received_ms: int) -> Limits:
         """Return the limits valid at an arrival time."""
@@ -119,14 +122,18 @@ class Rules:
 
     def decided(self, device: bytes, seq: int, action: Action) -> bool:
         """Tell whether a decision of this kind speaks of a batch."""
-        return any(d.device == device and d.action is action and d.covers(seq) for d in self.decisions)
+        return any(d.action is action and d.covers(seq) for d in self._decided.get(device, ()))
+
+    def continues(self, device: bytes) -> bool:
+        """Tell whether a decision lets a halted chain go on."""
+        return any(d.action is Action.CONTINUE for d in self._decided.get(device, ()))
 
     def skip_from(self, device: bytes, next_seq: int) -> int | None:
         """Return the seq at which a chain that waits for `next_seq` may go on (P-ING-4)."""
         targets = [
             d.to_seq
-            for d in self.decisions
-            if d.device == device and d.action is Action.SKIP and d.from_seq <= next_seq < d.to_seq
+            for d in self._decided.get(device, ())
+            if d.action is Action.SKIP and d.from_seq <= next_seq < d.to_seq
         ]
         return min(targets, default=None)
 

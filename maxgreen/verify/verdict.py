@@ -4,7 +4,6 @@ A message passes three stages: `open_message` (a: no chain named), `place` (b: w
 `take` (c: content). Only `take` moves the chain.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -40,6 +39,11 @@ class Place(Enum):
     def halts(self) -> bool:
         """Tell whether such a message suspends the device."""
         return self in {Place.EQUIVOCATION, Place.CHAIN_BREAK, Place.REGRESSION}
+
+    @property
+    def waits(self) -> bool:
+        """Tell whether such a message is kept until the chain comes to it."""
+        return self in {Place.AHEAD, Place.SUSPENDED}
 
     @property
     def reason(self) -> Reason:
@@ -117,9 +121,26 @@ def open_message(
 
     `topic` is None where the message did not come over MQTT.
     """
+    signed = read_message(message)
+    check_origin(signed, topic, received_ms, find, network)
+    return signed
+
+
+def read_message(message: bytes) -> SignedBatch:
+    """Return the batch of a message whose form is right; whose it is was not checked yet."""
     if len(message) > MAX_MESSAGE_BYTES:
         raise Rejected(Reason.OVERSIZE, f"{len(message)} bytes, at most {MAX_MESSAGE_BYTES} (P-BAT-1)")
-    signed = parse_batch(message)
+    return parse_batch(message)
+
+
+def check_origin(
+    signed: SignedBatch,
+    topic: str | None,
+    received_ms: int,
+    find: Callable[[bytes], DeviceRecord | None],
+    network: str,
+) -> None:
+    """Check topic, device and signature of a batch; Rejected when one is wrong."""
     device = signed.envelope.key_id
     if topic is not None and topic != device_topic(device, "batch"):
         raise Rejected(Reason.MALFORMED, f"topic {topic[:100]!r} is not that of the signing key {device.hex()}")
@@ -129,7 +150,6 @@ def open_message(
     if signed.batch.succeeds is not None and signed.batch.succeeds[0] != record.predecessor:
         raise Rejected(Reason.UNKNOWN_DEVICE, "the registry does not confirm this rotation (field 14)")
     signed.envelope.check(record.verifier, network, "batch")
-    return signed
 
 
 def place(state: ChainState, signed: SignedBatch, kept: bytes | None, predecessor: ChainState | None = None) -> Place:
@@ -138,9 +158,9 @@ def place(state: ChainState, signed: SignedBatch, kept: bytes | None, predecesso
     `kept` is the SHA-256 of the message that holds this seq already, in the chain or ahead of it;
     `predecessor` is the chain of the device that a seq 0 with field 14 succeeds.
     """
-    batch, digest = signed.batch, hashlib.sha256(signed.message).digest()
+    batch = signed.batch
     if kept is not None:
-        return Place.DUPLICATE if kept == digest else Place.EQUIVOCATION
+        return Place.DUPLICATE if kept == signed.digest else Place.EQUIVOCATION
     if batch.seq < state.next_seq:
         return Place.SKIPPED
     if batch.seq > state.next_seq + MAX_HELD_BEYOND:
@@ -398,7 +418,7 @@ def _moved(state: ChainState, signed: SignedBatch, judgement: Judgement) -> Chai
     return replace(
         state,
         next_seq=batch.seq + 1,
-        head=hashlib.sha256(signed.message).digest(),
+        head=signed.digest,
         boot_ms=boot_ms,
         wall_ms=wall_ms,
         boot_date_ms=boot_date_ms,

@@ -5,12 +5,11 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from sqlalchemy import inspect
 from typer.testing import CliRunner
 
 from ingest.cli import app
 from ingest.commands import give
-from ingest.consumer import Consumer, Metrics
+from ingest.housekeeping import Housekeeping
 from maxgreen.chain.deployment import Addresses
 from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
@@ -20,26 +19,15 @@ from maxgreen.protocol.identity import device_topic
 from simulator.lab import NETWORK, T0_MS, Lab
 from tests.edge_agent.test_agent import BACKEND, BACKEND_SECRET, Clock
 from tests.edge_agent.test_operation import Rig
-from tests.ingest.test_intake import engine, send  # noqa: F401
+from tests.ingest.desks import Bench, Wire, made, register
 
 NOBODY = "0x" + 40 * "0"
-
-
-class Wire:
-    """The broker side of ingest, in memory."""
-
-    def __init__(self):
-        self.sent = []
-
-    def publish(self, topic, payload, *, retain):
-        self.sent.append((topic, payload, retain))
-        return True
 
 
 class Station:
     """An operator's machine: settings, key and ledger in a folder, and the running service's consumer."""
 
-    def __init__(self, folder, engine):  # noqa: F811
+    def __init__(self, folder, engine):
         key = ec.derive_private_key(BACKEND_SECRET, ec.SECP256R1())
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (folder / "backend.pem").write_bytes(pem)
@@ -55,7 +43,7 @@ class Station:
         )
         self.wire, self.clock = Wire(), Clock()
         deployment = type("Deployment", (), {"network": NETWORK, "chain": None})()
-        self.consumer = Consumer(engine, self.wire, deployment, BACKEND, self.clock, Metrics(), refresh_s=1)
+        self.house = Housekeeping(engine, self.wire, deployment, BACKEND, self.clock, refresh_s=1)
         self.at(T0_MS + 10_000)
 
     def at(self, t_ms):
@@ -67,14 +55,19 @@ class Station:
 
     def sends(self):
         self.wire.sent.clear()
-        self.consumer._commands_due = 0
-        self.consumer._command()
+        self.house._commands_due = 0
+        self.house._command()
         return list(self.wire.sent)
 
 
 @pytest.fixture
-def station(tmp_path, engine):  # noqa: F811
-    send(engine, Lab().next())
+def engine(tmp_path):
+    return made(f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+@pytest.fixture
+def station(tmp_path, engine):
+    Bench(engine).send(Lab().next())
     return Station(tmp_path, engine)
 
 
@@ -111,29 +104,28 @@ def test_a_command_is_sent_once_a_connection_until_it_expires(station):
     first = station.sends()
     assert [topic for topic, _, _ in first] == [device_topic(Lab().device, "command")] * 2
     assert station.sends() == []
-    station.consumer.greet()
+    station.house.greet()
     assert station.sends() == first
     station.at(station.clock.t_ms + 10_000)
-    station.consumer.greet()
+    station.house.greet()
     assert station.sends() == first[:1]
     station.at(station.clock.t_ms + 90_000)
-    station.consumer.greet()
+    station.house.greet()
     assert station.sends() == []
 
 
-def test_numbers_rise_also_within_a_millisecond_and_over_a_lost_ledger(engine, tmp_path):  # noqa: F811
+def test_numbers_rise_also_within_a_millisecond_and_over_a_lost_ledger(engine, tmp_path):
     def given(ledger, now_ms):
         with ledger.begin() as connection:
             book = Book(connection)
             return give(
-                book, BACKEND, NETWORK, book.device(Lab().device), CommandKind.SEND_REGISTERS, {},
+                book, BACKEND, NETWORK, book.device(Lab().device), None, CommandKind.SEND_REGISTERS, {},
                 who="Ann", now_ms=now_ms, valid_ms=1_000,
             ).number  # fmt: skip
 
     numbers = [given(engine, T0_MS), given(engine, T0_MS), given(engine, T0_MS - 5_000)]
     fresh = open_engine(f"sqlite:///{tmp_path / 'fresh.db'}")
-    with fresh.begin() as connection:
-        Book(connection).put_device(Lab().record(), 1, NOBODY, {"kind": "miner", "channels": []})
+    register(fresh, Lab())
     numbers.append(given(fresh, T0_MS + 60_000))
     assert numbers == sorted(set(numbers))
 
@@ -149,11 +141,3 @@ def test_a_device_or_channel_that_is_not_there_is_said(station):
     assert station.sends() == []
     (station.config.parent / "backend.pem").unlink()
     assert "on its machine" in str(station.run("registers", Lab().device.hex(), "--who", "Ann").exception)
-
-
-def test_a_ledger_from_before_commands_gets_their_table(tmp_path):
-    url = f"sqlite:///{tmp_path / 'old.db'}"
-    with open_engine(url).begin() as connection:
-        connection.exec_driver_sql("DROP TABLE commands")
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
-    assert "commands" in inspect(open_engine(url)).get_table_names()

@@ -10,15 +10,19 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ingest.config import InfluxSettings
-from ingest.consumer import Metrics
 from ingest.http import make_app
 from ingest.influx import BadLinesError, InfluxSink, Projector
+from ingest.metrics import Metrics
 from maxgreen.errors import Fatal, Retryable
 from simulator.lab import NETWORK, Lab
 from tests.conftest import ROOT
-from tests.ingest.test_intake import engine, send  # noqa: F401
+from tests.ingest.desks import LATER, Bench
 
 pytestmark = pytest.mark.services
+
+
+def send(engine, message, received_ms=LATER):
+    return Bench(engine).send(message, received_ms=received_ms)
 
 
 class FakeSink:
@@ -52,7 +56,7 @@ def sink(influx, tmp_path):
     return InfluxSink(InfluxSettings(url=url, token_file=tmp_path / "token", org=org, bucket=bucket))
 
 
-def test_an_outage_of_the_view_stops_nothing_and_loses_nothing(engine):  # noqa: F811
+def test_an_outage_of_the_view_stops_nothing_and_loses_nothing(engine):
     lab, fake = Lab(), FakeSink()
     for _ in range(3):
         send(engine, lab.next())
@@ -67,7 +71,7 @@ def test_an_outage_of_the_view_stops_nothing_and_loses_nothing(engine):  # noqa:
     assert fake.lines == before
 
 
-def test_a_bad_line_is_isolated_and_the_others_are_written(engine):  # noqa: F811
+def test_a_bad_line_is_isolated_and_the_others_are_written(engine):
     fake = FakeSink()
     send(engine, Lab().next())
     fake.bad = "channel=1,role=1 v=18.0"
@@ -77,7 +81,7 @@ def test_a_bad_line_is_isolated_and_the_others_are_written(engine):  # noqa: F81
     assert len(fake.lines) == 23 - 10
 
 
-def test_the_real_influxdb_holds_what_the_ledger_holds(engine, influx, tmp_path):  # noqa: F811
+def test_the_real_influxdb_holds_what_the_ledger_holds(engine, influx, tmp_path):
     lab = Lab()
     for _ in range(4):
         send(engine, lab.next())
@@ -92,7 +96,7 @@ def test_the_real_influxdb_holds_what_the_ledger_holds(engine, influx, tmp_path)
     assert series["values"][0][1] == pytest.approx(lab.meters[1].register_mws / 3.6e9)
 
 
-def test_a_wrong_token_or_bucket_holds_the_view(engine, influx, tmp_path):  # noqa: F811
+def test_a_wrong_token_or_bucket_holds_the_view(engine, influx, tmp_path):
     url, _token, org, bucket = influx
     (tmp_path / "bad").write_text("wrong")
     with pytest.raises(Fatal, match="check url, token and bucket"):
@@ -103,7 +107,7 @@ def test_a_wrong_token_or_bucket_holds_the_view(engine, influx, tmp_path):  # no
         InfluxSink(InfluxSettings(url="http://127.0.0.1:9", org=org, bucket=bucket)).write(["a b=1 1"])
 
 
-def test_every_panel_of_the_dashboard_gets_rows(engine, influx, tmp_path):  # noqa: F811
+def test_every_panel_of_the_dashboard_gets_rows(engine, influx, tmp_path):
     from maxgreen.ledger.book import Book
     from maxgreen.protocol.backend import sign_beacon
     from maxgreen.protocol.keys import MemorySigner
@@ -127,7 +131,7 @@ def test_every_panel_of_the_dashboard_gets_rows(engine, influx, tmp_path):  # no
             assert query(influx, text), panel["title"]
 
 
-def test_pages_and_api_show_the_device(engine):  # noqa: F811
+def test_pages_and_api_show_the_device(engine):
     lab = Lab()
     send(engine, lab.next())
     send(engine, b"noise")

@@ -1,0 +1,364 @@
+"""A group of messages to verdicts: pure, on a desk that was read before and is written after (P-ING-3).
+
+The way of a message: `Opened` (its form, topic, device and signature: no chain named), a place in its chain, its
+content. What waited behind it follows, some at a time: a chain with more to do is `due`.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from maxgreen.ledger.desk import NOBODY, Chain, Desk, Due, Evidence, Kept, Row
+from maxgreen.protocol.batch import SignedBatch, parse_batch
+from maxgreen.protocol.reasons import Reason, Rejected, Verdict
+from maxgreen.protocol.work import WINDOW_MS, credit_of, nbits_of_credit, window_of
+from maxgreen.verify.chain import ChainState
+from maxgreen.verify.rules import DeviceRecord, Limits, Rules
+from maxgreen.verify.shares import ShareCheck, Shares, check_together
+from maxgreen.verify.verdict import (
+    MAX_HELD_BEYOND,
+    Judgement,
+    Place,
+    Waiting,
+    check_origin,
+    date,
+    dated,
+    place,
+    read_message,
+    take,
+)
+
+MOST_WAITING_BYTES: Final = 32 * 2**20  # of one device, ahead of its chain
+FOLLOW: Final = 256  # batches of one device that follow in one transaction
+_FETCH: Final = 64
+_STEERING_WINDOWS: Final = 6
+
+
+class Message(Protocol):
+    """What came from a broker."""
+
+    @property
+    def topic(self) -> str:
+        """The topic that it was sent to."""
+        ...
+
+    @property
+    def payload(self) -> bytes:
+        """Its bytes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a message; `device` is set when it deserves a receipt."""
+
+    verdict: Verdict
+    reason: Reason
+    device: bytes | None = None
+
+
+class Waiters(Protocol):
+    """Where batches wait for their turn or their date."""
+
+    def waiting(self, device: bytes, from_seq: int, limit: int) -> list[Kept]:
+        """Return batches that wait ahead of the chain, lowest seq first."""
+        ...
+
+    def undated(self, device: bytes, from_seq: int, limit: int) -> list[Kept]:
+        """Return batches that wait for the date of their boot."""
+        ...
+
+
+def read_all(messages: Sequence[Message]) -> list[SignedBatch | Rejected]:
+    """Read the form of each message."""
+    return [_read(message) for message in messages]
+
+
+def check_all(
+    messages: Sequence[Message],
+    read: Sequence[SignedBatch | Rejected],
+    find: Callable[[bytes], DeviceRecord | None],
+    network: str,
+    received_ms: int,
+) -> list[SignedBatch | Rejected]:
+    """Check topic, device and signature of each message whose form is right."""
+    return [
+        signed if isinstance(signed, Rejected) else _checked(signed, message.topic, find, network, received_ms)
+        for message, signed in zip(messages, read, strict=True)
+    ]
+
+
+def named(read: Iterable[SignedBatch | Rejected]) -> set[bytes]:
+    """Return the devices that messages name: whose key signed them, and the ones that they succeed."""
+    found = set()
+    for signed in read:
+        if not isinstance(signed, Rejected):
+            found.add(signed.envelope.key_id)
+            if signed.batch.succeeds is not None:
+                found.add(signed.batch.succeeds[0])
+    return found
+
+
+def places_to_ask(desk: Desk, opened: Iterable[SignedBatch | Rejected]) -> set[tuple[bytes, int]]:
+    """Return the places of which the ledger may hold a message already: below the chain's end, or ahead of it."""
+    asked = set()
+    for signed in opened:
+        if not isinstance(signed, Rejected):
+            chain = desk.chains[signed.envelope.key_id]
+            if signed.batch.seq < chain.state.next_seq or chain.waiting:
+                asked.add((chain.device, signed.batch.seq))
+    return asked
+
+
+def shares_of(opened: Iterable[SignedBatch | Rejected], rules: Rules) -> ShareCheck:
+    """Check the shares of a group together."""
+    asked = []
+    for signed in opened:
+        if not isinstance(signed, Rejected) and (work := signed.batch.work) is not None:
+            beacon = rules.beacons.get(work.beacon)
+            if beacon is not None:
+                asked.append(Shares(signed.envelope.key_id, signed.batch.prev, beacon, work.nbits, work.nonces))
+    return check_together(asked)
+
+
+@dataclass(slots=True)
+class _Fetched:
+    """What was read of a chain's waiting batches: all of them from a seq on, or up to the last one here."""
+
+    from_seq: int
+    rows: dict[int, Kept]
+    complete: bool
+
+    def answers(self, seq: int) -> bool:
+        """Tell whether it is known what waits at a seq."""
+        return seq >= self.from_seq and (self.complete or seq <= max(self.rows))
+
+
+class Judge:
+    """Judges the messages of one group, in their order, on one desk."""
+
+    def __init__(self, desk: Desk, waiters: Waiters, rules: Rules, shares: ShareCheck) -> None:
+        self._desk = desk
+        self._waiters = waiters
+        self._rules = rules
+        self._shares = shares
+        self._verdicts: dict[bytes, list[tuple[int, int]]] = {}
+        self._fetched: dict[bytes, _Fetched] = {}
+
+    def verdicts(self, device: bytes) -> list[tuple[int, int]]:
+        """Return what was decided here about a device's batches: seq and reason."""
+        return self._verdicts.get(device, [])
+
+    def handle(self, message: Message, opened: SignedBatch | Rejected, received_ms: int) -> Outcome:
+        """Judge a message, keep it with its verdict, and let what waited behind it follow."""
+        if isinstance(opened, Rejected):
+            self._desk.evidence.append(Evidence(opened, message.topic, message.payload, received_ms, NOBODY, None))
+            return Outcome(Verdict.REJECTED, opened.reason)
+        chain = self._desk.chains[opened.envelope.key_id]
+        device, seq = chain.device, opened.batch.seq
+        where = place(chain.state, opened, self._desk.kept.get((device, seq)), self._predecessor(opened))
+        if where.waits and chain.waiting_bytes + len(opened.message) > MOST_WAITING_BYTES:
+            where = Place.TOO_FAR
+        if where is Place.NEXT:
+            judgement = self._take(chain, opened, received_ms)
+            self.follow(chain)
+            return Outcome(judgement.verdict, judgement.reason, device)
+        if where is Place.DUPLICATE:
+            if seq == chain.state.next_seq:  # what it waited for may have come
+                self.follow(chain)
+            return Outcome(Verdict.DUPLICATE, Reason.NONE, device)
+        if where is Place.TOO_FAR:
+            return Outcome(Verdict.HELD, where.reason, device)
+        if where.halts:
+            error = Rejected(where.reason, f"seq {seq}: {where.reason.label}")
+            self._desk.evidence.append(Evidence(error, message.topic, opened.message, received_ms, device, seq))
+            self._move(chain, replace(chain.state, halted=True))
+            return Outcome(Verdict.REJECTED, where.reason, device)
+        self._desk.add(Row(device, seq, opened.digest, opened.message, received_ms, None, None, where.reason))
+        chain.changed = True
+        if where.waits:
+            chain.waiting += 1
+            chain.waiting_bytes += len(opened.message)
+            if self._rules.skip_from(device, chain.state.next_seq) is not None:
+                self.follow(chain)  # a skip may have waited for it
+        return Outcome(Verdict.HELD, where.reason, device)
+
+    def go_on(self, chain: Chain) -> None:
+        """Do what is due on a chain: what a decision allows, and what was left for later."""
+        if chain.due is Due.DECIDED and chain.state.halted and self._rules.continues(chain.device):
+            self._move(chain, replace(chain.state, halted=False))
+        chain.changed = True
+        self.follow(chain)
+
+    def follow(self, chain: Chain) -> None:
+        """Date and take what waited for its turn, up to a bound: what is left makes the chain due."""
+        left = self._date(chain, FOLLOW) if chain.state.dating else FOLLOW
+        while left and chain.waiting and not chain.state.halted and self._follow_one(chain):
+            left -= 1
+            if chain.state.dating:
+                left = self._date(chain, left)
+        due = Due.NOTHING if left else Due.MORE
+        chain.changed = chain.changed or chain.due is not due
+        chain.due = due
+
+    def _follow_one(self, chain: Chain) -> bool:
+        """Take the batch that waits at the chain's end, or where a decision lets it go on; False when there is none."""
+        seq = chain.state.next_seq
+        found, skipped_to = self._waiting_at(chain, seq), False
+        if found is None:
+            target = self._rules.skip_from(chain.device, seq)
+            found = self._waiting_at(chain, target) if target is not None else None
+            skipped_to = found is not None
+        if found is None:
+            return False
+        signed = parse_batch(found.message)
+        if skipped_to:
+            self._pass_over(chain, seq, found.seq)
+        else:
+            where = place(chain.state, signed, None, self._predecessor(signed))
+            if where.halts:
+                self._move(chain, replace(chain.state, halted=True))
+            if where is not Place.NEXT:
+                return False
+        self._take(chain, signed, found.received_ms, was=found.reason, skipped_to=skipped_to)
+        chain.waiting -= 1
+        chain.waiting_bytes -= len(found.message)
+        return True
+
+    def _pass_over(self, chain: Chain, from_seq: int, to_seq: int) -> None:
+        """Forget the batches that waited for a seq that is skipped: they stay, and never take a place (P-ING-4)."""
+        waiting = {
+            kept.seq: len(kept.message) for kept in self._waiters.waiting(chain.device, from_seq, MAX_HELD_BEYOND)
+        }
+        for (device, seq), row in self._desk.rows.items():
+            if device == chain.device and row.judgement is None:
+                waiting[seq] = len(row.message)
+        passed = [size for seq, size in waiting.items() if from_seq <= seq < to_seq]
+        chain.waiting -= len(passed)
+        chain.waiting_bytes -= sum(passed)
+
+    def _waiting_at(self, chain: Chain, seq: int) -> Kept | None:
+        """Return the batch that waits at a seq: of this group, or of the ledger, which is read some at a time."""
+        row = self._desk.rows.get((chain.device, seq))
+        if row is not None:
+            return Kept(seq, row.message, row.received_ms, row.reason) if row.judgement is None else None
+        fetched = self._fetched.get(chain.device)
+        if fetched is None or not fetched.answers(seq):
+            rows = self._waiters.waiting(chain.device, seq, _FETCH)
+            fetched = _Fetched(seq, {kept.seq: kept for kept in rows}, complete=len(rows) < _FETCH)
+            self._fetched[chain.device] = fetched
+        return fetched.rows.get(seq)
+
+    def _date(self, chain: Chain, left: int) -> int:
+        """Give batches of this boot that waited for it their date; return what is left of the bound."""
+        state, device = chain.state, chain.device
+        from_seq = state.undated_from or 0
+        undated = {
+            kept.seq: kept
+            for kept in self._waiters.undated(device, from_seq, left)
+            if (device, kept.seq) not in self._desk.judged
+        }
+        for (owner, seq), row in self._desk.rows.items():
+            if owner == device and seq >= from_seq and row.waits_for_a_date:
+                undated[seq] = Kept(seq, row.message, row.received_ms, row.reason, row.state_before)
+        for seq in sorted(undated):
+            if not left:
+                self._move(chain, state)
+                return 0
+            kept = undated[seq]
+            if kept.state_before is None:
+                raise AssertionError("a batch that waits for a date has the state of its place")
+            waiting = Waiting(parse_batch(kept.message), kept.received_ms, ChainState.from_bytes(kept.state_before))
+            state, judgement = date(state, waiting, chain.known.record, self._rules, shares=self._shares)
+            self._desk.judge(device, Reason.CLOCK_UNSYNCHRONISED, judgement, None)
+            self._note(chain, judgement)
+            left -= 1
+        self._move(chain, dated(state) if left else state)
+        return left
+
+    def _take(
+        self,
+        chain: Chain,
+        signed: SignedBatch,
+        received_ms: int,
+        *,
+        was: Reason | None = None,
+        skipped_to: bool = False,
+    ) -> Judgement:
+        """Give a batch its place: a new one, or one that was held for the reason `was`."""
+        before = chain.state
+        state, judgement = take(
+            before,
+            signed,
+            received_ms,
+            chain.known.record,
+            self._rules,
+            skipped_to=skipped_to,
+            predecessor=self._predecessor(signed),
+            shares=self._shares,
+        )
+        held = judgement.verdict is Verdict.HELD
+        state_before = before.enter(signed.batch.boot).to_bytes() if held else None
+        if was is None:
+            row = Row(chain.device, judgement.seq, signed.digest, signed.message, received_ms, judgement, state_before)
+            self._desk.add(row)
+        else:
+            self._desk.judge(chain.device, was, judgement, state_before)
+        self._note(chain, judgement)
+        self._move(chain, state)
+        return judgement
+
+    def _note(self, chain: Chain, judgement: Judgement) -> None:
+        self._verdicts.setdefault(chain.device, []).append((judgement.seq, int(judgement.reason)))
+        if judgement.hashes and judgement.t0_ms is not None:
+            chain.steering = steered(chain.steering, judgement.t0_ms, judgement.hashes)
+
+    def _move(self, chain: Chain, state: ChainState) -> None:
+        chain.state = state
+        chain.changed = True
+
+    def _predecessor(self, signed: SignedBatch) -> ChainState | None:
+        if signed.batch.succeeds is None:
+            return None
+        old = self._desk.chains.get(signed.batch.succeeds[0])
+        return old.state if old is not None and old.version else None
+
+
+def steered(steering: bytes, t0_ms: int, hashes: int) -> bytes:
+    """Return the hashes credited by window, with those of one more batch: only the newest windows are kept."""
+    counts = {int(window): int(count) for window, count in json.loads(steering or b"[]")}
+    window = window_of(t0_ms)
+    counts[window] = counts.get(window, 0) + hashes
+    newest = max(counts)
+    kept = {w: n for w, n in counts.items() if w > newest - (_STEERING_WINDOWS + 1) * WINDOW_MS // 1000}
+    return json.dumps([[w, str(n)] for w, n in sorted(kept.items())], separators=(",", ":")).encode()
+
+
+def wanted_nbits(steering: bytes, limits: Limits, now_ms: int) -> int:
+    """Return the difficulty that gives `shares_per_window` at the rate of the last hour (P-POW-4)."""
+    since_s = (now_ms - _STEERING_WINDOWS * WINDOW_MS) // 1000
+    hashes = sum(int(count) for window, count in json.loads(steering or b"[]") if window >= since_s)
+    per_share = hashes // (_STEERING_WINDOWS * limits.shares_per_window)
+    return limits.pow_nbits_min if per_share <= credit_of(limits.pow_nbits_min) else nbits_of_credit(per_share)
+
+
+def _read(message: Message) -> SignedBatch | Rejected:
+    try:
+        return read_message(message.payload)
+    except Rejected as error:
+        return error
+
+
+def _checked(
+    signed: SignedBatch,
+    topic: str,
+    find: Callable[[bytes], DeviceRecord | None],
+    network: str,
+    received_ms: int,
+) -> SignedBatch | Rejected:
+    try:
+        check_origin(signed, topic, received_ms, find, network)
+    except Rejected as error:
+        return error
+    return signed

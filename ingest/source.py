@@ -1,0 +1,113 @@
+"""Where messages come from and answers go: the one owner of ingest's socket."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import paho.mqtt.client as mqtt
+
+from ingest.config import BrokerSettings
+from maxgreen.mqtt import Connected, Connection, Denied, Disconnected, Incoming, Notice
+from maxgreen.protocol.identity import ROOT
+
+QUEUE: Final = 4_096  # messages; then the connection is not read on
+_IN_FLIGHT: Final = 1_000  # receipts that the broker has not answered
+_WAITING: Final = 10_000
+_MAX_RETRY_S: Final = 30
+
+
+class Source(Protocol):
+    """A broker as ingest needs it."""
+
+    def start(self) -> None:
+        """Begin to connect, and reconnect for ever."""
+        ...
+
+    def receive(self, most: int, wait_s: float, linger_s: float) -> list[Incoming]:
+        """Return messages: none after `wait_s` without any, up to `most` within `linger_s` of the first."""
+        ...
+
+    def acknowledge(self, deliveries: Sequence[Incoming]) -> None:
+        """Tell the broker that the ledger has messages."""
+        ...
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> bool:
+        """Send a message at QoS 1; False when it can't go now."""
+        ...
+
+    def stop(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class MqttSource:
+    """MQTT with manual acknowledgement and a persistent session."""
+
+    def __init__(
+        self, settings: BrokerSettings, on_connect: Callable[[], None], is_up: Callable[[bool], None] = lambda _up: None
+    ) -> None:
+        """`on_connect` is called after each connection, `is_up` when it comes and goes."""
+        self.connected = threading.Event()
+        self.denied = ""  # what the broker does not let us listen to
+        self._deliveries: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self._greet = on_connect
+        self._is_up = is_up
+        self._connection = Connection(
+            settings,
+            settings.client_id,
+            sink=self._take,
+            has_room=lambda: self._deliveries.qsize() < QUEUE,
+            subscriptions=[(f"{ROOT}/+/+/batch", 1)],
+            versions=(mqtt.MQTTv311,),
+            manual_ack=True,
+            in_flight=_IN_FLIGHT,
+            waiting=_WAITING,
+            max_retry_s=_MAX_RETRY_S,
+        )
+
+    def start(self) -> None:
+        """Begin to connect, and reconnect for ever."""
+        self._connection.start()
+
+    def receive(self, most: int, wait_s: float, linger_s: float) -> list[Incoming]:
+        """Return messages: none after `wait_s` without any, up to `most` within `linger_s` of the first."""
+        group: list[Incoming] = []
+        try:
+            group.append(self._deliveries.get(timeout=wait_s))
+            deadline = time.monotonic() + linger_s
+            while len(group) < most:
+                group.append(self._deliveries.get(timeout=max(0.0, deadline - time.monotonic())))
+        except queue.Empty:
+            pass
+        return group
+
+    def acknowledge(self, deliveries: Sequence[Incoming]) -> None:
+        """Tell the broker that the ledger has messages."""
+        self._connection.acknowledge(deliveries)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> bool:
+        """Send a message at QoS 1; False when it can't go now."""
+        return self._connection.publish(topic, payload, retain=retain) is not None
+
+    def stop(self) -> None:
+        """Close the connection."""
+        self._connection.stop()
+
+    def _take(self, notice: Notice) -> None:
+        match notice:
+            case Incoming():
+                self._deliveries.put(notice)
+            case Connected():
+                self.connected.set()
+                self._is_up(True)
+                self._greet()
+            case Disconnected():
+                self.denied = ""
+                self.connected.clear()
+                self._is_up(False)
+            case Denied(topic, reason):
+                self.denied = f"{topic}: {reason}"
+            case _:
+                pass  # a receipt that the broker has; devices say when it does not reach them

@@ -1,0 +1,143 @@
+"""The worker: receive a group, read its chains, judge it, write it, acknowledge it, send the receipts (P-ING-5)."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import Engine
+
+from ingest.judging import Judge, Message, Outcome, check_all, named, places_to_ask, read_all, shares_of
+from ingest.metrics import Metrics
+from ingest.receipts import LIST, add_receipts, seqs_waiting
+from ingest.source import Source
+from maxgreen.clock import Clock
+from maxgreen.errors import Retryable
+from maxgreen.ledger.desk import NOBODY, ConflictError, Desk, Evidence, Shelf, write
+from maxgreen.ledger.engine import reader
+from maxgreen.ledger.registry import Registry
+from maxgreen.ledger.rulings import Rulings
+from maxgreen.mqtt import Incoming
+from maxgreen.protocol.identity import device_topic
+from maxgreen.protocol.keys import Signer
+from maxgreen.protocol.reasons import Reason, Rejected, Verdict
+
+_LOG: Final = logging.getLogger(__name__)
+GROUP: Final = 576  # whole rounds of every x86-64 scrypt kernel
+LINGER_S: Final = 0.02
+POLL_S: Final = 0.05
+_DUE_EVERY_S: Final = 1.0
+_DUE: Final = 8  # chains that go on in one transaction
+_ATTEMPTS: Final = 20
+
+
+class Worker:
+    """Judges messages; one thread calls `step`. What it could not write it judges again at the next call."""
+
+    def __init__(
+        self, engine: Engine, source: Source, network: str, signer: Signer, clock: Clock, metrics: Metrics
+    ) -> None:
+        readers = reader(engine)
+        self._engine = engine
+        self._source = source
+        self._network = network
+        self._signer = signer
+        self._clock = clock
+        self._metrics = metrics
+        self._shelf = Shelf(readers, Registry(), network)
+        self._rulings = Rulings(readers, network)
+        self._group: Sequence[Incoming] = ()
+        self._due_at = 0.0
+        self.alarm: str | None = None
+
+    def step(self) -> int:
+        """Judge what came, and let chains that are due go on; return how many messages were judged.
+
+        Retryable when the ledger is away: the messages stay here, and are not acknowledged.
+        """
+        if not self._group:
+            self._group = self._source.receive(GROUP, POLL_S, LINGER_S)
+        group = self._group
+        if group:
+            self._judge_guarded(group)
+            self._source.acknowledge(group)
+            self._group = ()
+        if time.monotonic() >= self._due_at:
+            due = self._shelf.due(_DUE)
+            if due:
+                self._commit((), due)
+            self._due_at = time.monotonic() + (0.0 if due else _DUE_EVERY_S)
+        return len(group)
+
+    def _judge_guarded(self, group: Sequence[Message]) -> None:
+        """Judge a group; a message that breaks us is set aside, and the others are judged."""
+        try:
+            self._commit(group, ())
+        except Retryable:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a sender found, the others are served
+            if len(group) > 1:
+                for message in group:
+                    self._judge_guarded([message])
+                return
+            _LOG.exception("a message broke ingest and is kept as evidence: %.200r", group[0].topic)
+            self.alarm = f"a message broke ingest ({type(error).__name__}): see /api/evidence, and report it"
+            self._set_aside(group[0], error)
+
+    def _set_aside(self, message: Message, error: Exception) -> None:
+        rejected = Rejected(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error!s:.200}")
+        desk = Desk(evidence=[Evidence(rejected, message.topic, message.payload, self._clock.now_ms(), NOBODY, None)])
+        self._write(desk)
+        self._metrics.batches.labels(Verdict.REJECTED.value, Reason.INTERNAL_ERROR.label).inc()
+
+    def _commit(self, group: Sequence[Message], due: Sequence[bytes]) -> None:
+        """Judge and write a group, as often as another process is first; then send its receipts."""
+        now_ms = self._clock.now_ms()
+        for attempt in range(_ATTEMPTS):
+            desk, outcomes = self._judge(group, due, now_ms)
+            try:
+                self._write(desk)
+            except ConflictError:
+                self._metrics.conflicts.inc()
+                time.sleep(0.001 * attempt)
+                continue
+            break
+        else:
+            raise RuntimeError(f"the ledger refused a group {_ATTEMPTS} times: is its integrity damaged?")
+        self._shelf.remember(desk)
+        for device, _, message in desk.receipts:
+            self._source.publish(device_topic(device, "receipt"), message, retain=True)
+        for outcome in outcomes:
+            self._metrics.batches.labels(outcome.verdict.value, outcome.reason.label).inc()
+        self._metrics.last_commit.set(now_ms / 1000)
+
+    def _judge(self, group: Sequence[Message], due: Sequence[bytes], now_ms: int) -> tuple[Desk, list[Outcome]]:
+        read = read_all(group)
+        rules = self._rulings.rules(
+            signed.batch.work.beacon for signed in read if not isinstance(signed, Rejected) and signed.batch.work
+        )
+        desk = Desk(self._shelf.known(named(read) | set(due)))
+        opened = check_all(
+            group,
+            read,
+            lambda device: desk.chains[device].known.record if device in desk.chains else None,
+            self._network,
+            now_ms,
+        )
+        desk.kept.update(self._shelf.kept(places_to_ask(desk, opened)))
+        judge = Judge(desk, self._shelf, rules, shares_of(opened, rules))
+        for device in due:
+            if device in desk.chains:
+                judge.go_on(desk.chains[device])
+        outcomes = [judge.handle(message, one, now_ms) for message, one in zip(group, opened, strict=True)]
+        deserving = [outcome.device for outcome in outcomes if outcome.device is not None]
+        deserving = list(dict.fromkeys([*deserving, *(device for device in due if judge.verdicts(device))]))
+        waiting = self._shelf.seqs_waiting([device for device in deserving if desk.chains[device].waiting], LIST)
+        limits = rules.limits_at(now_ms)
+        add_receipts(desk, judge, deserving, seqs_waiting(desk, waiting), limits, self._signer, self._network, now_ms)
+        return desk, outcomes
+
+    def _write(self, desk: Desk) -> None:
+        if not desk.is_empty:
+            write(self._engine, desk)
+            self._metrics.transactions.inc()

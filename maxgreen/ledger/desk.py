@@ -1,0 +1,486 @@
+"""The desk: what a group of messages is judged against, read at once, and what is to be written, written at once.
+
+Judging itself touches no database: it reads and changes the desk in memory. `write` compares the version of every
+chain that was read with the one that is there: where another process was first, nothing is written, and the group is
+read and judged again. So two workers, or a worker and a decision, never overwrite each other, on either database.
+"""
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, TypeVar
+
+from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+
+from maxgreen.ledger.registry import KnownDevice, Registry
+from maxgreen.ledger.schema import REVISION, batches, chains, counters, devices, evidence, receipts, verdicts
+from maxgreen.protocol.reasons import Reason, Rejected, Verdict
+from maxgreen.verify.chain import ChainState
+from maxgreen.verify.verdict import Judgement
+
+T = TypeVar("T")
+EVIDENCE_MESSAGES: Final = 10_000  # kept of one device, and of all that name none
+EVIDENCE_BYTES: Final = 64 * 2**20
+NOBODY: Final = b""
+_DAY_MS: Final = 86_400_000
+_PAIRS: Final = 10_000  # values of one statement
+_STATES: Final = 2_000  # remembered decoded
+
+
+class Due(IntEnum):
+    """What a chain waits for that nobody sends."""
+
+    NOTHING = 0
+    MORE = 1  # some of what waits can take its place, or get a date, now
+    DECIDED = 2  # a decision may let it go on
+
+
+class ConflictError(Exception):
+    """Another process wrote one of the chains in the meantime."""
+
+
+@dataclass(slots=True)
+class Chain:
+    """One device's chain on the desk."""
+
+    known: KnownDevice
+    state: ChainState
+    version: int = 0  # 0: no row yet
+    waiting: int = 0
+    waiting_bytes: int = 0
+    due: Due = Due.NOTHING
+    steering: bytes = b""
+    changed: bool = False
+
+    @property
+    def device(self) -> bytes:
+        """The device id."""
+        return self.known.record.device
+
+
+class Kept(NamedTuple):
+    """A batch as the ledger keeps it."""
+
+    seq: int
+    message: bytes
+    received_ms: int
+    reason: Reason
+    state_before: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A batch that is new to the ledger: with its judgement in the chain, or without one ahead of it."""
+
+    device: bytes
+    seq: int
+    digest: bytes
+    message: bytes
+    received_ms: int
+    judgement: Judgement | None
+    state_before: bytes | None
+    reason: Reason = Reason.GAP_BEFORE  # of one that waits
+
+    @property
+    def waits_for_a_date(self) -> bool:
+        """Tell whether it took its place without a date."""
+        return self.judgement is not None and self.judgement.reason is Reason.CLOCK_UNSYNCHRONISED
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A message that was rejected before it took a place."""
+
+    error: Rejected
+    topic: str
+    message: bytes
+    received_ms: int
+    device: bytes
+    seq: int | None
+
+
+@dataclass(slots=True)
+class Desk:
+    """The chains of a group's devices, what is kept under the seqs that it names, and what it changes."""
+
+    chains: dict[bytes, Chain] = field(default_factory=dict)
+    kept: dict[tuple[bytes, int], bytes] = field(default_factory=dict)  # SHA-256 by place
+    rows: dict[tuple[bytes, int], Row] = field(default_factory=dict)
+    judged: dict[tuple[bytes, int], tuple[Judgement, bytes | None]] = field(default_factory=dict)
+    evidence: list[Evidence] = field(default_factory=list)
+    receipts: list[tuple[bytes, int, bytes]] = field(default_factory=list)  # device, server time, message
+    counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+
+    def add(self, row: Row) -> None:
+        """Keep a new batch."""
+        place = (row.device, row.seq)
+        self.rows[place] = row
+        self.kept[place] = row.digest
+        self.counts[_counted(row.judgement, row.reason)] += 1
+
+    def judge(self, device: bytes, was: Reason, judgement: Judgement, state_before: bytes | None) -> None:
+        """Give a batch that is held its place, or its verdict; `was` is the reason for which it was held."""
+        place = (device, judgement.seq)
+        row = self.rows.get(place)
+        self.counts[Verdict.HELD.value, int(was)] -= 1
+        self.counts[_counted(judgement, Reason.NONE)] += 1
+        if row is None:
+            self.judged[place] = (judgement, state_before)
+        else:
+            self.rows[place] = Row(
+                row.device, row.seq, row.digest, row.message, row.received_ms, judgement, state_before
+            )
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing is to be written."""
+        return not (self.rows or self.judged or self.evidence or self.receipts or self._changed())
+
+    def _changed(self) -> list[Chain]:
+        return sorted((chain for chain in self.chains.values() if chain.changed), key=lambda chain: chain.device)
+
+
+class Shelf:
+    """Reads what judging needs of a database."""
+
+    def __init__(self, engine: Engine, registry: Registry, network: str) -> None:
+        """`engine` is one for readers."""
+        self._engine = engine
+        self._registry = registry
+        self._start = ChainState.start(network)
+        self._states: OrderedDict[bytes, ChainState] = OrderedDict()
+
+    def known(self, ids: Collection[bytes]) -> dict[bytes, Chain]:
+        """Return the chains of the devices that are registered."""
+        query = select(
+            devices, chains.c.version, chains.c.state, chains.c.waiting, chains.c.waiting_bytes, chains.c.due,
+            chains.c.steering,
+        ).join(chains, chains.c.device == devices.c.device, isouter=True)  # fmt: skip
+        found: dict[bytes, Chain] = {}
+        with self._engine.begin() as connection:
+            for some in _portions(list(ids)):
+                for row in connection.execute(query.where(devices.c.device.in_(some))):
+                    known = self._registry.known(row)
+                    found[known.record.device] = (
+                        Chain(known, self._start)
+                        if row.version is None
+                        else Chain(
+                            known,
+                            self._state(bytes(row.state)),
+                            int(row.version),
+                            row.waiting,
+                            int(row.waiting_bytes),
+                            Due(row.due),
+                            bytes(row.steering),
+                        )
+                    )
+        return found
+
+    def kept(self, places: Collection[tuple[bytes, int]]) -> dict[tuple[bytes, int], bytes]:
+        """Return the SHA-256 of the messages that hold these places."""
+        if not places:
+            return {}
+        query = select(batches.c.device, batches.c.seq, batches.c.digest)
+        found = {}
+        with self._engine.begin() as connection:
+            for some in _portions(list(places)):
+                for device, seq, digest in connection.execute(
+                    query.where(tuple_(batches.c.device, batches.c.seq).in_(some))
+                ):
+                    found[bytes(device), int(seq)] = bytes(digest)
+        return found
+
+    def waiting(self, device: bytes, from_seq: int, limit: int) -> list[Kept]:
+        """Return batches that wait ahead of the chain, lowest seq first."""
+        return self._batches(device, from_seq, limit, ~batches.c.in_chain)
+
+    def undated(self, device: bytes, from_seq: int, limit: int) -> list[Kept]:
+        """Return batches that wait for the date of their boot."""
+        wanted = and_(batches.c.in_chain, batches.c.reason == int(Reason.CLOCK_UNSYNCHRONISED))
+        return self._batches(device, from_seq, limit, wanted)
+
+    def seqs_waiting(self, ids: Collection[bytes], each: int) -> dict[bytes, list[int]]:
+        """Return the first seqs that wait, by device."""
+        found: dict[bytes, list[int]] = {}
+        if not ids:
+            return found
+        number = func.row_number().over(partition_by=batches.c.device, order_by=batches.c.seq).label("number")
+        numbered = (
+            select(batches.c.device, batches.c.seq, number)
+            .join(chains, chains.c.device == batches.c.device)
+            .where(batches.c.device.in_(list(ids)), ~batches.c.in_chain, batches.c.seq >= chains.c.next_seq)
+            .subquery()
+        )
+        with self._engine.begin() as connection:
+            query = select(numbered.c.device, numbered.c.seq).where(numbered.c.number <= each)
+            for device, seq in connection.execute(query.order_by(numbered.c.seq)):
+                found.setdefault(bytes(device), []).append(int(seq))
+        return found
+
+    def due(self, limit: int) -> list[bytes]:
+        """Return devices whose waiting batches can be judged now."""
+        with self._engine.begin() as connection:
+            return [
+                bytes(device)
+                for device in connection.execute(select(chains.c.device).where(chains.c.due > 0).limit(limit)).scalars()
+            ]
+
+    def _batches(self, device: bytes, from_seq: int, limit: int, wanted: Any) -> list[Kept]:
+        query = (
+            select(batches.c.seq, batches.c.message, batches.c.received_ms, batches.c.reason, batches.c.state_before)
+            .where(batches.c.device == device, batches.c.seq >= from_seq, wanted)
+            .order_by(batches.c.seq)
+            .limit(limit)
+        )
+        with self._engine.begin() as connection:
+            return [
+                Kept(
+                    int(seq),
+                    bytes(message),
+                    int(received_ms),
+                    Reason(reason),
+                    None if before is None else bytes(before),
+                )
+                for seq, message, received_ms, reason, before in connection.execute(query)
+            ]
+
+    def _state(self, data: bytes) -> ChainState:
+        """Return a decoded state; the newest ones are remembered, since a chain is read as it was written."""
+        state = self._states.get(data)
+        return ChainState.from_bytes(data) if state is None else state
+
+    def remember(self, desk: Desk) -> None:
+        """Know the states that were written, so that they need not be decoded again."""
+        for chain in desk.chains.values():
+            if chain.changed:
+                self._states[chain.state.to_bytes()] = chain.state
+        while len(self._states) > _STATES:
+            self._states.popitem(last=False)
+
+
+def write(engine: Engine, desk: Desk) -> int:
+    """Write a desk in one transaction and return its last revision; ConflictError when another was first."""
+    try:
+        with engine.begin() as connection:
+            return _write(connection, desk)
+    except IntegrityError as error:
+        raise ConflictError(str(error.orig)) from error
+
+
+_UPDATE_CHAIN: Final = (
+    update(chains)
+    .where(chains.c.device == bindparam("at_device"), chains.c.version == bindparam("at_version"))
+    .values(
+        {
+            name: bindparam(name)
+            for name in ("version", "next_seq", "state", "waiting", "waiting_bytes", "due", "steering")
+        }
+    )
+)
+_JUDGE_BATCH: Final = (
+    update(batches)
+    .where(batches.c.device == bindparam("at_device"), batches.c.seq == bindparam("at_seq"))
+    .values(
+        {
+            name: bindparam(name)
+            for name in (
+                "in_chain", "verdict", "reason", "remark", "t0_ms", "shares", "hashes", "skipped_to", "state_before",
+                "revision",
+            )
+        }
+    )
+)  # fmt: skip
+
+
+def _write(connection: Connection, desk: Desk) -> int:
+    changed = desk._changed()  # noqa: SLF001 - its own module
+    old = [_chain_values(chain) for chain in changed if chain.version]
+    new = [_chain_values(chain) for chain in changed if not chain.version]
+    if old and connection.execute(_UPDATE_CHAIN, old).rowcount != len(old):
+        raise ConflictError
+    if new:
+        connection.execute(
+            insert(chains),
+            [
+                {"device": values["at_device"], **{k: v for k, v in values.items() if not k.startswith("at_")}}
+                for values in new
+            ],
+        )
+    count = len(desk.rows) + len(desk.judged)
+    last = next_revision(connection, count) if count else 0
+    revisions = iter(range(last - count + 1, last + 1))
+    if desk.rows:
+        connection.execute(insert(batches), [_row_values(row, next(revisions)) for row in desk.rows.values()])
+    if desk.judged:
+        connection.execute(_JUDGE_BATCH, list(_judged_values(desk.judged, revisions)))
+    if desk.evidence:
+        _add_evidence(connection, desk)
+    moved = [
+        {"verdict": verdict, "reason": reason, "count": number}
+        for (verdict, reason), number in sorted(desk.counts.items())
+        if number
+    ]
+    if moved:
+        _upsert(connection, verdicts, moved, add="count")
+    if desk.receipts:
+        _upsert(
+            connection,
+            receipts,
+            [
+                {"device": device, "day": server_ms // _DAY_MS, "server_ms": server_ms, "message": message}
+                for device, server_ms, message in sorted(desk.receipts)
+            ],
+        )
+    return last
+
+
+def next_revision(connection: Connection, count: int) -> int:
+    """Take `count` revisions and return the last; until the commit no other transaction takes any.
+
+    So whoever sees a revision sees every one below it.
+    """
+    taken = update(counters).where(counters.c.name == REVISION).values(value=counters.c.value + count)
+    value = connection.execute(taken.returning(counters.c.value)).scalar()
+    if value is None:
+        raise ConflictError("the counter of revisions is missing")
+    return int(value)
+
+
+def _chain_values(chain: Chain) -> dict[str, Any]:
+    return {
+        "at_device": chain.device,
+        "at_version": chain.version,
+        "version": chain.version + 1,
+        "next_seq": chain.state.next_seq,
+        "state": chain.state.to_bytes(),
+        "waiting": chain.waiting,
+        "waiting_bytes": chain.waiting_bytes,
+        "due": int(chain.due),
+        "steering": chain.steering,
+    }
+
+
+def _row_values(row: Row, revision: int) -> dict[str, Any]:
+    return {
+        "device": row.device,
+        "seq": row.seq,
+        "digest": row.digest,
+        "message": row.message,
+        "received_ms": row.received_ms,
+        "state_before": row.state_before,
+        "revision": revision,
+        **_judgement_values(row.judgement, row.reason),
+    }
+
+
+def _judged_values(
+    judged: Mapping[tuple[bytes, int], tuple[Judgement, bytes | None]], revisions: Iterator[int]
+) -> Iterator[dict[str, Any]]:
+    for (device, seq), (judgement, state_before) in judged.items():
+        yield {
+            "at_device": device,
+            "at_seq": seq,
+            "state_before": state_before,
+            "revision": next(revisions),
+            **_judgement_values(judgement, Reason.NONE),
+        }
+
+
+def _judgement_values(judgement: Judgement | None, reason: Reason) -> dict[str, Any]:
+    if judgement is None:
+        return {
+            "in_chain": False,
+            "verdict": Verdict.HELD.value,
+            "reason": int(reason),
+            "remark": 0,
+            "t0_ms": None,
+            "shares": 0,
+            "hashes": "0",
+            "skipped_to": False,
+        }
+    return {
+        "in_chain": True,
+        "verdict": judgement.verdict.value,
+        "reason": int(judgement.reason),
+        "remark": int(judgement.remark),
+        "t0_ms": judgement.t0_ms,
+        "shares": judgement.shares,
+        "hashes": str(judgement.hashes),
+        "skipped_to": judgement.skipped_to,
+    }
+
+
+def _counted(judgement: Judgement | None, reason: Reason) -> tuple[str, int]:
+    if judgement is None:
+        return Verdict.HELD.value, int(reason)
+    return judgement.verdict.value, int(judgement.reason)
+
+
+def _add_evidence(connection: Connection, desk: Desk) -> None:
+    """Keep rejected messages, the same bytes once, and of each device only the newest ones."""
+    fresh = {hashlib.sha256(item.message).digest(): item for item in desk.evidence}
+    known = select(evidence.c.digest).where(evidence.c.digest.in_(list(fresh)))
+    for digest in connection.execute(known).scalars():
+        del fresh[bytes(digest)]
+    if not fresh:
+        return
+    senders = sorted({item.device for item in fresh.values()})
+    so_far = dict.fromkeys(senders, (0, 0))
+    totals = select(evidence.c.device, func.max(evidence.c.number), func.max(evidence.c.bytes))
+    for device, number, size in connection.execute(
+        totals.where(evidence.c.device.in_(senders)).group_by(evidence.c.device)
+    ):
+        so_far[bytes(device)] = (int(number), int(size))
+    rows = []
+    for digest, item in fresh.items():
+        number, size = so_far[item.device]
+        so_far[item.device] = number, size = number + 1, size + len(item.message)
+        rows.append(
+            {
+                "reason": int(item.error.reason),
+                "text": printable(str(item.error)),
+                "topic": printable(item.topic),
+                "device": item.device,
+                "number": number,
+                "bytes": size,
+                "seq": None if item.seq is None else str(item.seq),
+                "digest": digest,
+                "message": item.message,
+                "received_ms": item.received_ms,
+            }
+        )
+        desk.counts[Verdict.REJECTED.value, int(item.error.reason)] += 1
+    connection.execute(insert(evidence), rows)
+    old = or_(
+        evidence.c.number <= bindparam("last_number") - EVIDENCE_MESSAGES,
+        evidence.c.bytes <= bindparam("last_bytes") - EVIDENCE_BYTES,
+    )
+    connection.execute(
+        delete(evidence).where(evidence.c.device == bindparam("at_device"), old),
+        [{"at_device": device, "last_number": number, "last_bytes": size} for device, (number, size) in so_far.items()],
+    )
+
+
+def printable(text: str) -> str:
+    """Return text as every database takes it: no NUL, no surrogate."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, add: str = "") -> None:
+    """Insert rows, or replace what their keys have; the column `add` is added to."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table)
+    keys = [column.name for column in table.primary_key]
+    values = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}
+    if add:
+        values[add] = table.c[add] + statement.excluded[add]
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=values), list(rows))
+
+
+def _portions(items: list[T]) -> Iterable[list[T]]:
+    for start in range(0, len(items), _PAIRS):
+        yield items[start : start + _PAIRS]

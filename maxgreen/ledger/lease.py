@@ -1,0 +1,76 @@
+"""Leases: what only one process does at a time, and another takes over when it ends or hangs."""
+
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Engine, delete, select, update
+from sqlalchemy.exc import IntegrityError
+
+from maxgreen.ledger.schema import leases
+
+TERM_S: Final = 15.0
+_RENEW_S: Final = 5.0
+_ASK_S: Final = 1.0
+
+
+class Lease:
+    """A lease by name; its holder renews it, and nobody else takes it before its term ended.
+
+    Terms are counted by the holder's and the taker's monotonic clocks, so that a step of the wall clock gives no lease
+    away: a taker watches the row for a whole term and takes it when it did not move.
+    """
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine = engine
+        self._name = name
+        self._holder = f"{socket.gethostname()[:30]}:{os.getpid()}:{secrets.token_hex(6)}"
+        self._renewed_s: float | None = None  # when we last had it for sure
+        self._ask_at_s = 0.0
+        self._seen: tuple[str, int] | None = None
+        self._seen_since_s = 0.0
+
+    def held(self) -> bool:
+        """Tell whether it is ours now; asks the ledger about once a second, or every five while it is ours."""
+        now_s = time.monotonic()
+        if now_s >= self._ask_at_s:
+            ours = self._ask(now_s)
+            self._renewed_s = now_s if ours else None
+            self._ask_at_s = now_s + (_RENEW_S if ours else _ASK_S)
+        return self._renewed_s is not None and time.monotonic() < self._renewed_s + TERM_S
+
+    def release(self) -> None:
+        """Give it up."""
+        self._renewed_s = None
+        self._ask_at_s = 0.0
+        with self._engine.begin() as connection:
+            connection.execute(delete(leases).where(leases.c.name == self._name, leases.c.holder == self._holder))
+
+    def _ask(self, now_s: float) -> bool:
+        mine = leases.c.name == self._name
+        try:
+            with self._engine.begin() as connection:
+                row = connection.execute(select(leases.c.holder, leases.c.renewals).where(mine)).first()
+                if row is None:
+                    connection.execute(leases.insert().values(name=self._name, holder=self._holder, renewals=1))
+                    return True
+                seen = (str(row.holder), int(row.renewals))
+                if seen[0] != self._holder and not _ended(seen[0]):
+                    if seen != self._seen:
+                        self._seen, self._seen_since_s = seen, now_s
+                        return False
+                    if now_s < self._seen_since_s + TERM_S:
+                        return False
+                taken = update(leases).where(mine, leases.c.holder == seen[0], leases.c.renewals == seen[1])
+                return bool(connection.execute(taken.values(holder=self._holder, renewals=seen[1] + 1)).rowcount)
+        except IntegrityError:  # another took it in this moment
+            return False
+
+
+def _ended(holder: str) -> bool:
+    """Tell whether a holder was a process of this machine that is no more."""
+    host, process, _ = holder.rsplit(":", 2)
+    return host == socket.gethostname()[:30] and not Path(f"/proc/{process}").exists()
