@@ -2,20 +2,18 @@
 
 import json
 import os
-import pwd
 import shutil
-import socket
 import subprocess
-import tempfile
-import time
 import urllib.request
 import uuid
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.services import MissingError, free_port, influx_server, postgres_server, stop, wait_for
+
 ROOT = Path(__file__).parent.parent
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maxgreen"
 TRACES = [
     ROOT / "simulator/traces/sandia6kw_20151111_1min_ina219.csv",
     *sorted((ROOT / "tests/data").glob("*_ina219.csv")),
@@ -31,31 +29,15 @@ def need(program: Path | str | None, reason: str) -> str:
     pytest.skip(reason)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(done, seconds=30.0, what="it"):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+@contextmanager
+def served(server):
+    """Run a service, or skip; on CI a missing one is a failure."""
+    with ExitStack() as stack:
         try:
-            if found := done():
-                return found
-        except (OSError, AssertionError):
-            pass
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
-
-
-def stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            running = stack.enter_context(server)
+        except MissingError as error:
+            need(None, str(error))
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -65,44 +47,10 @@ def mosquitto_program() -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """A private PostgreSQL cluster: the URL of its server, without a database."""
-    found = shutil.which("initdb") or max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=None, key=str)
-    programs = Path(need(found, "PostgreSQL is not installed (apt-get install postgresql)")).resolve().parent
-    folder, port = Path(tempfile.mkdtemp(prefix="maxgreen-pg-")), free_port()
-    as_owner = []
-    if os.geteuid() == 0:  # the server refuses to run as root
-        user = next((name for name in ("postgres", "nobody") if _has_user(name)), None)
-        need(shutil.which("runuser") if user else None, "PostgreSQL needs a user that is not root, and runuser")
-        as_owner = ["runuser", "-u", user, "--"]
-        shutil.chown(folder, user)
-    options = "-c fsync=off -c max_connections=200 -c listen_addresses=127.0.0.1"
-    try:
-        subprocess.run(
-            [*as_owner, programs / "initdb", "-D", folder / "data", "-U", "maxgreen", "--auth=trust", "--no-sync"],
-            check=True, stdout=subprocess.DEVNULL, cwd=folder,
-        )  # fmt: skip
-        subprocess.run(
-            [
-                *as_owner, programs / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log",
-                "-o", f"-p {port} -k {folder} {options}", "start",
-            ],
-            check=True, stdout=subprocess.DEVNULL, cwd=folder,
-        )  # fmt: skip
-        yield f"postgresql+psycopg://maxgreen@127.0.0.1:{port}"
-    finally:
-        subprocess.run(
-            [*as_owner, programs / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop"],
-            stdout=subprocess.DEVNULL, cwd=folder,
-        )  # fmt: skip
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _has_user(name):
-    try:
-        return bool(pwd.getpwnam(name))
-    except KeyError:
-        return False
+    with served(postgres_server()) as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -121,25 +69,8 @@ def ledger_url(request, tmp_path):
 @pytest.fixture(scope="session")
 def influx(tmp_path_factory):
     """A real influxd with a bucket `mg`: (url, token, org, bucket)."""
-    program = need(CACHE / "influxd-2.9.1" / "influxd", "influxd 2.9.1 is not built (make services, with go and cargo)")
-    folder, port = tmp_path_factory.mktemp("influx"), free_port()
-    url, token = f"http://127.0.0.1:{port}", "test-token"
-    process = subprocess.Popen(
-        [
-            program, "--bolt-path", folder / "b", "--sqlite-path", folder / "s", "--engine-path", folder / "e",
-            "--http-bind-address", f"127.0.0.1:{port}", "--reporting-disabled", "--log-level", "error",
-        ]
-    )  # fmt: skip
-    try:
-        wait_for(lambda: urllib.request.urlopen(f"{url}/health", timeout=2).status == 200, what="influxd")
-        body = {"username": "u", "password": "password", "org": "maxgreen", "bucket": "mg", "token": token}
-        request = urllib.request.Request(
-            f"{url}/api/v2/setup", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        urllib.request.urlopen(request, timeout=10).read()
-        yield url, token, "maxgreen", "mg"
-    finally:
-        stop(process)
+    with served(influx_server(tmp_path_factory.mktemp("influx"))) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
