@@ -397,7 +397,7 @@ def started(state: ChainState) -> dict[str, Any]:
     """Return the row of a chain that stands there."""
     return {
         "version": 1, "next_seq": state.next_seq, "state": state.to_bytes(), "waiting": 0, "waiting_bytes": 0,
-        "due": 0, "steering": b"",
+        "due": 0, "credited": b"\xa0",
     }  # fmt: skip
 
 

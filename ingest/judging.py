@@ -4,8 +4,7 @@ The way of a message: `Opened` (its form, topic, device and signature: no chain 
 content. What waited behind it follows, some at a time: a chain with more to do is `due`.
 """
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -312,7 +311,7 @@ class Judge:
     def _note(self, chain: Chain, judgement: Judgement) -> None:
         self._verdicts.setdefault(chain.device, []).append((judgement.seq, int(judgement.reason)))
         if judgement.hashes and judgement.t0_ms is not None:
-            chain.steering = steered(chain.steering, judgement.t0_ms, judgement.hashes)
+            chain.credited = steered(chain.credited, judgement.t0_ms, judgement.hashes)
 
     def _move(self, chain: Chain, state: ChainState) -> None:
         chain.state = state
@@ -325,20 +324,19 @@ class Judge:
         return old.state if old is not None and old.version else None
 
 
-def steered(steering: bytes, t0_ms: int, hashes: int) -> bytes:
+def steered(credited: Mapping[int, int], t0_ms: int, hashes: int) -> dict[int, int]:
     """Return the hashes credited by window, with those of one more batch: only the newest windows are kept."""
-    counts = {int(window): int(count) for window, count in json.loads(steering or b"[]")}
     window = window_of(t0_ms)
-    counts[window] = counts.get(window, 0) + hashes
-    newest = max(counts)
-    kept = {w: n for w, n in counts.items() if w > newest - (_STEERING_WINDOWS + 1) * WINDOW_MS // 1000}
-    return json.dumps([[w, str(n)] for w, n in sorted(kept.items())], separators=(",", ":")).encode()
+    counts = {**credited, window: credited.get(window, 0) + hashes}
+    if len(counts) > _STEERING_WINDOWS + 1:
+        counts.pop(min(counts))
+    return counts
 
 
-def wanted_nbits(steering: bytes, limits: Limits, now_ms: int) -> int:
+def wanted_nbits(credited: Mapping[int, int], limits: Limits, now_ms: int) -> int:
     """Return the difficulty that gives `shares_per_window` at the rate of the last hour (P-POW-4)."""
     since_s = (now_ms - _STEERING_WINDOWS * WINDOW_MS) // 1000
-    hashes = sum(int(count) for window, count in json.loads(steering or b"[]") if window >= since_s)
+    hashes = sum(count for window, count in credited.items() if window >= since_s)
     per_share = hashes // (_STEERING_WINDOWS * limits.shares_per_window)
     return limits.pow_nbits_min if per_share <= credit_of(limits.pow_nbits_min) else nbits_of_credit(per_share)
 

@@ -22,7 +22,7 @@ def receipt_for(
         next_seq=chain.state.next_seq,
         head=chain.state.head,
         server_ms=server_ms,
-        nbits=wanted_nbits(chain.steering, limits, server_ms),
+        nbits=wanted_nbits(chain.credited, limits, server_ms),
         held=tuple(sorted(seq for seq in waiting if seq >= chain.state.next_seq)[:LIST]),
         verdicts=tuple(sorted(told)),
     )

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -107,8 +108,9 @@ class Worker:
         self._shelf.remember(desk)
         for device, _, message in desk.receipts:
             self._source.publish(device_topic(device, "receipt"), message, retain=True)
-        for outcome in outcomes:
-            self._metrics.batches.labels(outcome.verdict.value, outcome.reason.label).inc()
+        counts = Counter((outcome.verdict.value, outcome.reason.label) for outcome in outcomes)
+        for labels, count in counts.items():
+            self._metrics.batches.labels(*labels).inc(count)
         self._metrics.last_commit.set(now_ms / 1000)
 
     def _judge(self, group: Sequence[Message], due: Sequence[bytes], now_ms: int) -> tuple[Desk, list[Outcome]]:

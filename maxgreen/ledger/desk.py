@@ -7,7 +7,7 @@ read and judged again. So two workers, or a worker and a decision, never overwri
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, TypeVar
@@ -16,8 +16,10 @@ from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, func,
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
+from maxgreen.ledger.engine import LedgerAwayError
 from maxgreen.ledger.registry import KnownDevice, Registry
 from maxgreen.ledger.schema import REVISION, batches, chains, counters, devices, evidence, receipts, verdicts
+from maxgreen.protocol import cbor
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.verdict import Judgement
@@ -53,7 +55,7 @@ class Chain:
     waiting: int = 0
     waiting_bytes: int = 0
     due: Due = Due.NOTHING
-    steering: bytes = b""
+    credited: dict[int, int] = field(default_factory=dict)  # hashes by proof window, the newest ones
     changed: bool = False
 
     @property
@@ -158,7 +160,7 @@ class Shelf:
         """Return the chains of the devices that are registered."""
         query = select(
             devices, chains.c.version, chains.c.state, chains.c.waiting, chains.c.waiting_bytes, chains.c.due,
-            chains.c.steering,
+            chains.c.credited,
         ).join(chains, chains.c.device == devices.c.device, isouter=True)  # fmt: skip
         found: dict[bytes, Chain] = {}
         with self._engine.begin() as connection:
@@ -175,7 +177,7 @@ class Shelf:
                             row.waiting,
                             int(row.waiting_bytes),
                             Due(row.due),
-                            bytes(row.steering),
+                            dict(cbor.decode(row.credited)),
                         )
                     )
         return found
@@ -271,52 +273,39 @@ def write(engine: Engine, desk: Desk) -> int:
         raise ConflictError(str(error.orig)) from error
 
 
-_UPDATE_CHAIN: Final = (
-    update(chains)
-    .where(chains.c.device == bindparam("at_device"), chains.c.version == bindparam("at_version"))
-    .values(
-        {
-            name: bindparam(name)
-            for name in ("version", "next_seq", "state", "waiting", "waiting_bytes", "due", "steering")
-        }
-    )
-)
-_JUDGE_BATCH: Final = (
-    update(batches)
-    .where(batches.c.device == bindparam("at_device"), batches.c.seq == bindparam("at_seq"))
-    .values(
-        {
-            name: bindparam(name)
-            for name in (
-                "in_chain", "verdict", "reason", "remark", "t0_ms", "shares", "hashes", "skipped_to", "state_before",
-                "revision",
-            )
-        }
-    )
+_CHAIN: Final = ("version", "next_seq", "state", "waiting", "waiting_bytes", "due", "credited")
+_JUDGED: Final = (
+    "in_chain", "verdict", "reason", "remark", "t0_ms", "shares", "hashes", "skipped_to", "state_before", "revision",
 )  # fmt: skip
+_ROW: Final = ("device", "seq", "digest", "message", "received_ms", *_JUDGED)
 
 
 def _write(connection: Connection, desk: Desk) -> int:
     changed = desk._changed()  # noqa: SLF001 - its own module
-    old = [_chain_values(chain) for chain in changed if chain.version]
-    new = [_chain_values(chain) for chain in changed if not chain.version]
-    if old and connection.execute(_UPDATE_CHAIN, old).rowcount != len(old):
+    old = [(*_chain_values(chain), chain.device, chain.version) for chain in changed if chain.version]
+    new = [(chain.device, *_chain_values(chain)) for chain in changed if not chain.version]
+    if old and _update_many(connection, "chains", _CHAIN, ("device", "version"), old) != len(old):
         raise ConflictError
     if new:
-        connection.execute(
-            insert(chains),
-            [
-                {"device": values["at_device"], **{k: v for k, v in values.items() if not k.startswith("at_")}}
-                for values in new
-            ],
-        )
+        _insert_many(connection, "chains", ("device", *_CHAIN), new)
     count = len(desk.rows) + len(desk.judged)
     last = next_revision(connection, count) if count else 0
     revisions = iter(range(last - count + 1, last + 1))
     if desk.rows:
-        connection.execute(insert(batches), [_row_values(row, next(revisions)) for row in desk.rows.values()])
+        rows = [
+            (
+                row.device, row.seq, row.digest, row.message, row.received_ms,
+                *_judged_values(row.judgement, row.reason, row.state_before, next(revisions)),
+            )
+            for row in desk.rows.values()
+        ]  # fmt: skip
+        _insert_many(connection, "batches", _ROW, rows)
     if desk.judged:
-        connection.execute(_JUDGE_BATCH, list(_judged_values(desk.judged, revisions)))
+        judged = [
+            (*_judged_values(judgement, Reason.NONE, before, next(revisions)), device, seq)
+            for (device, seq), (judgement, before) in desk.judged.items()
+        ]
+        _update_many(connection, "batches", _JUDGED, ("device", "seq"), judged)
     if desk.evidence:
         _add_evidence(connection, desk)
     moved = [
@@ -350,68 +339,66 @@ def next_revision(connection: Connection, count: int) -> int:
     return int(value)
 
 
-def _chain_values(chain: Chain) -> dict[str, Any]:
-    return {
-        "at_device": chain.device,
-        "at_version": chain.version,
-        "version": chain.version + 1,
-        "next_seq": chain.state.next_seq,
-        "state": chain.state.to_bytes(),
-        "waiting": chain.waiting,
-        "waiting_bytes": chain.waiting_bytes,
-        "due": int(chain.due),
-        "steering": chain.steering,
-    }
-
-
-def _row_values(row: Row, revision: int) -> dict[str, Any]:
-    return {
-        "device": row.device,
-        "seq": row.seq,
-        "digest": row.digest,
-        "message": row.message,
-        "received_ms": row.received_ms,
-        "state_before": row.state_before,
-        "revision": revision,
-        **_judgement_values(row.judgement, row.reason),
-    }
+def _chain_values(chain: Chain) -> tuple[Any, ...]:
+    state = chain.state
+    credited = cbor.encode(chain.credited)
+    return (
+        chain.version + 1, state.next_seq, state.to_bytes(), chain.waiting, chain.waiting_bytes, int(chain.due), credited,
+    )  # fmt: skip
 
 
 def _judged_values(
-    judged: Mapping[tuple[bytes, int], tuple[Judgement, bytes | None]], revisions: Iterator[int]
-) -> Iterator[dict[str, Any]]:
-    for (device, seq), (judgement, state_before) in judged.items():
-        yield {
-            "at_device": device,
-            "at_seq": seq,
-            "state_before": state_before,
-            "revision": next(revisions),
-            **_judgement_values(judgement, Reason.NONE),
-        }
-
-
-def _judgement_values(judgement: Judgement | None, reason: Reason) -> dict[str, Any]:
+    judgement: Judgement | None, reason: Reason, state_before: bytes | None, revision: int
+) -> tuple[Any, ...]:
     if judgement is None:
-        return {
-            "in_chain": False,
-            "verdict": Verdict.HELD.value,
-            "reason": int(reason),
-            "remark": 0,
-            "t0_ms": None,
-            "shares": 0,
-            "hashes": "0",
-            "skipped_to": False,
-        }
-    return {
-        "in_chain": True,
-        "verdict": judgement.verdict.value,
-        "reason": int(judgement.reason),
-        "remark": int(judgement.remark),
-        "t0_ms": judgement.t0_ms,
-        "shares": judgement.shares,
-        "hashes": str(judgement.hashes),
-        "skipped_to": judgement.skipped_to,
-    }
+        return False, Verdict.HELD.value, int(reason), 0, None, 0, "0", False, state_before, revision
+    return (
+        True,
+        judgement.verdict.value,
+        int(judgement.reason),
+        int(judgement.remark),
+        judgement.t0_ms,
+        judgement.shares,
+        str(judgement.hashes),
+        judgement.skipped_to,
+        state_before,
+        revision,
+    )
+
+
+def _insert_many(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows by the quickest way that the database's driver has."""
+    names = ", ".join(columns)
+    if connection.dialect.name == "postgresql":
+        _copy(connection, f"COPY {table} ({names}) FROM STDIN", rows)
+        return
+    marks = ", ".join("?" * len(columns))
+    connection.exec_driver_sql(f"INSERT INTO {table} ({names}) VALUES ({marks})", list(rows))
+
+
+def _copy(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Copy rows into PostgreSQL; its driver's errors become what SQLAlchemy's would."""
+    import psycopg  # noqa: PLC0415 - only where PostgreSQL is used
+
+    cursor: Any = connection.connection.cursor()
+    try:
+        with cursor, cursor.copy(statement) as copy:
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.IntegrityError as error:
+        raise ConflictError(str(error)) from error
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise LedgerAwayError(f"the ledger's database: {error}") from error
+
+
+def _update_many(
+    connection: Connection, table: str, columns: Sequence[str], keys: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> int:
+    """Update rows, given as values of `columns` and `keys`; return how many there were."""
+    mark = "%s" if connection.dialect.name == "postgresql" else "?"
+    values = ", ".join(f"{name} = {mark}" for name in columns)
+    where = " AND ".join(f"{name} = {mark}" for name in keys)
+    return connection.exec_driver_sql(f"UPDATE {table} SET {values} WHERE {where}", list(rows)).rowcount
 
 
 def _counted(judgement: Judgement | None, reason: Reason) -> tuple[str, int]:

@@ -6,6 +6,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Dialect,
     Index,
     Integer,
     LargeBinary,
@@ -17,6 +18,17 @@ from sqlalchemy import (
     text,
 )
 
+
+class Bytes(LargeBinary):
+    """Bytes, which the drivers of both databases take and give as they are."""
+
+    def bind_processor(self, _dialect: Dialect) -> None:
+        """Hand them over without a copy."""
+
+    def result_processor(self, _dialect: Dialect, _coltype: object) -> None:
+        """Take them without a copy."""
+
+
 metadata: Final = MetaData()
 REVISION: Final = "revision"  # counters: the newest change of a verdict
 RULES: Final = "rules"  # counters: the newest change of limits or decisions
@@ -25,7 +37,7 @@ _Id = BigInteger().with_variant(Integer, "sqlite")
 devices: Final = Table(
     "devices",
     metadata,
-    Column("device", LargeBinary(16), primary_key=True),
+    Column("device", Bytes, primary_key=True),
     Column("token", _Id, nullable=False),
     Column("owner", String(42), nullable=False),
     Column("system", Text, nullable=False),  # the registry's record, JSON
@@ -34,14 +46,14 @@ devices: Final = Table(
 chains: Final = Table(
     "chains",
     metadata,
-    Column("device", LargeBinary(16), primary_key=True),
+    Column("device", Bytes, primary_key=True),
     Column("version", _Id, nullable=False),  # rises with every write: who read another one does not write
     Column("next_seq", _Id, nullable=False),
-    Column("state", LargeBinary, nullable=False),  # ChainState.to_bytes
+    Column("state", Bytes, nullable=False),  # ChainState.to_bytes
     Column("waiting", Integer, nullable=False),  # batches that are kept ahead of the chain
     Column("waiting_bytes", _Id, nullable=False),
     Column("due", Integer, nullable=False),  # ledger.desk.Due: what it waits for that nobody sends
-    Column("steering", LargeBinary, nullable=False),  # hashes credited by window: what the difficulty follows
+    Column("credited", Bytes, nullable=False),  # hashes by proof window, CBOR: what the difficulty follows
     Index("chains_due", "device", sqlite_where=text("due > 0"), postgresql_where=text("due > 0")),
 )
 
@@ -49,10 +61,10 @@ batches: Final = Table(
     "batches",
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),
-    Column("device", LargeBinary(16), nullable=False),
+    Column("device", Bytes, nullable=False),
     Column("seq", _Id, nullable=False),
-    Column("digest", LargeBinary(32), nullable=False),
-    Column("message", LargeBinary, nullable=False),
+    Column("digest", Bytes, nullable=False),
+    Column("message", Bytes, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
     Column("in_chain", Boolean, nullable=False),  # it took its place; else it waits ahead of the chain
     Column("verdict", String(16), nullable=False),
@@ -62,7 +74,7 @@ batches: Final = Table(
     Column("shares", Integer, nullable=False),
     Column("hashes", String(80), nullable=False),
     Column("skipped_to", Boolean, nullable=False),
-    Column("state_before", LargeBinary),  # ChainState of its place, while it may be judged again
+    Column("state_before", Bytes),  # ChainState of its place, while it may be judged again
     Column("revision", _Id, nullable=False),  # rises with every change of a verdict
     UniqueConstraint("device", "seq"),
     Index("batches_by_revision", "revision"),
@@ -85,12 +97,12 @@ evidence: Final = Table(
     Column("reason", Integer, nullable=False),
     Column("text", Text, nullable=False),
     Column("topic", Text, nullable=False),
-    Column("device", LargeBinary(16), nullable=False),  # whose key signed it; empty where none is known
+    Column("device", Bytes, nullable=False),  # whose key signed it; empty where none is known
     Column("number", _Id, nullable=False),  # of the messages kept for this device
     Column("bytes", _Id, nullable=False),  # of all of them so far, this one included
     Column("seq", String(20)),
-    Column("digest", LargeBinary(32), nullable=False, unique=True),
-    Column("message", LargeBinary, nullable=False),
+    Column("digest", Bytes, nullable=False, unique=True),
+    Column("message", Bytes, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
     UniqueConstraint("device", "number"),
     Index("evidence_by_bytes", "device", "bytes"),
@@ -101,27 +113,27 @@ beacons: Final = Table(
     metadata,
     Column("number", _Id, primary_key=True),
     Column("issued_s", BigInteger, nullable=False),
-    Column("message", LargeBinary, nullable=False),
+    Column("message", Bytes, nullable=False),
 )
 
 receipts: Final = Table(
     "receipts",
     metadata,
-    Column("device", LargeBinary(16), primary_key=True),
+    Column("device", Bytes, primary_key=True),
     Column("day", Integer, primary_key=True),
     Column("server_ms", BigInteger, nullable=False),
-    Column("message", LargeBinary, nullable=False),
+    Column("message", Bytes, nullable=False),
 )
 
 commands: Final = Table(
     "commands",
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),
-    Column("device", LargeBinary(16), nullable=False),
+    Column("device", Bytes, nullable=False),
     Column("number", _Id, nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
     Column("who", Text, nullable=False),
-    Column("message", LargeBinary, nullable=False),
+    Column("message", Bytes, nullable=False),
     UniqueConstraint("device", "number"),
 )
 
@@ -129,7 +141,7 @@ decisions: Final = Table(
     "decisions",
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),
-    Column("device", LargeBinary(16), nullable=False),
+    Column("device", Bytes, nullable=False),
     Column("from_seq", _Id, nullable=False),
     Column("to_seq", _Id, nullable=False),
     Column("action", String(16), nullable=False),
@@ -173,9 +185,9 @@ periods: Final = Table(
     metadata,
     Column("until_s", BigInteger, primary_key=True),
     Column("period", String(10), nullable=False),
-    Column("manifest", LargeBinary(32), nullable=False),
+    Column("manifest", Bytes, nullable=False),
     Column("statement", Text, nullable=False),
-    Column("pack", LargeBinary, nullable=False),
+    Column("pack", Bytes, nullable=False),
     Column("closed_ms", BigInteger, nullable=False),
     Column("revision", _Id, nullable=False),  # of the newest verdict at the close
 )

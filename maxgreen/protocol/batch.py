@@ -4,6 +4,7 @@ import hashlib
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from maxgreen.protocol import cbor, cose
@@ -330,6 +331,7 @@ def _decode_channel(value: Any, interval_ms: int) -> Channel:
     )
 
 
+@lru_cache(maxsize=256)
 def _grid(count: int, interval_ms: int) -> tuple[int, ...]:
     return tuple(k * interval_ms for k in range(count))
 

@@ -21,12 +21,32 @@ def encode(value: Any) -> bytes:
     return cbor2.dumps(value, canonical=True)
 
 
+def byte_string(data: bytes) -> bytes:
+    """Return the encoding of a byte string, as `encode` gives it."""
+    size = len(data)
+    if size < 24:
+        return bytes((0x40 | size,)) + data
+    if size < 1 << 8:
+        return bytes((0x58, size)) + data
+    if size < 1 << 16:
+        return b"\x59" + size.to_bytes(2, "big") + data
+    return encode(data)
+
+
+def read(data: bytes) -> Any:
+    """Return the value of `data`, whose encoding the caller checks; Malformed when there is none."""
+    try:
+        return cbor2.loads(data, max_depth=MAX_DEPTH, allow_indefinite=False, allow_duplicate_keys=False)
+    except Exception as error:  # the decoder raises many kinds, all of them the sender's fault
+        raise Malformed(f"not CBOR: {type(error).__name__}") from error
+
+
 def decode(data: bytes) -> Any:
     """Return the value of `data`; anything but its deterministic encoding is Malformed."""
+    value = read(data)
     try:
-        value = cbor2.loads(data, max_depth=MAX_DEPTH, allow_indefinite=False, allow_duplicate_keys=False)
         again = encode(value)
-    except Exception as error:  # the decoder raises many kinds, all of them the sender's fault
+    except Exception as error:  # what was read may still have no encoding
         raise Malformed(f"not CBOR: {type(error).__name__}") from error
     if again != data:
         raise Malformed("not deterministic CBOR (RFC 8949 §4.2.1)")

@@ -12,6 +12,7 @@ from maxgreen.protocol.reasons import BadSignature, Malformed
 MessageType = Literal["batch", "beacon", "receipt", "command", "statement"]
 COSE_SIGN1: Final = 18
 ES256: Final = -7
+KEY_ID_SIZE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +41,57 @@ def network_digest(network: str) -> bytes:
     return hashlib.sha256(network.encode()).digest()
 
 
+_PROTECTED: Final = cbor.encode({1: ES256, 4: bytes(KEY_ID_SIZE)})[:-KEY_ID_SIZE]
+_SIGNATURE1: Final = b"\x84" + cbor.encode("Signature1")  # an array of four, and its first item
+_SIGN1: Final = cbor.encode(cbor.tag(COSE_SIGN1, [0, 0, 0, 0]))[:-4]  # the tag, and an array of four
+_EMPTY_MAP: Final = cbor.encode({})
+
+
 def protected_header(signer_id: bytes) -> bytes:
     """Return the encoded `{1: -7, 4: key id}`."""
-    return cbor.encode({1: ES256, 4: signer_id})
+    return _PROTECTED + signer_id
 
 
 def to_be_signed(signer_id: bytes, payload: bytes, network: str, kind: MessageType) -> bytes:
     """Return the Sig_structure of RFC 9052 §4.4."""
-    return cbor.encode(["Signature1", protected_header(signer_id), external_aad(network, kind), payload])
+    return b"".join(
+        (
+            _SIGNATURE1,
+            cbor.byte_string(protected_header(signer_id)),
+            cbor.byte_string(external_aad(network, kind)),
+            cbor.byte_string(payload),
+        )
+    )
 
 
 def sign(payload: bytes, signer: Signer, network: str, kind: MessageType, *, detached: bool = False) -> bytes:
     """Return the signed message; `detached` leaves the payload out (statement.cose)."""
     signer_id = key_id(signer.spki)
     signature = signer.sign(to_be_signed(signer_id, payload, network, kind))
-    body: list[Any] = [protected_header(signer_id), {}, None if detached else payload, signature]
-    return cbor.encode(cbor.tag(COSE_SIGN1, body))
+    return _message(signer_id, None if detached else payload, signature)
+
+
+def _message(signer_id: bytes, payload: bytes | None, signature: bytes) -> bytes:
+    return b"".join(
+        (
+            _SIGN1,
+            cbor.byte_string(protected_header(signer_id)),
+            _EMPTY_MAP,
+            cbor.encode(None) if payload is None else cbor.byte_string(payload),
+            cbor.byte_string(signature),
+        )
+    )
 
 
 def parse(message: bytes, *, detached_payload: bytes | None = None) -> Envelope:
     """Return the envelope of `message`; Malformed when its form is not exactly P-SIG-1's."""
-    body: Any = cbor.tagged(cbor.decode(message), COSE_SIGN1, "message")
+    body: Any = cbor.tagged(cbor.read(message), COSE_SIGN1, "message")
     if not isinstance(body, tuple) or len(body) != 4:  # cbor2 makes what stands behind a tag immutable
         raise Malformed("message: not an array of four")
     protected = cbor.check_bytes(body[0], "protected header")
-    header = cbor.decode(protected)
-    if type(header) is not dict or list(header) != [1, 4] or type(header[1]) is not int or header[1] != ES256:
-        raise Malformed("protected header: not {1: -7, 4: key id}")
-    signer_id = cbor.check_bytes(header[4], "key id", 16)
+    if len(protected) != len(_PROTECTED) + KEY_ID_SIZE or not protected.startswith(_PROTECTED):
+        raise Malformed("protected header: not {1: -7, 4: key id of 16 bytes}, encoded deterministically")
+    signer_id = protected[-KEY_ID_SIZE:]
     if not isinstance(body[1], Mapping) or body[1]:
         raise Malformed("unprotected header: not empty")
     if detached_payload is None:
@@ -76,4 +100,7 @@ def parse(message: bytes, *, detached_payload: bytes | None = None) -> Envelope:
         payload = detached_payload
     else:
         raise Malformed("payload: not detached")
-    return Envelope(signer_id, payload, cbor.check_bytes(body[3], "signature", SIGNATURE_SIZE))
+    signature = cbor.check_bytes(body[3], "signature", SIGNATURE_SIZE)
+    if _message(signer_id, body[2], signature) != message:
+        raise Malformed("message: not deterministic CBOR (RFC 8949 §4.2.1)")
+    return Envelope(signer_id, payload, signature)

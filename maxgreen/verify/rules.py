@@ -49,15 +49,12 @@ class DeviceRecord:
     spki: bytes
     statuses: tuple[tuple[int, str], ...]  # from_ms, status; ascending
     predecessor: bytes | None = None
+    device: bytes = field(init=False, compare=False)  # its id
     verifier: Verifier = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "device", key_id(self.spki))
         object.__setattr__(self, "verifier", Verifier(self.spki))
-
-    @property
-    def device(self) -> bytes:
-        """The device id."""
-        return key_id(self.spki)
 
     def known_at(self, t_ms: int) -> bool:
         """Tell whether the registry had the device at `t_ms`."""
