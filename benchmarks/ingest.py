@@ -32,6 +32,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -289,7 +290,7 @@ class Bench:
                 connection.execute(f"CREATE DATABASE l{self._databases}")
             url = f"{self._postgres}/l{self._databases}"
         engine = open_engine(url)
-        challenge = beacon()
+        challenge = replace(beacon(), block_number=0)
         with engine.begin() as connection:
             records = [
                 DeviceRecord(MemorySigner.from_secret(FIRST_SECRET + k).spki, ((0, "active"),))

@@ -1,6 +1,7 @@
 """Beacons: one every `beacon_every_s`, made from a block that is at most 60 s old."""
 
 import logging
+import time
 from typing import Final
 
 from maxgreen.chain.client import Block, Chain
@@ -11,6 +12,7 @@ from maxgreen.protocol.keys import Signer
 
 MAX_BLOCK_AGE_S: Final = 60
 _LONGEST_PATIENCE_S: Final = 60
+_NEXT_BLOCK_S: Final = 1.0  # after one that was not new
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -22,24 +24,24 @@ class BeaconIssuer:
         self._signer = signer
         self._network = network
         self._due_s = 0
-        self._ask_s = 0
+        self._ask_at = 0.0
         self._patience_s = 1
         self.alarm: str | None = None
 
     def is_due(self, now_s: int) -> bool:
         """Tell whether `issue` may have something to do, without asking the ledger."""
-        return now_s >= self._due_s
+        return now_s >= self._due_s and time.monotonic() >= self._ask_at
 
     def fetch(self, now_s: int) -> Block | None:
         """Return the chain's newest block, None when it can't be had now; it is asked again later, ever more rarely."""
-        if now_s < self._ask_s:
+        if time.monotonic() < self._ask_at:
             return None
         try:
             block = self._chain.newest_block(fresh=True)
         except Retryable as error:
             self._raise_alarm(str(error))
             self._patience_s = min(2 * self._patience_s, _LONGEST_PATIENCE_S)
-            self._ask_s = now_s + self._patience_s
+            self._ask_at = time.monotonic() + self._patience_s
             return None
         self._patience_s = 1
         return block
@@ -55,6 +57,7 @@ class BeaconIssuer:
             return None
         known = newest[0].block_number if newest else -1
         if block.number <= known or block.time_s < now_s - MAX_BLOCK_AGE_S:
+            self._ask_at = time.monotonic() + _NEXT_BLOCK_S
             self._raise_alarm(f"no new block: the newest is {block.number}, {now_s - block.time_s} s old")
             return None
         if self.alarm is not None:

@@ -1,5 +1,6 @@
 """`maxgreen ingest`: run, decide, command, rebuild-view, config."""
 
+import gc
 import json
 import signal
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ ValidOption = Annotated[
     int, typer.Option(min=1, help="seconds until it expires; a device that is away ignores it then")
 ]
 VALID_S = 60
+_COLLECT_AFTER = 50_000
 
 command_app = typer.Typer(no_args_is_help=True, help="Give a device a signed command; the running service sends it.")
 app.add_typer(command_app, name="command")
@@ -48,6 +50,8 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     from ingest.service import IngestService  # noqa: PLC0415 - web3 and uvicorn only where they run
 
     service = IngestService.from_settings(load(IngestSettings, config))
+    gc.freeze()  # what is loaded stays; a group makes many small objects, none of them in a circle
+    gc.set_threshold(_COLLECT_AFTER)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     service.run()

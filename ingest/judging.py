@@ -5,6 +5,7 @@ content. What waited behind it follows, some at a time: a chain with more to do 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -31,6 +32,7 @@ from maxgreen.verify.verdict import (
 MOST_WAITING_BYTES: Final = 32 * 2**20  # of one device, ahead of its chain
 FOLLOW: Final = 256  # batches of one device that follow in one transaction
 _FETCH: Final = 64
+_PART: Final = 48  # signatures that one thread checks in a row; OpenSSL does so beside other threads
 _STEERING_WINDOWS: Final = 6
 
 
@@ -80,12 +82,19 @@ def check_all(
     find: Callable[[bytes], DeviceRecord | None],
     network: str,
     received_ms: int,
+    pool: Executor,
 ) -> list[SignedBatch | Rejected]:
-    """Check topic, device and signature of each message whose form is right."""
-    return [
-        signed if isinstance(signed, Rejected) else _checked(signed, message.topic, find, network, received_ms)
-        for message, signed in zip(messages, read, strict=True)
-    ]
+    """Check topic, device and signature of each message whose form is right, on the threads of a pool."""
+
+    def check(part: Sequence[tuple[Message, SignedBatch | Rejected]]) -> list[SignedBatch | Rejected]:
+        return [
+            signed if isinstance(signed, Rejected) else _checked(signed, message.topic, find, network, received_ms)
+            for message, signed in part
+        ]
+
+    pairs = list(zip(messages, read, strict=True))
+    parts = [pairs[start : start + _PART] for start in range(0, len(pairs), _PART)]
+    return [one for part in pool.map(check, parts) for one in part]
 
 
 def named(read: Iterable[SignedBatch | Rejected]) -> set[bytes]:
@@ -110,7 +119,7 @@ def places_to_ask(desk: Desk, opened: Iterable[SignedBatch | Rejected]) -> set[t
     return asked
 
 
-def shares_of(opened: Iterable[SignedBatch | Rejected], rules: Rules) -> ShareCheck:
+def shares_of(opened: Iterable[SignedBatch | Rejected], rules: Rules, pool: Executor) -> ShareCheck:
     """Check the shares of a group together."""
     asked = []
     for signed in opened:
@@ -118,7 +127,7 @@ def shares_of(opened: Iterable[SignedBatch | Rejected], rules: Rules) -> ShareCh
             beacon = rules.beacons.get(work.beacon)
             if beacon is not None:
                 asked.append(Shares(signed.envelope.key_id, signed.batch.prev, beacon, work.nbits, work.nonces))
-    return check_together(asked)
+    return check_together(asked, pool)
 
 
 @dataclass(slots=True)

@@ -1,9 +1,11 @@
 """The worker: receive a group, read its chains, judge it, write it, acknowledge it, send the receipts (P-ING-5)."""
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from sqlalchemy import Engine
@@ -47,6 +49,7 @@ class Worker:
         self._metrics = metrics
         self._shelf = Shelf(readers, Registry(), network)
         self._rulings = Rulings(readers, network)
+        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="checks")
         self._group: Sequence[Incoming] = ()
         self._due_at = 0.0
         self.alarm: str | None = None
@@ -125,9 +128,10 @@ class Worker:
             lambda device: desk.chains[device].known.record if device in desk.chains else None,
             self._network,
             now_ms,
+            self._pool,
         )
         desk.kept.update(self._shelf.kept(places_to_ask(desk, opened)))
-        judge = Judge(desk, self._shelf, rules, shares_of(opened, rules))
+        judge = Judge(desk, self._shelf, rules, shares_of(opened, rules, self._pool))
         for device in due:
             if device in desk.chains:
                 judge.go_on(desk.chains[device])

@@ -1,11 +1,15 @@
 """Whether shares meet their target (P-POW-2): of one batch, or of a group of batches at once."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from concurrent.futures import Executor
+from typing import Final, NamedTuple
 
 from maxgreen.protocol.backend import Beacon
 from maxgreen.protocol.work import header, header_prefix, target_of
 from native import scrypt
+from native.kernels import HASH_BYTES, HEADER_BYTES
+
+_PART: Final = 288  # whole rounds of every x86-64 kernel
 
 
 class Shares(NamedTuple):
@@ -35,11 +39,20 @@ def check_shares(shares: Shares) -> bool:
     return 0 not in scrypt.verify_many(shares.headers(), shares.targets())
 
 
-def check_together(group: Iterable[Shares]) -> ShareCheck:
-    """Check the shares of a group in one call, which fills the lanes of the kernel; return what knows the answers."""
+def check_together(group: Iterable[Shares], pool: Executor) -> ShareCheck:
+    """Check the shares of a group so that they fill the lanes of the kernel; return what knows the answers.
+
+    The threads of the pool compute beside each other.
+    """
     asked = list(group)
-    verdicts = scrypt.verify_many(
-        b"".join(shares.headers() for shares in asked), b"".join(shares.targets() for shares in asked)
+    headers, targets = b"".join(one.headers() for one in asked), b"".join(one.targets() for one in asked)
+    starts = range(0, len(targets) // HASH_BYTES, _PART)
+    verdicts = b"".join(
+        pool.map(
+            scrypt.verify_many,
+            (headers[start * HEADER_BYTES : (start + _PART) * HEADER_BYTES] for start in starts),
+            (targets[start * HASH_BYTES : (start + _PART) * HASH_BYTES] for start in starts),
+        )
     )
     known: dict[Shares, bool] = {}
     start = 0
