@@ -40,7 +40,10 @@ from paho.mqtt.enums import CallbackAPIVersion
 from rich.progress import Progress
 from sqlalchemy import Engine, insert, select, text
 
+from ingest.config import InfluxSettings
 from ingest.metrics import Metrics
+from ingest.view.compare import Ask, asker
+from ingest.view.lines import sample_lines
 from ingest.worker import GROUP, Worker
 from maxgreen.chain.client import connect
 from maxgreen.chain.deployment import Governance, deploy
@@ -54,14 +57,14 @@ from maxgreen.ledger.schema import REVISION, counters
 from maxgreen.ledger.schema import chains as chains_table
 from maxgreen.mqtt import Incoming
 from maxgreen.protocol.backend import decode_receipt, sign_beacon
-from maxgreen.protocol.batch import Role
+from maxgreen.protocol.batch import Role, parse_batch
 from maxgreen.protocol.cose import network_digest, parse
 from maxgreen.protocol.identity import ROOT, device_topic
 from maxgreen.protocol.keys import MemorySigner, key_id
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import DeviceRecord, Limits
 from simulator.lab import EASY, T0_MS, Lab, beacon
-from tests.services import mosquitto_server, postgres_server, wait_for
+from tests.services import influx_server, mosquitto_server, postgres_server, stop, wait_for
 
 FIRST_SECRET = 1_000
 SAMPLES = 60
@@ -127,6 +130,7 @@ class Bench:
         self.mosquitto = stack.enter_context(mosquitto_server(folder))
         self._postgres: str | None = None
         self._databases = 0
+        self._theirs = 0.0
         self._messages: dict[tuple[int, int], list[tuple[bytes, bytes]]] = {}
 
     # what is measured
@@ -254,8 +258,69 @@ class Bench:
         return round(cost)
 
     def view(self, database: str) -> dict[str, Any]:
-        """Drain until the samples are in InfluxDB."""
-        return {}
+        """Drain until the samples are in InfluxDB, alternated with Telegraf where its program is given."""
+        messages = self.messages(self.options.batches, self.options.devices)
+        ours, theirs = [], []
+        for number in range(self.options.rounds):
+            if self.options.telegraf is not None and database == "sqlite":
+                theirs.append(self.telegraf(messages, number))
+            with influx_server(self.subfolder("influx")) as (url, token, org, bucket):
+                (self.folder / "token").write_text(token)
+                engine = self.fresh(database)
+                self.queue("ingest", [(device_topic(device, "batch"), message) for device, message in messages])
+                more = (
+                    f'[influx]\nurl = "{url}"\ntoken_file = "{self.folder}/token"\norg = "{org}"\nbucket = "{bucket}"\n'
+                )
+                with self.service(engine, more) as process:
+                    begun = self.connected(process)
+                    ask = asker(InfluxSettings(url=url, token_file=self.folder / "token", org=org, bucket=bucket))
+                    wait_for(lambda: samples(ask) >= SAMPLES * len(messages), 600, "the view")  # noqa: B023
+                    ours.append(SAMPLES * len(messages) / (time.monotonic() - begun))
+                engine.dispose()
+        suffix = "" if database == "sqlite" else "_postgres"
+        result: dict[str, Any] = {f"end_to_end_samples_per_s{suffix}": round(statistics.median(ours))}
+        if theirs:
+            self._theirs = statistics.median(theirs)
+            result["telegraf_samples_per_s"] = round(self._theirs)
+        if self._theirs:
+            result[f"ratio_telegraf{suffix}"] = round(statistics.median(ours) / self._theirs, 2)
+        return result
+
+    def telegraf(self, messages: list[tuple[bytes, bytes]], number: int) -> float:
+        """Return the samples a second of Telegraf on the same samples as line protocol."""
+        with influx_server(self.subfolder("influx")) as (url, token, org, bucket):
+            config = self.folder / "telegraf.conf"
+            config.write_text(
+                '[agent]\ninterval = "10s"\nflush_interval = "1s"\nmetric_batch_size = 5000\nmetric_buffer_limit = 2000000\n'
+                f'omit_hostname = true\n[[inputs.mqtt_consumer]]\nservers = ["tcp://127.0.0.1:{self.mosquitto}"]\n'
+                f'topics = ["lines/#"]\nqos = 1\nconnection_timeout = "30s"\nmax_undelivered_messages = 1000\n'
+                f'persistent_session = true\nclient_id = "telegraf{number}"\ndata_format = "influx"\n[[outputs.influxdb_v2]]\n'
+                f'urls = ["{url}"]\ntoken = "{token}"\norganization = "{org}"\nbucket = "{bucket}"\ncontent_encoding = "identity"\n'
+            )
+            lines = [
+                (
+                    f"lines/{device.hex()}",
+                    "\n".join(sample_lines(f"device={device.hex()}", channel, batch.t0_ms)).encode(),
+                )
+                for device, message in messages
+                for batch in [parse_batch(message).batch]
+                for channel in batch.channels
+            ]
+            self.queue(f"telegraf{number}", lines, "lines/#")
+            log = (self.folder / "telegraf.log").open("ab")
+            process = subprocess.Popen([self.options.telegraf, "--config", config], stdout=log, stderr=log)
+            try:
+                begun = self.connected(process)
+                (self.folder / "token").write_text(token)
+                ask = asker(InfluxSettings(url=url, token_file=self.folder / "token", org=org, bucket=bucket))
+                wait_for(lambda: samples(ask) >= SAMPLES * len(messages), 600, "Telegraf")
+                return SAMPLES * len(messages) / (time.monotonic() - begun)
+            finally:
+                stop(process)
+
+    def subfolder(self, name: str) -> Path:
+        """Return a new folder."""
+        return Path(tempfile.mkdtemp(prefix=name, dir=self.folder))
 
     # what it stands on
 
@@ -404,6 +469,7 @@ def started(state: ChainState) -> dict[str, Any]:
 
 def fill(engine: Engine, each: int) -> None:
     """Let the ledger hold made-up batches of every device."""
+    t0 = f"{T0_MS} - 60000 * ({each} - s.n)"
     if not each:
         return
     if engine.dialect.name == "sqlite":
@@ -421,12 +487,18 @@ def fill(engine: Engine, each: int) -> None:
             text(
                 "INSERT INTO batches (device, seq, digest, message, received_ms, in_chain, verdict, reason, remark, "
                 f"t0_ms, shares, hashes, skipped_to, revision) SELECT d.device, s.n, {random_bytes}, {zeros}, {T0_MS}, "
-                f"{yes}, 'accepted', 0, 0, {T0_MS} - 60000 * ({each} - s.n), 1, '2', {no}, 0 FROM {series} AS s, devices d"
+                f"{yes}, 'accepted', 0, 0, {t0}, 1, '2', {no}, 0 FROM {series} AS s, devices d"
             )
         )
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("VACUUM ANALYZE")
+
+
+def samples(ask: Ask) -> int:
+    """Return how many samples the view has."""
+    series = ask('SELECT count("v") FROM "sample"')
+    return int(series[0]["values"][0][1]) if series else 0
 
 
 def revision(engine: Engine) -> int:

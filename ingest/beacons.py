@@ -32,7 +32,7 @@ class BeaconIssuer:
         """Tell whether `issue` may have something to do, without asking the ledger."""
         return now_s >= self._due_s and time.monotonic() >= self._ask_at
 
-    def fetch(self, now_s: int) -> Block | None:
+    def fetch(self) -> Block | None:
         """Return the chain's newest block, None when it can't be had now; it is asked again later, ever more rarely."""
         if time.monotonic() < self._ask_at:
             return None

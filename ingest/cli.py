@@ -1,4 +1,4 @@
-"""`maxgreen ingest`: run, decide, command, rebuild-view, config."""
+"""`maxgreen ingest`: run, decide, command, rebuild-view, compare-view, aside, config."""
 
 import gc
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import Progress, SpinnerColumn
 
 from ingest.commands import MWS_PER_KWH, give
 from ingest.config import IngestSettings
@@ -79,15 +80,75 @@ def decide(
 
 
 @app.command("rebuild-view")
-def rebuild_view(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Fill an empty InfluxDB from the ledger."""
-    settings = load(IngestSettings, config)
-    if not settings.influx.url:
-        raise Fatal("influx.url is empty: there is no view to rebuild")
-    from ingest.influx import InfluxSink, Projector  # noqa: PLC0415
+def rebuild_view(
+    afresh: Annotated[bool, typer.Option(help="begin again, instead of where an earlier run was interrupted")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Fill an InfluxDB from the ledger; the service may run beside it, and it goes on where it was interrupted."""
+    from ingest.view.projector import REBUILDING, Projector  # noqa: PLC0415
+    from ingest.view.sink import InfluxSink  # noqa: PLC0415
 
-    count = Projector(open_engine(settings.ledger), InfluxSink(settings.influx)).rebuild()
-    print(f"{count} batches written")
+    settings = _with_view(config)
+    projector = Projector(open_engine(settings.ledger), InfluxSink(settings.influx), REBUILDING)
+    with Progress(SpinnerColumn(), "{task.completed} rows written", transient=True) as progress:
+        task = progress.add_task("", total=None)
+        count = projector.rebuild(afresh=afresh, progress=lambda done: progress.update(task, completed=done))
+    print(f"{count} rows written")
+
+
+@app.command("compare-view")
+def compare_view(
+    days: Annotated[float, typer.Option(min=0, help="only what came in the last days; 0 = all")] = 0,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Compare InfluxDB with the ledger, point by point; name the first difference, and end with status 1."""
+    from ingest.view.compare import asker, compare  # noqa: PLC0415
+
+    settings = _with_view(config)
+    since_ms = make_clock(settings.clock_file).now_ms() - round(days * 86_400_000) if days else 0
+    with Progress(SpinnerColumn(), "{task.completed} batches compared", transient=True) as progress:
+        task = progress.add_task("", total=None)
+        compared = compare(
+            open_engine(settings.ledger),
+            asker(settings.influx),
+            since_ms=since_ms,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    if compared.difference is not None:
+        print(compared.difference)
+        raise typer.Exit(1)
+    print(f"{compared.batches} batches agree")
+
+
+@app.command()
+def aside(
+    replay: Annotated[bool, typer.Option("--replay", help="write them again")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON list on stdout")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """List what InfluxDB refused for what it is (a field of another type, for instance), or write it again."""
+    settings = _with_view(config)
+    engine = open_engine(settings.ledger)
+    if replay:
+        from ingest.view.projector import Projector  # noqa: PLC0415
+        from ingest.view.sink import InfluxSink  # noqa: PLC0415
+
+        written, refused = Projector(engine, InfluxSink(settings.influx)).replay()
+        print(f"{written} written, {refused} refused again")
+        return
+    with reader(engine).begin() as connection:
+        rows = [
+            {"device": bytes(row.device).hex(), "number": row.number, "text": row.text}
+            for row in Book(connection).all_aside()
+        ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        what = f"{row['device']} seq {row['number']}" if row["device"] else f"rejected message {row['number']}"
+        print(f"{what}: {row['text']}")
+    if not rows:
+        print("InfluxDB refused nothing")
 
 
 @command_app.command("start-transfer")
@@ -187,6 +248,13 @@ def _give(config: Path, device: str, kind: CommandKind, arguments: Mapping[int, 
             book, signer, network, known, state, kind, arguments, who=who, now_ms=now_ms, valid_ms=valid_s * 1000
         )
     print(f"command {command.number} is in the ledger; the running service sends it within a second, for {valid_s} s")
+
+
+def _with_view(config: Path) -> IngestSettings:
+    settings = load(IngestSettings, config)
+    if not settings.influx.url:
+        raise Fatal("influx.url is empty: there is no view")
+    return settings
 
 
 def _known(book: Book, device: str) -> KnownDevice:

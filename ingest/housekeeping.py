@@ -90,7 +90,7 @@ class Housekeeping:
         now_s = self._clock.now_ms() // 1000
         if not self._greet.is_set() and not self._issuer.is_due(now_s):
             return
-        block = self._issuer.fetch(now_s)  # before the ledger is locked
+        block = self._issuer.fetch()  # before the ledger is locked
         with self._engine.begin() as connection:
             book = Book(connection)
             issued = self._issuer.issue(book, now_s, block)

@@ -11,10 +11,11 @@ from sqlalchemy import Engine
 from ingest.config import IngestSettings
 from ingest.housekeeping import Housekeeping
 from ingest.http import make_app
-from ingest.influx import InfluxSink, Projector
 from ingest.loop import Loop
 from ingest.metrics import Metrics
 from ingest.source import MqttSource
+from ingest.view.projector import Projector
+from ingest.view.sink import InfluxSink
 from ingest.worker import Worker
 from maxgreen.chain.client import connect
 from maxgreen.chain.deployment import Addresses, Deployment

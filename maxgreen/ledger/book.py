@@ -7,11 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from maxgreen.ledger.desk import Due
+from maxgreen.ledger.desk import Due, printable
 from maxgreen.ledger.registry import KnownDevice, known_device
 from maxgreen.ledger.schema import (
     REVISION,
     RULES,
+    aside,
     batches,
     beacons,
     chains,
@@ -76,6 +77,11 @@ class Book:
         query = select(batches).where(batches.c.device == device).order_by(batches.c.seq.desc()).limit(limit)
         return list(self._db.execute(query))
 
+    def kept_from(self, device: bytes, from_seq: int, limit: int) -> list[Any]:
+        """Return a device's batches from a seq on, in the chain or ahead of it."""
+        query = select(batches).where(batches.c.device == device, batches.c.seq >= from_seq)
+        return list(self._db.execute(query.order_by(batches.c.seq).limit(limit)))
+
     def changed_since(self, revision: int, limit: int) -> list[Any]:
         """Return batches whose verdict changed after `revision`, in that order."""
         query = select(batches).where(batches.c.revision > revision).order_by(batches.c.revision).limit(limit)
@@ -94,6 +100,29 @@ class Book:
     def all_evidence(self, limit: int = 100) -> list[Any]:
         """Return the newest rejected messages."""
         return list(self._db.execute(select(evidence).order_by(evidence.c.id.desc()).limit(limit)))
+
+    def evidence_after(self, number: int, limit: int) -> list[Any]:
+        """Return rejected messages that came after the row `number`, in that order."""
+        query = select(evidence).where(evidence.c.id > number).order_by(evidence.c.id).limit(limit)
+        return list(self._db.execute(query))
+
+    def evidence_at(self, number: int) -> Any:
+        """Return a rejected message by its row, or None."""
+        return self._db.execute(select(evidence).where(evidence.c.id == number)).first()
+
+    # what the view does not take
+
+    def set_aside(self, device: bytes, number: int, text: str) -> None:
+        """Note that the view refused a batch (device, seq) or a rejected message (its row)."""
+        self._db.execute(insert(aside).values(device=device, number=number, text=printable(text)))
+
+    def all_aside(self, limit: int = 1_000) -> list[Any]:
+        """Return what the view refused, oldest first."""
+        return list(self._db.execute(select(aside).order_by(aside.c.id).limit(limit)))
+
+    def clear_aside(self, ids: list[int]) -> None:
+        """Forget that the view refused these."""
+        self._db.execute(delete(aside).where(aside.c.id.in_(ids)))
 
     # beacons, receipts, decisions, limits
 

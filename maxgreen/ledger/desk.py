@@ -289,7 +289,8 @@ def _write(connection: Connection, desk: Desk) -> int:
     if new:
         _insert_many(connection, "chains", ("device", *_CHAIN), new)
     count = len(desk.rows) + len(desk.judged)
-    last = next_revision(connection, count) if count else 0
+    # also of evidence alone: its rows are read in the order of their numbers
+    last = next_revision(connection, count) if count or desk.evidence else 0
     revisions = iter(range(last - count + 1, last + 1))
     if desk.rows:
         rows = [

@@ -173,6 +173,15 @@ leases: Final = Table(
     Column("renewals", _Id, nullable=False),
 )
 
+aside: Final = Table(
+    "aside",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("device", Bytes, nullable=False),  # of a batch; empty for a row of evidence
+    Column("number", _Id, nullable=False),  # its seq, or that row
+    Column("text", Text, nullable=False),
+)
+
 positions: Final = Table(
     "positions",
     metadata,

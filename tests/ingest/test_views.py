@@ -5,18 +5,25 @@ import re
 import time
 import urllib.parse
 import urllib.request
+import uuid
+from collections import Counter
+from decimal import Decimal
 
 import pytest
 from fastapi.testclient import TestClient
 
 from ingest.config import InfluxSettings
 from ingest.http import make_app
-from ingest.influx import BadLinesError, InfluxSink, Projector
 from ingest.metrics import Metrics
+from ingest.view.compare import Compared, asker, compare
+from ingest.view.lines import decimal
+from ingest.view.projector import REBUILDING, Projector
+from ingest.view.sink import BadLinesError, InfluxSink, TooLargeError
 from maxgreen.errors import Fatal, Retryable
+from maxgreen.ledger.book import Book
 from simulator.lab import NETWORK, Lab
 from tests.conftest import ROOT
-from tests.ingest.desks import LATER, Bench
+from tests.ingest.desks import LATER, Bench, register, rows
 
 pytestmark = pytest.mark.services
 
@@ -29,16 +36,19 @@ class FakeSink:
     """An InfluxDB in memory, with the faults that a real one shows."""
 
     def __init__(self):
-        self.lines, self.error, self.bad = {}, None, ""
+        self.lines, self.error, self.bad, self.requests, self.most = {}, None, "", 0, 10**9
 
     def write(self, lines):
+        self.requests += 1
         if self.error:
             raise self.error
+        if len(lines) > self.most:
+            raise TooLargeError("413")
         if self.bad and any(self.bad in line for line in lines):
             raise BadLinesError("400")
         for line in lines:
-            key, fields, t_ms = line.rsplit(" ", 2)
-            self.lines[key, t_ms] = fields
+            key, fields, t_ns = line.rsplit(" ", 2)
+            self.lines[key, t_ns] = fields
 
 
 def query(influx, text):
@@ -56,6 +66,22 @@ def sink(influx, tmp_path):
     return InfluxSink(InfluxSettings(url=url, token_file=tmp_path / "token", org=org, bucket=bucket))
 
 
+def project(projector):
+    count = 0
+    while step := projector.step():
+        count += step
+    return count
+
+
+def verdicts(fake):
+    return Counter(fields.split('"')[1] for (key, _), fields in fake.lines.items() if key.startswith("batch,"))
+
+
+def all_aside(engine):
+    with engine.begin() as connection:
+        return Book(connection).all_aside()
+
+
 def test_an_outage_of_the_view_stops_nothing_and_loses_nothing(engine):
     lab, fake = Lab(), FakeSink()
     for _ in range(3):
@@ -67,25 +93,128 @@ def test_an_outage_of_the_view_stops_nothing_and_loses_nothing(engine):
     assert Projector(engine, fake).step() == 3
     before = dict(fake.lines)
     assert Projector(engine, fake).step() == 0
-    assert Projector(engine, fake).rebuild() == 3
+    assert Projector(engine, fake, REBUILDING).rebuild() == 3
     assert fake.lines == before
 
 
-def test_a_bad_line_is_isolated_and_the_others_are_written(engine):
-    fake = FakeSink()
-    send(engine, Lab().next())
-    fake.bad = "channel=1,role=1 v=18.0"
+def test_a_batch_is_one_point_whatever_becomes_of_it(engine):
+    lab, fake = Lab(), FakeSink()
+    first, *rest = [lab.next() for _ in range(20)]
+    undated = [lab.next(synchronised=False, t0_ms=0) for _ in range(3)]
+    bench, projector = Bench(engine), Projector(engine, fake)
+    bench.send(*rest, b"noise", b"other noise")
+    project(projector)
+    assert verdicts(fake) == {"held": 19}
+    assert len([key for key, _ in fake.lines if key.startswith("rejected,reason=malformed")]) == 2
+    bench.send(first)
+    lab.reboot(bytes(16), wall_ms=LATER - 1_000)
+    project(projector)
+    assert verdicts(fake) == {"accepted": 20}
+    bench.send(*undated)
+    project(projector)
+    assert len([key for key, _ in fake.lines if key.startswith("batch,")]) == 23
+
+
+def test_a_bad_row_is_set_aside_and_the_others_are_written_then_it_is_replayed(engine):
+    lab, fake = Lab(), FakeSink()
+    for k in range(9):
+        send(engine, lab.next([(18_000_000 + k, 1_000_000)] * 10))
+    fake.bad = "v=18.000004"
+    assert Projector(engine, fake).step() == 9
+    assert [(row.device, row.number) for row in all_aside(engine)] == [(lab.device, 4)]
+    assert verdicts(fake) == {"accepted": 8}
+    assert Projector(engine, fake).replay() == (0, 1)
+    fake.bad = ""
+    assert Projector(engine, fake).replay() == (1, 0)
+    assert all_aside(engine) == []
+    assert verdicts(fake) == {"accepted": 9}
+
+
+def test_a_view_that_refuses_everything_is_not_asked_for_every_row(engine):
+    lab, fake = Lab(), FakeSink()
+    bench = Bench(engine)
+    bench.send(*[lab.next([(1, 1)]) for _ in range(200)])
+    fake.bad = "batch"
+    project(Projector(engine, fake))
+    assert fake.requests < 120
+    assert len(all_aside(engine)) == 200
+    fake.bad = ""
+    assert Projector(engine, fake).replay() == (200, 0)
+
+
+def test_requests_that_are_too_large_are_cut(engine):
+    lab, fake = Lab(), FakeSink()
+    bench = Bench(engine)
+    bench.send(*[lab.next() for _ in range(40)])
+    fake.most = 50
+    project(Projector(engine, fake))
+    assert verdicts(fake) == {"accepted": 40}
+    assert all_aside(engine) == []
+
+
+def test_a_request_that_fails_for_ever_is_made_smaller(engine):
+    lab, fake = Lab(), FakeSink()
+    Bench(engine).send(*[lab.next() for _ in range(40)])
+    write, fails = fake.write, [0]
+
+    def chokes(lines):
+        if len(lines) > 100:
+            fails[0] += 1
+            raise Retryable("InfluxDB answered 500")
+        write(lines)
+
+    fake.write = chokes
     projector = Projector(engine, fake)
-    assert projector.step() == 1
-    assert projector.quarantined == 10
-    assert len(fake.lines) == 23 - 10
+    for _ in range(30):
+        try:
+            projector.step()
+        except Retryable:
+            continue
+    assert verdicts(fake) == {"accepted": 40}
+    assert fails[0] < 20
+
+
+def test_a_rebuild_beside_the_running_service_writes_everything_and_goes_on_after_a_failure(engine, monkeypatch):
+    monkeypatch.setattr("ingest.view.projector._BATCHES", 3)
+    monkeypatch.setattr("ingest.view.projector._RETRY_S", 0)
+    lab = Lab()
+    bench = Bench(engine)
+    bench.send(*[lab.next() for _ in range(12)])
+    running, fresh = FakeSink(), FakeSink()
+    service, rebuild = Projector(engine, running), Projector(engine, fresh, REBUILDING)
+    write, calls = fresh.write, []
+
+    def shaky(lines):
+        calls.append(len(lines))
+        service.step()
+        if len(calls) == 3:
+            raise Retryable("InfluxDB answered 503")
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        write(lines)
+
+    fresh.write = shaky
+    with pytest.raises(KeyboardInterrupt):
+        rebuild.rebuild()
+    assert 0 < sum(verdicts(fresh).values()) < 12
+    before = sum(verdicts(fresh).values())
+    assert Projector(engine, fresh, REBUILDING).rebuild() == 12 - before
+    assert verdicts(fresh) == {"accepted": 12}
+    project(service)
+    assert verdicts(running) == {"accepted": 12}
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 999_999, -1_000_000, 18_004_000, -(2**31), 2**62])
+def test_numbers_are_written_exactly(value):
+    for digits in (3, 6, 12):
+        assert Decimal(decimal(value, digits)) == Decimal(value).scaleb(-digits)
 
 
 def test_the_real_influxdb_holds_what_the_ledger_holds(engine, influx, tmp_path):
     lab = Lab()
     for _ in range(4):
         send(engine, lab.next())
-    projector = Projector(engine, sink(influx, tmp_path))
+    projector = Projector(engine, sink(influx, tmp_path), REBUILDING)
     projector.rebuild()
     projector.rebuild()
     [series] = query(influx, f"SELECT count(v) FROM sample WHERE channel='1' AND device='{lab.device.hex()}'")
@@ -94,6 +223,70 @@ def test_the_real_influxdb_holds_what_the_ledger_holds(engine, influx, tmp_path)
         influx, f"SELECT last(forward_kwh) FROM register WHERE channel='1' AND device='{lab.device.hex()}'"
     )
     assert series["values"][0][1] == pytest.approx(lab.meters[1].register_mws / 3.6e9)
+
+
+def test_the_first_difference_between_view_and_ledger_is_named(engine, influx, tmp_path):
+    lab = Lab(secret=77)
+    register(engine, lab)
+    for k in range(3):
+        send(engine, lab.next([(18_000_000 - k, -1_000_000)] * 10))
+    url, _token, org, bucket = influx
+    here = sink(influx, tmp_path)
+    Projector(engine, here).step()
+    ask = asker(InfluxSettings(url=url, token_file=tmp_path / "token", org=org, bucket=bucket))
+    assert compare(engine, ask) == Compared(3, None)
+    t_ns = rows(engine, lab.device)[1].t0_ms * 10**6
+    here.write([f"sample,device={lab.device.hex()},channel=0,role=0 v=17.5 {t_ns}"])
+    difference = compare(engine, ask).difference
+    assert f"device {lab.device.hex()} seq 1: sample of channel 0 at {t_ns} ns" in difference
+    assert "17.999999" in difference
+    assert "17.5" in difference
+    assert compare(engine, ask, since_ms=LATER + 1) == Compared(0, None)
+
+
+def bucket_of(influx, name, *, keep_s=0):
+    """Make a bucket; return the settings' values."""
+    url, token, org, _ = influx
+    headers = {"Authorization": f"Token {token}", "Content-Type": "application/json"}
+
+    def api(path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        return json.loads(urllib.request.urlopen(urllib.request.Request(url + path, data, headers), timeout=20).read())
+
+    org_id = api(f"/api/v2/orgs?org={org}")["orgs"][0]["id"]
+    rules = [{"type": "expire", "everySeconds": keep_s}] if keep_s else []
+    api("/api/v2/buckets", {"orgID": org_id, "name": name, "retentionRules": rules})
+    return url, token, org, name
+
+
+class Counted:
+    def __init__(self, sink):
+        self.sink, self.requests = sink, 0
+
+    def write(self, lines):
+        self.requests += 1
+        self.sink.write(lines)
+
+
+def test_what_is_older_than_the_bucket_keeps_costs_no_search(engine, influx, tmp_path):
+    Bench(engine).send(*[lab.next() for lab in [Lab()] for _ in range(50)])
+    counted = Counted(sink(bucket_of(influx, f"short{uuid.uuid4().hex}", keep_s=86_400), tmp_path))
+    project(Projector(engine, counted))
+    assert counted.requests <= 2
+    assert all_aside(engine) == []
+
+
+def test_a_field_of_another_type_sets_rows_aside_within_a_bound(engine, influx, tmp_path):
+    lab = Lab()
+    Bench(engine).send(*[lab.next() for _ in range(50)])
+    other = bucket_of(influx, f"typed{uuid.uuid4().hex}")
+    here = sink(other, tmp_path)
+    here.write(["sample,device=x v=1i 1767225600000000000"])
+    counted = Counted(here)
+    project(Projector(engine, counted))
+    assert counted.requests < 100
+    assert {row.number for row in all_aside(engine)} == set(range(50))
+    assert "field type conflict" in all_aside(engine)[0].text
 
 
 def test_a_wrong_token_or_bucket_holds_the_view(engine, influx, tmp_path):
@@ -108,7 +301,6 @@ def test_a_wrong_token_or_bucket_holds_the_view(engine, influx, tmp_path):
 
 
 def test_every_panel_of_the_dashboard_gets_rows(engine, influx, tmp_path):
-    from maxgreen.ledger.book import Book
     from maxgreen.protocol.backend import sign_beacon
     from maxgreen.protocol.keys import MemorySigner
     from simulator.lab import EASY, beacon
@@ -120,6 +312,12 @@ def test_every_panel_of_the_dashboard_gets_rows(engine, influx, tmp_path):
         Book(connection).add_beacon(challenge, sign_beacon(challenge, MemorySigner.from_secret(2), NETWORK))
     for _ in range(3):
         send(engine, lab.next(work=lab.work(challenge, nbits=EASY)), now_ms + 60_000)
+    lab.next()
+    send(engine, lab.next(), now_ms + 60_000)
+    send(engine, b"noise", now_ms + 60_000)
+    other = Lab(secret=9, wall_offset_ms=now_ms + 10**8)
+    register(engine, other)
+    send(engine, other.next(), now_ms + 60_000)
     Projector(engine, sink(influx, tmp_path)).rebuild()
     dashboard = json.loads((ROOT / "grafana/dashboards/energy.json").read_text())
     titles = {panel["title"] for panel in dashboard["panels"]}

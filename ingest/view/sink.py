@@ -1,0 +1,84 @@
+"""Where lines go: `POST /api/v2/write`, which InfluxDB 1.8+, 2.x and other stores take."""
+
+import json
+from typing import Final, Protocol
+
+from influxdb_client import InfluxDBClient
+from influxdb_client.client.write_api import SYNCHRONOUS
+from influxdb_client.rest import ApiException
+from urllib3.exceptions import HTTPError
+
+from ingest.config import InfluxSettings
+from maxgreen.errors import Fatal, MaxgreenError, Retryable
+
+MAX_LINES: Final = 5_000
+_TIMEOUT_MS: Final = 30_000
+_REFUSED: Final = {400, 422}
+_HOLD: Final = {401, 403, 404}
+_TOO_LARGE: Final = 413
+_OLD: Final = "retention"  # InfluxDB 1: "beyond retention policy", 2: "outside retention policy"
+_PARTIAL: Final = "partial write"
+_CONFLICT: Final = "conflict"
+
+
+class BadLinesError(MaxgreenError):
+    """The database refused lines for what they are, and none or only some of the others were written."""
+
+
+class TooLargeError(MaxgreenError):
+    """The request was too large; nothing was written."""
+
+
+class TooOldError(MaxgreenError):
+    """Some lines are older than what the database keeps; the others were written."""
+
+
+class Sink(Protocol):
+    """Where lines go."""
+
+    def write(self, lines: list[str]) -> None:
+        """Write lines; BadLinesError, TooLargeError, TooOldError, Retryable or Fatal say what was not taken."""
+        ...
+
+
+class InfluxSink:
+    """An InfluxDB, by its write endpoint."""
+
+    def __init__(self, settings: InfluxSettings) -> None:
+        token = settings.token_file.read_text().strip() if settings.token_file else ""
+        self._bucket = settings.bucket
+        self._org = settings.org
+        self._client = InfluxDBClient(
+            settings.url, token=token, org=settings.org, enable_gzip=False, timeout=_TIMEOUT_MS
+        )
+        self._api = self._client.write_api(write_options=SYNCHRONOUS)
+
+    def write(self, lines: list[str]) -> None:
+        """Write lines; BadLinesError, TooLargeError, TooOldError, Retryable or Fatal say what was not taken."""
+        try:
+            self._api.write(self._bucket, self._org, "\n".join(lines), write_precision="ns")
+        except ApiException as error:
+            raise _kind(error) from error
+        except (OSError, HTTPError) as error:
+            raise Retryable(f"InfluxDB does not answer: {error}") from error
+
+
+def _kind(error: ApiException) -> Exception:
+    text = _said(error)
+    if error.status in _REFUSED:
+        if _PARTIAL in text and _OLD in text and _CONFLICT not in text:
+            return TooOldError(text)
+        return BadLinesError(f"InfluxDB answered {error.status}: {text}")
+    if error.status == _TOO_LARGE:
+        return TooLargeError("InfluxDB answered 413")
+    if error.status in _HOLD:
+        return Fatal(f"InfluxDB answered {error.status}: check url, token and bucket ({text})")
+    return Retryable(f"InfluxDB answered {error.status}: {text}")
+
+
+def _said(error: ApiException) -> str:
+    try:
+        body = json.loads(error.body)
+        return str(body.get("message") or body.get("error") or "")[:300]
+    except (TypeError, ValueError, AttributeError):
+        return str(error.body or "")[:300]
