@@ -290,12 +290,26 @@ class Bench:
         """Return the samples a second of Telegraf on the same samples as line protocol."""
         with influx_server(self.subfolder("influx")) as (url, token, org, bucket):
             config = self.folder / "telegraf.conf"
+            settings = {
+                "agent": {
+                    "interval": "10s", "flush_interval": "1s", "metric_batch_size": 5_000,
+                    "metric_buffer_limit": 2_000_000, "omit_hostname": True,
+                },
+                "[inputs.mqtt_consumer]": {
+                    "servers": [f"tcp://127.0.0.1:{self.mosquitto}"], "topics": ["lines/#"], "qos": 1,
+                    "max_undelivered_messages": 1_000, "persistent_session": True,
+                    "client_id": f"telegraf{number}", "data_format": "influx",
+                },
+                "[outputs.influxdb_v2]": {
+                    "urls": [url], "token": token, "organization": org, "bucket": bucket,
+                    "content_encoding": "identity",
+                },
+            }  # fmt: skip
             config.write_text(
-                '[agent]\ninterval = "10s"\nflush_interval = "1s"\nmetric_batch_size = 5000\nmetric_buffer_limit = 2000000\n'
-                f'omit_hostname = true\n[[inputs.mqtt_consumer]]\nservers = ["tcp://127.0.0.1:{self.mosquitto}"]\n'
-                f'topics = ["lines/#"]\nqos = 1\nconnection_timeout = "30s"\nmax_undelivered_messages = 1000\n'
-                f'persistent_session = true\nclient_id = "telegraf{number}"\ndata_format = "influx"\n[[outputs.influxdb_v2]]\n'
-                f'urls = ["{url}"]\ntoken = "{token}"\norganization = "{org}"\nbucket = "{bucket}"\ncontent_encoding = "identity"\n'
+                "".join(
+                    f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+                    for name, table in settings.items()
+                )
             )
             lines = [
                 (
