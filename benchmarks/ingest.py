@@ -43,7 +43,6 @@ from sqlalchemy import Engine, insert, select, text
 from ingest.config import InfluxSettings
 from ingest.metrics import Metrics
 from ingest.view.compare import Ask, asker
-from ingest.view.lines import sample_lines
 from ingest.worker import GROUP, Worker
 from maxgreen.chain.client import connect
 from maxgreen.chain.deployment import Governance, deploy
@@ -63,6 +62,7 @@ from maxgreen.protocol.identity import ROOT, device_topic
 from maxgreen.protocol.keys import MemorySigner, key_id
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import DeviceRecord, Limits
+from native.lines import sample_lines
 from simulator.lab import EASY, T0_MS, Lab, beacon
 from tests.services import influx_server, mosquitto_server, postgres_server, stop, wait_for
 
@@ -311,15 +311,13 @@ class Bench:
                     for name, table in settings.items()
                 )
             )
-            lines = [
-                (
-                    f"lines/{device.hex()}",
-                    "\n".join(sample_lines(f"device={device.hex()}", channel, batch.t0_ms)).encode(),
-                )
-                for device, message in messages
-                for batch in [parse_batch(message).batch]
-                for channel in batch.channels
-            ]
+            lines = []
+            for device, message in messages:
+                batch = parse_batch(message).batch
+                [channel] = batch.channels
+                tags = f"device={device.hex()},channel={channel.number},role={channel.role}"
+                text = sample_lines(tags, channel.voltage_uv, channel.current_ua, channel.offsets_ms, batch.t0_ms)
+                lines.append((f"lines/{device.hex()}", text))
             self.queue(f"telegraf{number}", lines, "lines/#")
             log = (self.folder / "telegraf.log").open("ab")
             process = subprocess.Popen([self.options.telegraf, "--config", config], stdout=log, stderr=log)

@@ -1,4 +1,4 @@
-"""Builds the extension `native._scrypt` (cffi, API mode): scrypt and the meter's sums; setup.py names it."""
+"""Builds the extension `native._scrypt` (cffi, API mode), which setup.py names: scrypt, the meter's sums, lines."""
 
 from pathlib import Path
 
@@ -28,13 +28,16 @@ typedef struct mg_growth {
 int mg_measure(const uint8_t *voltage_uv, const uint8_t *current_ua, const uint8_t *offsets_ms, size_t count,
                int64_t t0_boot_ms, const mg_sample *before, int64_t longest_allowed_ms, int64_t dead_band_ua,
                mg_growth *growth);
+enum { MG_LINE_BYTES = 128 };
+size_t mg_sample_lines(const char *tags, size_t tags_size, const uint8_t *voltage_uv, const uint8_t *current_ua,
+                       const uint8_t *offsets_ms, size_t count, int64_t t0_ms, char *out);
 """
 
 ffibuilder = FFI()
 ffibuilder.cdef(CDEF)
 ffibuilder.set_source(
     "native._scrypt",
-    '#include "scrypt.h"\n#include "meter.h"',
+    '#include "scrypt.h"\n#include "meter.h"\n#include "lines.h"',
     sources=[f"native/{path.name}" for path in sorted(HERE.glob("*.c")) if path.name != "_scrypt.c"],
     depends=[f"native/{path.name}" for path in sorted(HERE.glob("*.h"))],
     include_dirs=[str(HERE)],

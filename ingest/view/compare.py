@@ -1,4 +1,4 @@
-"""Is the view what the ledger says? Every batch, sample and register, in the ledger's order, up to the first difference."""
+"""Is the view what the ledger says? Batches, samples and registers in their order, up to the first difference."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -89,7 +89,7 @@ def _difference(device: bytes, rows: list[Any], ask: Ask) -> str | None:
     }
     expected: dict[Point, tuple[int, dict[str, float]]] = {}
     for row in rows:
-        lines = list(batch_lines(row))
+        lines = batch_lines(row)
         verdict, reason = _strings(lines[0])
         if said.get(row.seq) != (verdict, reason):
             return f"device {name} seq {row.seq}: the ledger says {verdict} {reason}, the view {said.get(row.seq)}"
@@ -109,7 +109,8 @@ def _difference(device: bytes, rows: list[Any], ask: Ask) -> str | None:
             there[k] is None or abs(there[k] - v) > _CLOSE * max(1, abs(v)) for k, v in wanted.items()
         ):
             measurement, channel, t_ns = point
-            return f"device {name} seq {seq}: {measurement} of channel {channel} at {t_ns} ns is {wanted}, the view has {there}"
+            where = f"device {name} seq {seq}: {measurement} of channel {channel} at {t_ns} ns"
+            return f"{where} is {wanted}, the view has {there}"
     return None
 
 

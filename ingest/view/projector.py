@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import Engine
 
-from ingest.view.lines import batch_lines, rejected_line
+from ingest.view.lines import batch_text, rejected_line
 from ingest.view.sink import MAX_LINES, BadLinesError, Sink, TooLargeError, TooOldError
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
@@ -30,7 +30,8 @@ class Item:
 
     device: bytes  # empty for a rejected message
     number: int  # its seq, or the evidence's id
-    lines: tuple[str, ...]
+    text: str
+    lines: int
 
 
 class Projector:
@@ -55,8 +56,8 @@ class Projector:
             rejected = book.evidence_after(book.position(self._name + _EVIDENCE), _BATCHES)
         if not rows and not rejected:
             return 0
-        items = [Item(bytes(row.device), int(row.seq), tuple(batch_lines(row))) for row in rows]
-        items += [Item(b"", int(row.id), (rejected_line(row),)) for row in rejected]
+        items = [Item(bytes(row.device), int(row.seq), *batch_text(row)) for row in rows]
+        items += [Item(b"", int(row.id), rejected_line(row), 1) for row in rejected]
         refused = self._write(items)
         with self._engine.begin() as connection:
             book = Book(connection)
@@ -106,8 +107,8 @@ class Projector:
                 device, number = bytes(row.device), int(row.number)
                 found = book.batch(device, number) if device else book.evidence_at(number)
                 if found is not None:
-                    lines = tuple(batch_lines(found)) if device else (rejected_line(found),)
-                    items.append(Item(device, number, lines))
+                    text, lines = batch_text(found) if device else (rejected_line(found), 1)
+                    items.append(Item(device, number, text, lines))
         refused = self._write(items)
         with self._engine.begin() as connection:
             book = Book(connection)
@@ -133,9 +134,8 @@ class Projector:
         return refused
 
     def _write_part(self, items: Sequence[Item]) -> list[tuple[Item, str]]:
-        lines = [line for item in items for line in item.lines]
         try:
-            self._sink.write(lines)
+            self._sink.write("\n".join(item.text for item in items))
         except TooOldError as error:
             _LOG.info("not in the view, the database keeps nothing that old: %s", error)
         except TooLargeError as error:
@@ -160,9 +160,9 @@ def _parts(items: Sequence[Item], most: int) -> list[list[Item]]:
     parts: list[list[Item]] = []
     size = most
     for item in items:
-        if size + len(item.lines) > most or not parts:
+        if size + item.lines > most or not parts:
             parts.append([])
             size = 0
         parts[-1].append(item)
-        size += len(item.lines)
+        size += item.lines
     return parts

@@ -36,7 +36,7 @@ class TooOldError(MaxgreenError):
 class Sink(Protocol):
     """Where lines go."""
 
-    def write(self, lines: list[str]) -> None:
+    def write(self, lines: str) -> None:
         """Write lines; BadLinesError, TooLargeError, TooOldError, Retryable or Fatal say what was not taken."""
         ...
 
@@ -53,10 +53,10 @@ class InfluxSink:
         )
         self._api = self._client.write_api(write_options=SYNCHRONOUS)
 
-    def write(self, lines: list[str]) -> None:
+    def write(self, lines: str) -> None:
         """Write lines; BadLinesError, TooLargeError, TooOldError, Retryable or Fatal say what was not taken."""
         try:
-            self._api.write(self._bucket, self._org, "\n".join(lines), write_precision="ns")
+            self._api.write(self._bucket, self._org, lines, write_precision="ns")
         except ApiException as error:
             raise _kind(error) from error
         except (OSError, HTTPError) as error:

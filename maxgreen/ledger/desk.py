@@ -342,10 +342,15 @@ def next_revision(connection: Connection, count: int) -> int:
 
 def _chain_values(chain: Chain) -> tuple[Any, ...]:
     state = chain.state
-    credited = cbor.encode(chain.credited)
     return (
-        chain.version + 1, state.next_seq, state.to_bytes(), chain.waiting, chain.waiting_bytes, int(chain.due), credited,
-    )  # fmt: skip
+        chain.version + 1,
+        state.next_seq,
+        state.to_bytes(),
+        chain.waiting,
+        chain.waiting_bytes,
+        int(chain.due),
+        cbor.encode(chain.credited),
+    )
 
 
 def _judged_values(
@@ -374,7 +379,8 @@ def _insert_many(connection: Connection, table: str, columns: Sequence[str], row
         _copy(connection, f"COPY {table} ({names}) FROM STDIN", rows)
         return
     marks = ", ".join("?" * len(columns))
-    connection.exec_driver_sql(f"INSERT INTO {table} ({names}) VALUES ({marks})", list(rows))
+    statement = f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - names of this module
+    connection.exec_driver_sql(statement, list(rows))
 
 
 def _copy(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -399,7 +405,8 @@ def _update_many(
     mark = "%s" if connection.dialect.name == "postgresql" else "?"
     values = ", ".join(f"{name} = {mark}" for name in columns)
     where = " AND ".join(f"{name} = {mark}" for name in keys)
-    return connection.exec_driver_sql(f"UPDATE {table} SET {values} WHERE {where}", list(rows)).rowcount
+    statement = f"UPDATE {table} SET {values} WHERE {where}"  # noqa: S608 - names of this module
+    return connection.exec_driver_sql(statement, list(rows)).rowcount
 
 
 def _counted(judgement: Judgement | None, reason: Reason) -> tuple[str, int]:

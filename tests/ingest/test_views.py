@@ -11,16 +11,19 @@ from decimal import Decimal
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingest.config import InfluxSettings
 from ingest.http import make_app
 from ingest.metrics import Metrics
 from ingest.view.compare import Compared, asker, compare
-from ingest.view.lines import decimal
+from ingest.view.lines import decimal, sample_line
 from ingest.view.projector import REBUILDING, Projector
 from ingest.view.sink import BadLinesError, InfluxSink, TooLargeError
 from maxgreen.errors import Fatal, Retryable
 from maxgreen.ledger.book import Book
+from native.lines import sample_lines
 from simulator.lab import NETWORK, Lab
 from tests.conftest import ROOT
 from tests.ingest.desks import LATER, Bench, register, rows
@@ -38,7 +41,8 @@ class FakeSink:
     def __init__(self):
         self.lines, self.error, self.bad, self.requests, self.most = {}, None, "", 0, 10**9
 
-    def write(self, lines):
+    def write(self, text):
+        lines = text.split("\n")
         self.requests += 1
         if self.error:
             raise self.error
@@ -158,7 +162,7 @@ def test_a_request_that_fails_for_ever_is_made_smaller(engine):
     write, fails = fake.write, [0]
 
     def chokes(lines):
-        if len(lines) > 100:
+        if lines.count("\n") >= 100:
             fails[0] += 1
             raise Retryable("InfluxDB answered 500")
         write(lines)
@@ -210,6 +214,16 @@ def test_numbers_are_written_exactly(value):
         assert Decimal(decimal(value, digits)) == Decimal(value).scaleb(-digits)
 
 
+@given(
+    st.lists(st.tuples(*[st.integers(-(2**31), 2**31 - 1)] * 2, st.integers(0, 2**32 - 1)), max_size=70),
+    st.integers(0, 2**43 - 1),
+)
+def test_lines_from_c_are_those_of_the_reference(samples, t0_ms):
+    tags = "device=00,channel=1,role=2"
+    made = sample_lines(tags, *[tuple(sample[k] for sample in samples) for k in range(3)], t0_ms).decode()
+    assert made == "".join(sample_line(tags, v, i, t0_ms + offset) + "\n" for v, i, offset in samples)
+
+
 def test_the_real_influxdb_holds_what_the_ledger_holds(engine, influx, tmp_path):
     lab = Lab()
     for _ in range(4):
@@ -236,7 +250,7 @@ def test_the_first_difference_between_view_and_ledger_is_named(engine, influx, t
     ask = asker(InfluxSettings(url=url, token_file=tmp_path / "token", org=org, bucket=bucket))
     assert compare(engine, ask) == Compared(3, None)
     t_ns = rows(engine, lab.device)[1].t0_ms * 10**6
-    here.write([f"sample,device={lab.device.hex()},channel=0,role=0 v=17.5 {t_ns}"])
+    here.write(f"sample,device={lab.device.hex()},channel=0,role=0 v=17.5 {t_ns}")
     difference = compare(engine, ask).difference
     assert f"device {lab.device.hex()} seq 1: sample of channel 0 at {t_ns} ns" in difference
     assert "17.999999" in difference
@@ -281,7 +295,7 @@ def test_a_field_of_another_type_sets_rows_aside_within_a_bound(engine, influx, 
     Bench(engine).send(*[lab.next() for _ in range(50)])
     other = bucket_of(influx, f"typed{uuid.uuid4().hex}")
     here = sink(other, tmp_path)
-    here.write(["sample,device=x v=1i 1767225600000000000"])
+    here.write("sample,device=x v=1i 1767225600000000000")
     counted = Counted(here)
     project(Projector(engine, counted))
     assert counted.requests < 100
@@ -293,11 +307,11 @@ def test_a_wrong_token_or_bucket_holds_the_view(engine, influx, tmp_path):
     url, _token, org, bucket = influx
     (tmp_path / "bad").write_text("wrong")
     with pytest.raises(Fatal, match="check url, token and bucket"):
-        InfluxSink(InfluxSettings(url=url, token_file=tmp_path / "bad", org=org, bucket=bucket)).write(["a b=1 1"])
+        InfluxSink(InfluxSettings(url=url, token_file=tmp_path / "bad", org=org, bucket=bucket)).write("a b=1 1")
     with pytest.raises(BadLinesError):
-        sink(influx, tmp_path).write(["not line protocol"])
+        sink(influx, tmp_path).write("not line protocol")
     with pytest.raises(Retryable):
-        InfluxSink(InfluxSettings(url="http://127.0.0.1:9", org=org, bucket=bucket)).write(["a b=1 1"])
+        InfluxSink(InfluxSettings(url="http://127.0.0.1:9", org=org, bucket=bucket)).write("a b=1 1")
 
 
 def test_every_panel_of_the_dashboard_gets_rows(engine, influx, tmp_path):
