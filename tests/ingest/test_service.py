@@ -1,0 +1,259 @@
+"""The real service, as a process, on a real Mosquitto and each database: cut, killed, blocked, run twice."""
+
+import json
+import random
+import sqlite3
+import threading
+import time
+
+import pytest
+from sqlalchemy import select
+
+from maxgreen.chain.orders import Ends, Line, LossTerms, Reading
+from maxgreen.errors import Retryable
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import open_engine, reader
+from maxgreen.ledger.lease import TERM_S, Lease
+from maxgreen.ledger.registry import KnownDevice, put_devices
+from maxgreen.ledger.schema import batches, beacons, metadata
+from maxgreen.protocol.backend import sign_beacon
+from maxgreen.protocol.batch import Role
+from maxgreen.protocol.identity import device_topic
+from maxgreen.protocol.reasons import Reason
+from maxgreen.verify.rules import Limits
+from settlement import close
+from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
+from tests.conftest import served
+from tests.ingest.desks import BACKEND, NOBODY, Bench, reasons, register, rows
+from tests.ingest.site import Site
+from tests.services import free_port, mosquitto_server, stop, wait_for
+
+pytestmark = pytest.mark.services
+EACH = 60
+
+
+@pytest.fixture
+def site(tmp_path, ledger_url):
+    with served(mosquitto_server(tmp_path)) as port:
+        yield Site(tmp_path, ledger_url, port, [Lab(secret) for secret in (1, 2, 3)])
+
+
+def publish(site, seconds):
+    """Send batches of three devices over some time; return their number."""
+    labs = [site.lab(secret) for secret in (1, 2, 3)]
+    client = site.client("publisher")
+    for _ in range(EACH):
+        for lab in labs:
+            client.publish(
+                device_topic(lab.device, "batch"), lab.sign(lab.batch([(1, 1)]), network=site.network), qos=1
+            )
+        time.sleep(seconds / EACH)
+    client.disconnect()
+    client.loop_stop()
+
+
+def judged(site):
+    for _ in range(20):
+        try:
+            with site.engine.begin() as connection:
+                return len(connection.execute(select(batches.c.seq)).all())
+        except Retryable:  # our own connection was cut too
+            time.sleep(0.1)
+    raise AssertionError("the ledger stays away")
+
+
+def cut_once(site):
+    """Do to the database what happens to databases: cut its connections, or hold its lock and read for long."""
+    if site.engine.dialect.name == "postgresql":
+        import psycopg
+
+        server, _, name = site.url.replace("+psycopg", "").rpartition("/")
+        with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        return
+    other = sqlite3.connect(site.url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    time.sleep(0.3)
+    other.execute("ROLLBACK")
+    other.close()
+
+
+def test_whatever_is_cut_or_killed_every_batch_is_in_the_ledger_once(site):
+    chance, port = random.Random(3), free_port()
+    site.subscribed("ingest")
+    process = site.service(http=port)
+    load = threading.Thread(target=publish, args=(site, 8))
+    load.start()
+    kills = 0
+    try:
+        while load.is_alive():
+            time.sleep(chance.uniform(0.3, 0.8))
+            try:
+                cut_once(site)
+            except sqlite3.OperationalError:
+                pass
+            if judged(site) > EACH * (kills + 1) // 2 and kills < 3:
+                process.kill()
+                process.wait()
+                kills += 1
+                process = site.service(http=port)
+        wait_for(lambda: judged(site) == 3 * EACH, 60, "the last batch")
+        wait_for(lambda: "ok" in site.ready(port), 60, "the service's readiness")
+        assert process.poll() is None
+    finally:
+        load.join()
+        stop(process)
+    for secret in (1, 2, 3):
+        lab = Lab(secret)
+        assert reasons(site.engine, lab.device) == [Reason.NONE] * EACH
+        with site.engine.begin() as connection:
+            assert Book(connection).state(lab.device).next_seq == EACH
+    assert kills > 0
+    assert process.returncode == 0
+
+
+def test_two_services_on_one_broker_and_ledger_double_nothing(site):
+    for name in ("one", "two"):
+        site.subscribed(name)
+    processes = [site.service(name) for name in ("one", "two")]
+    try:
+        publish(site, 4)
+        wait_for(lambda: judged(site) >= 3 * EACH, 60, "the last batch")
+        time.sleep(1)
+        assert [process.poll() for process in processes] == [None, None]
+    finally:
+        for process in processes:
+            stop(process)
+    assert judged(site) == 3 * EACH
+    for secret in (1, 2, 3):
+        assert reasons(site.engine, Lab(secret).device) == [Reason.NONE] * EACH
+    with site.engine.begin() as connection:
+        assert connection.execute(select(beacons.c.number)).scalars().all() == [0]  # one of them keeps house
+    assert [process.returncode for process in processes] == [0, 0]
+    assert "Traceback" not in site.log("one") + site.log("two")
+
+
+def test_a_reader_stops_no_writer_and_sees_one_state(engine):
+    lab, bench = Lab(), Bench(engine)
+    bench.send(lab.next())
+    with reader(engine).begin() as connection:
+        book = Book(connection)
+        before = book.revision()
+        begun = time.monotonic()
+        bench.send(lab.next())
+        assert time.monotonic() - begun < 10
+        assert book.revision() == before
+        assert len(list(book.chain_of(lab.device))) == 1
+    assert len(rows(engine)) == 2
+
+
+def test_a_lease_has_one_holder_and_passes_on(engine, monkeypatch):
+    one, two = Lease(engine, "x"), Lease(engine, "x")
+    assert one.held()
+    assert not two.held()
+    assert Lease(engine, "y").held()
+    now = time.monotonic()
+    clock = [now]
+    monkeypatch.setattr("maxgreen.ledger.lease.time.monotonic", lambda: clock[0])
+    for _ in range(40):  # the holder renews it
+        clock[0] += 2
+        assert one.held()
+        assert not two.held()
+    clock[0] += TERM_S + 1  # it hangs
+    assert not two.held() or not one.held()
+    for _ in range(20):
+        clock[0] += 2
+        if two.held():
+            break
+    assert two.held()
+    assert not one.held()
+    two.release()
+    clock[0] += 2
+    assert one.held()
+
+
+def test_a_lease_of_a_process_that_is_no_more_is_free(engine):
+    dead = Lease(engine, "x")
+    dead._holder = dead._holder.rsplit(":", 2)[0] + ":4194300:gone"
+    assert dead.held()
+    assert Lease(engine, "x").held()
+
+
+def test_the_schema_goes_up_and_down(ledger_url):
+    from importlib.resources import files
+
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import inspect
+
+    engine = open_engine(ledger_url)
+    assert set(metadata.tables) <= set(inspect(engine).get_table_names())
+    config = Config()
+    config.set_main_option("script_location", str(files("maxgreen.ledger").joinpath("migrations")))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+    assert set(inspect(engine).get_table_names()) == {"alembic_version"}
+    register(open_engine(ledger_url), Lab())
+
+
+def system(kind, roles):
+    channels = [
+        {"number": k, "role": int(role), "peak_mw": 40_000, "error_ppm": 5_000, "offset_mw": 0}
+        for k, role in enumerate(roles)
+    ]
+    return {
+        "kind": kind, "channels": channels, "place_deci": None, "since_ms": 0, "efficiency_ppm": 1_000_000,
+        "battery_wh": 10**6, "online_required": False,
+    }  # fmt: skip
+
+
+def batch_of(lab, number):
+    made = lab.batch(
+        [(18_000_000 + 1_000 * (k % 7), 1_000_000 + 500 * k) for k in range(20)], work=lab.work(beacon(), shares=1)
+    )
+    return lab.sign(lab.attested(made) if number % 6 == 0 or number == 17 else made)
+
+
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_what_is_committed_around_a_close_is_paid_once(engine, monkeypatch, when):
+    """The revision that a period covers is read before the batches that it covers."""
+    miner = Lab(interval_ms=30_000)
+    node = Lab(secret=4, roles=(Role.RECEIVED,), interval_ms=30_000)
+    with engine.begin() as connection:
+        put_devices(
+            connection,
+            [
+                KnownDevice(miner.record(), 1, NOBODY, system("miner", miner.roles)),
+                KnownDevice(node.record(), 2, NOBODY, system("storage_node", node.roles)),
+            ],
+        )
+        book = Book(connection)
+        book.set_limits(0, Limits(pow_nbits_min=EASY, shares_per_window=1, grace_s=40 * 86_400))
+        book.add_beacon(beacon(), sign_beacon(beacon(), BACKEND, NETWORK))
+    bench = Bench(engine)
+    sent, received = ([batch_of(lab, k) for k in range(18)] for lab in (miner, node))
+    bench.send(*sent, *received[:7], received_ms=T0_MS + 86_400_000)
+
+    def late():
+        bench.send(*received[7:], received_ms=T0_MS + 39 * 86_400_000)
+
+    base = Reading(T0_MS // 1000, 0, 0)
+    line = Line(Ends(1, 1, 2, 0), LossTerms(150_000, 0, 200_000), *[base] * 4, *[0] * 7)
+    contract = type("Contract", (), {"line_ids": lambda _: [line.ends.line_id], "line": lambda _, _id: line})()
+    derive = close.derive
+    if when == "before":
+        late()
+    if when == "during":
+        monkeypatch.setattr(close, "derive", lambda inputs: (late(), derive(inputs))[1])
+    january = close.close_period(engine, contract, BACKEND, NETWORK, "2026-01", T0_MS + 39 * 86_400_000)
+    monkeypatch.undo()
+    if when == "after":
+        late()
+    february = close.close_period(engine, contract, BACKEND, NETWORK, "2026-02", T0_MS + 70 * 86_400_000)
+    first, total = (
+        int(json.loads(closed.entries["statement.json"])["lines"][0]["payable_total_mws"])
+        for closed in (january, february)
+    )
+    assert (first == total) == (when == "before")
+    assert total > 0.9 * node.meters[0].register_mws
