@@ -63,5 +63,5 @@ lock: venv ## write constraints.txt again, with the newest versions
 		--extra dev --extra pi --extra postgres --extra bench --extra pkcs11 --extra tpm pyproject.toml -o constraints.txt
 
 clean: ## remove what was built, but no cache outside this folder
-	@rm -rf $(VENV) build dist *.egg-info native/_scrypt* .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage contracts/node_modules
+	@rm -rf $(VENV) build dist *.egg-info native/_scrypt* native/_p256* .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage contracts/node_modules
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

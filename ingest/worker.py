@@ -84,7 +84,8 @@ class Worker:
                 for message in group:
                     self._judge_guarded([message])
                 return
-            _LOG.exception("a message broke ingest and is kept as evidence: %.200r", group[0].topic)
+            if self.alarm is None:  # said once: more of its kind may come
+                _LOG.exception("a message broke ingest and is kept as evidence: %.200r", group[0].topic)
             self.alarm = f"a message broke ingest ({type(error).__name__}): see /api/evidence, and report it"
             self._set_aside(group[0], error)
 

@@ -38,7 +38,11 @@ ffibuilder.cdef(CDEF)
 ffibuilder.set_source(
     "native._scrypt",
     '#include "scrypt.h"\n#include "meter.h"\n#include "lines.h"',
-    sources=[f"native/{path.name}" for path in sorted(HERE.glob("*.c")) if path.name != "_scrypt.c"],
+    sources=[
+        f"native/{path.name}"
+        for path in sorted(HERE.glob("*.c"))
+        if path.name not in {"_scrypt.c", "_p256.c", "p256.c"}
+    ],
     depends=[f"native/{path.name}" for path in sorted(HERE.glob("*.h"))],
     include_dirs=[str(HERE)],
     # the kernels are vectors already: what a compiler makes of their pointers is slower

@@ -1,12 +1,12 @@
 """COSE_Sign1 with ES256, the one envelope of the protocol (RFC 9052; P-ID-3, P-SIG-1)."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from maxgreen.protocol import cbor
-from maxgreen.protocol.keys import SIGNATURE_SIZE, Signer, Verifier, key_id
+from maxgreen.protocol.keys import SIGNATURE_SIZE, Signer, Verifier, key_id, verify_group
 from maxgreen.protocol.reasons import BadSignature, Malformed
 
 MessageType = Literal["batch", "beacon", "receipt", "command", "statement"]
@@ -28,7 +28,27 @@ class Envelope:
         if verifier.key_id != self.key_id:
             raise BadSignature("the key id names another key")
         if not verifier.verifies(to_be_signed(self.key_id, self.payload, network, kind), self.signature):
-            raise BadSignature(f"the signature is not the key's over a {kind} for {network}")
+            raise _not_the_keys(network, kind)
+
+
+def check_group(
+    signed: Sequence[tuple[Envelope, Verifier]], network: str, kind: MessageType
+) -> list[BadSignature | None]:
+    """Return of each envelope what `check` with its key raises."""
+    answers = verify_group(
+        [
+            (verifier, to_be_signed(envelope.key_id, envelope.payload, network, kind), envelope.signature)
+            for envelope, verifier in signed
+        ]
+    )
+    return [
+        None if good and verifier.key_id == envelope.key_id else _not_the_keys(network, kind)
+        for good, (envelope, verifier) in zip(answers, signed, strict=True)
+    ]
+
+
+def _not_the_keys(network: str, kind: MessageType) -> BadSignature:
+    return BadSignature(f"the signature is not the key's over a {kind} for {network}")
 
 
 def external_aad(network: str, kind: MessageType) -> bytes:

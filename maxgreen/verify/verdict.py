@@ -122,7 +122,8 @@ def open_message(
     `topic` is None where the message did not come over MQTT.
     """
     signed = read_message(message)
-    check_origin(signed, topic, received_ms, find, network)
+    record = sender_of(signed, topic, received_ms, find)
+    signed.envelope.check(record.verifier, network, "batch")
     return signed
 
 
@@ -133,14 +134,10 @@ def read_message(message: bytes) -> SignedBatch:
     return parse_batch(message)
 
 
-def check_origin(
-    signed: SignedBatch,
-    topic: str | None,
-    received_ms: int,
-    find: Callable[[bytes], DeviceRecord | None],
-    network: str,
-) -> None:
-    """Check topic, device and signature of a batch; Rejected when one is wrong."""
+def sender_of(
+    signed: SignedBatch, topic: str | None, received_ms: int, find: Callable[[bytes], DeviceRecord | None]
+) -> DeviceRecord:
+    """Return the device whose signature a batch must have; Rejected when topic or registration are wrong."""
     device = signed.envelope.key_id
     if topic is not None and topic != device_topic(device, "batch"):
         raise Rejected(Reason.MALFORMED, f"topic {topic[:100]!r} is not that of the signing key {device.hex()}")
@@ -149,7 +146,7 @@ def check_origin(
         raise Rejected(Reason.UNKNOWN_DEVICE, f"device {device.hex()} is not registered")
     if signed.batch.succeeds is not None and signed.batch.succeeds[0] != record.predecessor:
         raise Rejected(Reason.UNKNOWN_DEVICE, "the registry does not confirm this rotation (field 14)")
-    signed.envelope.check(record.verifier, network, "batch")
+    return record
 
 
 def place(state: ChainState, signed: SignedBatch, kept: bytes | None, predecessor: ChainState | None = None) -> Place:
