@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from sysconfig import get_platform
 
 from cffi import FFI
 
@@ -9,7 +10,9 @@ HERE = Path(__file__).parent
 
 
 def library() -> Path | None:
-    """Return the static library of the package ipp-crypto-static (x86-64 only), or None."""
+    """Return the static library of the package ipp-crypto-static, or None: also where another machine is built for."""
+    if not get_platform().endswith("x86_64"):
+        return None
     try:
         found = next((file for file in files("ipp-crypto-static") or () if file.name == "libcrypto_mb.a"), None)
     except PackageNotFoundError:

@@ -41,7 +41,7 @@ def unpacked(wheels, tmp_path_factory):
     return folder
 
 
-def python(folder, *prefix, kernel="", cache):
+def python(folder, *prefix, kernel="", cache, code=HASH_ONE):
     environment = {
         "PATH": "",  # no compiler can be found
         "PYTHONPATH": f"{folder}:{sysconfig.get_path('platlib')}",
@@ -49,7 +49,7 @@ def python(folder, *prefix, kernel="", cache):
         "MAXGREEN_SCRYPT_KERNEL": kernel,
     }
     done = subprocess.run(
-        [*prefix, sys.executable, "-c", HASH_ONE], env=environment, cwd=folder, capture_output=True, text=True
+        [*prefix, sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -71,6 +71,8 @@ def test_a_processor_without_avx_imports_and_hashes(unpacked, tmp_path):
     if emulator is None or os.uname().machine != "x86_64":
         pytest.skip("qemu-x86_64 is not installed; 'make services' as root installs it")
     assert python(unpacked, emulator, "-cpu", "Nehalem", cache=tmp_path) == ["sse2_diagonal", "portable"]
+    groups = "from native import p256; print(p256.is_there())"
+    assert python(unpacked, emulator, "-cpu", "Nehalem", cache=tmp_path, code=groups) == ["False"]
 
 
 def test_the_cross_built_wheel_is_for_the_pi(wheels):
