@@ -25,6 +25,7 @@ ffibuilder = FFI()
 ffibuilder.cdef(
     """
 enum { MG_P256_JOB_BYTES = 160 };
+int mg_p256_supported(void);
 void mg_p256_verify(const uint8_t *jobs, size_t count, uint8_t *ok);
 """
 )

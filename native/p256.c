@@ -40,6 +40,14 @@ static void to_words(uint64_t words[WORDS], const uint8_t *number)
     }
 }
 
+int mg_p256_supported(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512ifma") && __builtin_cpu_supports("bmi2");
+}
+
 /* A digest below the order, which the library expects: less than two orders fit in 256 bits. */
 static void reduce(uint8_t out[BYTES], const uint8_t *digest)
 {
