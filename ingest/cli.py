@@ -1,15 +1,19 @@
-"""`maxgreen ingest`: run, decide, command, rebuild-view, compare-view, aside, config."""
+"""`maxgreen ingest`: run, decide, command, check, backup, rebuild-view, compare-view, aside, config."""
 
 import gc
 import json
 import signal
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import Progress, SpinnerColumn
+from sqlalchemy.engine import make_url
 
 from ingest.commands import MWS_PER_KWH, give
 from ingest.config import IngestSettings
@@ -77,6 +81,66 @@ def decide(
         device_id = _known(book, device).record.device
         book.add_decision(Decision(device_id, from_seq, to_seq, action, reason, who, now_ms, text))
     print("recorded; the running service lets the chain go on within a second, where the decision allows that")
+
+
+@app.command()
+def check(
+    repair: Annotated[bool, typer.Option("--repair", help="count counters again; stop the service before")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Check the ledger: every message, every chain judged again, every counter; status 1 when something is wrong."""
+    from ingest.check import check as checked  # noqa: PLC0415
+
+    settings = load(IngestSettings, config)
+    network = Addresses.load(settings.chain.deployment).network
+    with Progress(SpinnerColumn(), "{task.completed} batches checked", transient=True) as progress:
+        task = progress.add_task("", total=None)
+        found = checked(
+            open_engine(settings.ledger),
+            network,
+            repair=repair,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        for text in found.damages:
+            print(f"damaged: {text}")
+        for text in found.counters:
+            print(f"{'counted again' if repair else 'counter'}: {text}")
+        for text in found.differing:
+            print(f"judged otherwise today: {text}")
+        print(f"{found.devices} devices, {found.batches} batches: {'whole' if found.whole else 'not whole'}")
+    if found.damages or (found.counters and not repair):
+        raise typer.Exit(1)
+
+
+@app.command()
+def backup(
+    target: Annotated[Path, typer.Argument(help="the copy; it must not be there yet")],
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Copy a SQLite ledger while the service runs; PostgreSQL has pg_dump. Restore: stop the service, copy it back."""
+    settings = load(IngestSettings, config)
+    source = make_url(settings.ledger)
+    if source.get_backend_name() != "sqlite" or not source.database:
+        raise UsageError("only a SQLite ledger is copied by this command; for PostgreSQL: pg_dump --format=custom")
+    if not Path(source.database).exists():
+        raise Fatal(f"ledger {source.database}: not there; run this where the service's relative paths begin")
+    if target.exists():
+        raise UsageError(f"{target}: is there already")
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with closing(sqlite3.connect(source.database)) as ours, closing(sqlite3.connect(part)) as copy:
+            ours.backup(copy, pages=1_000)
+            answer = copy.execute("PRAGMA integrity_check").fetchone()[0]
+    except sqlite3.Error as error:
+        raise Fatal(f"{target}: {error}") from error
+    if answer != "ok":
+        raise Fatal(f"{part}: the copy is damaged ({answer}); so is the ledger: maxgreen ingest check")
+    part.replace(target)
+    print(f"{target}: {target.stat().st_size} bytes")
 
 
 @app.command("rebuild-view")

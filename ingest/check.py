@@ -1,0 +1,169 @@
+"""Is the ledger whole? Every message by its digest, every chain judged again, every counter counted again."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import reader
+from maxgreen.ledger.rulings import Rulings
+from maxgreen.ledger.schema import REVISION, batches, chains, counters, verdicts
+from maxgreen.protocol.batch import parse_batch
+from maxgreen.protocol.reasons import Reason, Rejected, Verdict
+from maxgreen.verify.chain import ChainState
+from maxgreen.verify.replay import Replay
+from maxgreen.verify.rules import DeviceRecord, Rules
+from maxgreen.verify.verdict import Judgement
+
+# of messages that took no place: what was rejected is trimmed, so its count cannot be counted again
+_NO_PLACE: Final = {
+    Reason.OVERSIZE, Reason.MALFORMED, Reason.UNKNOWN_DEVICE, Reason.BAD_SIGNATURE, Reason.EQUIVOCATION,
+    Reason.CHAIN_BREAK, Reason.REGISTER_REGRESSION, Reason.INTERNAL_ERROR,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found: damages, verdicts that would be others today, and counters that were wrong."""
+
+    devices: int
+    batches: int
+    damages: tuple[str, ...]
+    differing: tuple[str, ...]  # since a decision, or a status of the registry, came after they were judged
+    counters: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing but a later decision changes anything."""
+        return not self.damages and not self.counters
+
+
+def check(
+    engine: Engine, network: str, *, repair: bool = False, progress: Callable[[int], object] = lambda _count: None
+) -> Checked:
+    """Check a ledger, also beside the running service; `repair` counts counters again, while the service is stopped."""
+    readers = reader(engine)
+    rules = Rulings(readers, network).rules()
+    damages: list[str] = []
+    differing: list[str] = []
+    count = devices = 0
+    with readers.begin() as connection:
+        book = Book(connection)
+        known = {device.record.device: device.record for device in book.all_devices()}
+        states = book.states()
+        for device, record in known.items():
+            devices += 1
+            for number, kind, text in _chain(book, record, states.get(device), rules):
+                count = count + 1 if kind == "" else count
+                if kind:
+                    (damages if kind == "damage" else differing).append(f"device {device.hex()} seq {number}: {text}")
+            progress(count)
+        wrong = list(_counters(connection))
+    if repair and wrong:
+        with engine.begin() as connection:
+            _count_again(connection)
+    return Checked(devices, count, tuple(damages), tuple(differing), tuple(wrong))
+
+
+def _chain(book: Book, record: DeviceRecord, stated: ChainState | None, rules: Rules) -> Iterator[tuple[int, str, str]]:
+    """Yield (seq, "", "") for each batch of a chain, and (seq, kind, text) for what is wrong with it."""
+    replay = Replay(ChainState.start(rules.network), record, rules)
+    said: dict[int, Any] = {}
+    judged: dict[int, Judgement] = {}
+    for row in book.chain_of(record.device):
+        yield row.seq, "", ""
+        message = bytes(row.message)
+        if hashlib.sha256(message).digest() != bytes(row.digest):
+            yield row.seq, "damage", "the message is not the one that was kept (its SHA-256 is another)"
+            return
+        try:
+            signed = parse_batch(message)
+            signed.envelope.check(record.verifier, rules.network, "batch")
+        except Rejected as error:
+            yield row.seq, "damage", str(error)
+            return
+        expected = replay.state.next_seq
+        if signed.batch.seq != row.seq or (row.seq != expected and not row.skipped_to):
+            yield row.seq, "damage", f"the chain is at {expected}: a batch is missing, or stands elsewhere"
+            return
+        if not row.skipped_to and signed.batch.prev != replay.state.head:
+            yield row.seq, "damage", "it does not follow from the batch before"
+            return
+        said[row.seq] = (row.reason, row.t0_ms, row.shares)
+        for judgement in replay.take(signed, row.received_ms, skipped_to=row.skipped_to):
+            judged[judgement.seq] = judgement
+    ended = replay.state
+    if stated is None:
+        if ended.next_seq:
+            yield ended.next_seq, "damage", "batches without a chain"
+        return
+    if (stated.next_seq, stated.head) != (ended.next_seq, ended.head):
+        yield stated.next_seq, "damage", f"the chain's state ends there, its batches at {ended.next_seq}"
+        return
+    for seq, judgement in judged.items():
+        again = (int(judgement.reason), judgement.t0_ms, judgement.shares)
+        waits = stated.dating and said[seq][0] == Reason.CLOCK_UNSYNCHRONISED
+        if said[seq] != again and not waits:
+            was, now = Reason(said[seq][0]).label, judgement.reason.label
+            yield seq, "differs", f"judged {was} then, {now} now"
+    if not stated.dating and replace(stated, halted=False) != ended:
+        yield stated.next_seq, "differs", "the chain's state is another when it is judged again"
+
+
+def _counters(connection: Connection) -> Iterator[str]:
+    counted = _counted_verdicts(connection)
+    kept = {
+        (row.verdict, row.reason): row.count
+        for row in connection.execute(select(verdicts))
+        if Reason(row.reason) not in _NO_PLACE or row.verdict != Verdict.REJECTED.value
+    }
+    for key in sorted(counted.keys() | kept.keys()):
+        if counted[key] != kept.get(key, 0):
+            verdict, reason = key
+            yield f"{verdict} {Reason(reason).label}: counted {kept.get(key, 0)}, there are {counted[key]}"
+    waiting = _counted_waiting(connection)
+    for row in connection.execute(select(chains.c.device, chains.c.waiting, chains.c.waiting_bytes)):
+        there = waiting.get(bytes(row.device), (0, 0))
+        if (row.waiting, row.waiting_bytes) != there:
+            yield f"device {bytes(row.device).hex()}: {row.waiting} batches wait by its counter, {there[0]} do"
+    newest = connection.execute(select(func.max(batches.c.revision))).scalar() or 0
+    numbered = connection.execute(select(counters.c.value).where(counters.c.name == REVISION)).scalar() or 0
+    if newest > numbered:
+        yield f"revisions: numbered up to {numbered}, there is {newest}"
+
+
+def _counted_verdicts(connection: Connection) -> Counter[tuple[str, int]]:
+    query = select(batches.c.verdict, batches.c.reason, func.count()).group_by(batches.c.verdict, batches.c.reason)
+    return Counter({(str(verdict), int(reason)): int(count) for verdict, reason, count in connection.execute(query)})
+
+
+def _counted_waiting(connection: Connection) -> dict[bytes, tuple[int, int]]:
+    query = (
+        select(batches.c.device, func.count(), func.sum(func.length(batches.c.message)))
+        .join(chains, chains.c.device == batches.c.device)
+        .where(~batches.c.in_chain, batches.c.seq >= chains.c.next_seq)
+        .group_by(batches.c.device)
+    )
+    return {bytes(device): (int(count), int(size)) for device, count, size in connection.execute(query)}
+
+
+def _count_again(connection: Connection) -> None:
+    for row in connection.execute(select(verdicts)).all():
+        if Reason(row.reason) not in _NO_PLACE or row.verdict != Verdict.REJECTED.value:
+            mine = (verdicts.c.verdict == row.verdict, verdicts.c.reason == row.reason)
+            connection.execute(delete(verdicts).where(*mine))
+    found = [{"verdict": v, "reason": r, "count": n} for (v, r), n in _counted_verdicts(connection).items()]
+    if found:
+        connection.execute(insert(verdicts), found)
+    connection.execute(update(chains).values(waiting=0, waiting_bytes=0))
+    for device, (count, size) in _counted_waiting(connection).items():
+        values = {"waiting": count, "waiting_bytes": size}
+        connection.execute(update(chains).where(chains.c.device == device).values(values))
+    connection.execute(update(chains).values(version=chains.c.version + 1))
+    newest = connection.execute(select(func.max(batches.c.revision))).scalar() or 0
+    behind = (counters.c.name == REVISION, counters.c.value < newest)
+    connection.execute(update(counters).where(*behind).values(value=newest))
