@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 DEMO_DIR ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check fmt bench wheels contracts vectors lock services clean
+.PHONY: help venv demo test check fmt bench fuzz wheels contracts vectors lock services clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,12 @@ fmt: venv ## format the sources
 bench: venv ## measure, side by side with peers
 	@$(BIN)/python benchmarks/scrypt.py
 	@$(BIN)/python benchmarks/agent.py
+	@$(BIN)/python benchmarks/ingest.py
+
+fuzz: venv ## fuzz the decoder and judging, ten million runs each (hours)
+	@$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=3'
+	@$(BIN)/python -m tests.ingest.fuzz decode -runs=10000000 -max_len=2000 tests/ingest/corpus/decode
+	@$(BIN)/python -m tests.ingest.fuzz judge -runs=10000000 -max_len=400 tests/ingest/corpus/judge
 
 wheels: ## build wheels for this machine and for 64-bit Raspberry Pi OS into dist/
 	@PYTHON=$(PYTHON) scripts/wheels

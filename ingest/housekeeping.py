@@ -3,6 +3,8 @@
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from sqlalchemy import Engine
@@ -11,7 +13,7 @@ from ingest.beacons import BeaconIssuer
 from ingest.mirror import mirror_devices
 from ingest.source import Source
 from maxgreen.chain.deployment import Deployment
-from maxgreen.chain.registry import read_systems
+from maxgreen.chain.registry import RegisteredSystem, each_system
 from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
@@ -23,6 +25,7 @@ from maxgreen.protocol.keys import Signer
 _LOG: Final = logging.getLogger(__name__)
 _COMMANDS_EVERY_S: Final = 1.0
 _LEASE: Final = "housekeeping"
+_SYSTEMS: Final = 20  # read in one step
 
 
 class Housekeeping:
@@ -46,6 +49,7 @@ class Housekeeping:
         self._clock = clock
         self._refresh_s = refresh_s
         self._refresh_due = 0.0
+        self._systems: Iterator[RegisteredSystem] | None = None  # of the pass through the registry that runs
         self._issuer = BeaconIssuer(deployment.chain, signer, deployment.network)
         self._greet = threading.Event()
         self._commands_due = 0.0
@@ -75,16 +79,23 @@ class Housekeeping:
         self._lease.release()
 
     def _refresh(self) -> None:
-        if time.monotonic() < self._refresh_due:
-            return
-        self._refresh_due = time.monotonic() + self._refresh_s
+        """Read some systems of the registry; a pass through a large one takes many steps, and stops no beacon."""
+        if self._systems is None:
+            if time.monotonic() < self._refresh_due:
+                return
+            self._refresh_due = time.monotonic() + self._refresh_s
+            self._systems = each_system(self._deployment)
         try:
-            systems = read_systems(self._deployment)  # before the ledger is locked
+            some = list(islice(self._systems, _SYSTEMS))  # before the ledger is locked
         except Retryable as error:
             _LOG.warning("registry not read: %s", error)
+            self._systems = None
+            return
+        if not some:
+            self._systems = None
             return
         with self._engine.begin() as connection:
-            mirror_devices(connection, systems)
+            mirror_devices(connection, some)
 
     def _issue(self) -> None:
         now_s = self._clock.now_ms() // 1000

@@ -1,6 +1,6 @@
 """The registry as the ledger keeps it, so that a verdict never waits for the chain."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -10,11 +10,11 @@ from maxgreen.chain.registry import RegisteredSystem
 from maxgreen.ledger.registry import KnownDevice, put_devices
 
 
-def mirror_devices(connection: Connection, systems: Mapping[Any, RegisteredSystem]) -> int:
+def mirror_devices(connection: Connection, systems: Iterable[RegisteredSystem]) -> int:
     """Copy what was read of the registry into the ledger; return how many systems were new or had changed."""
     return put_devices(
         connection,
-        [KnownDevice(system.record, system.token, system.owner, system_json(system)) for system in systems.values()],
+        [KnownDevice(system.record, system.token, system.owner, system_json(system)) for system in systems],
     )
 
 

@@ -1,6 +1,6 @@
 """Miners and storage nodes as the registry has them, and the way in: apply, DAO vote, token."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -10,7 +10,7 @@ from eth_account.signers.local import LocalAccount
 from maxgreen.chain.dao import Proposal
 from maxgreen.chain.deployment import Deployment
 from maxgreen.protocol.attestation import prove_possession
-from maxgreen.protocol.keys import SPKI_PREFIX, Signer, key_id, public_point
+from maxgreen.protocol.keys import SPKI_PREFIX, Signer, public_point
 from maxgreen.verify.rules import DeviceRecord, Status
 
 
@@ -96,22 +96,25 @@ def admission(deployment: Deployment, applications: Sequence[int]) -> Proposal:
 
 def read_systems(deployment: Deployment) -> dict[bytes, RegisteredSystem]:
     """Return every registered system by device id."""
+    return {system.record.device: system for system in each_system(deployment)}
+
+
+def each_system(deployment: Deployment) -> Iterator[RegisteredSystem]:
+    """Yield every registered system, by token; each takes three calls."""
     chain, registry = deployment.chain, deployment.registry
     functions: Any = registry.functions
-    systems: dict[bytes, RegisteredSystem] = {}
     for token in range(1, chain.call(functions.registrations()) + 1):
         history = tuple((at_s * 1000, _STATUSES[status]) for at_s, status in chain.call(functions.historyOf(token)))
         value = chain.call(functions.systemOf(token))
         system = _named(value, registry, "systemOf")
         spki = SPKI_PREFIX + system["key"]["x"] + system["key"]["y"]
-        systems[key_id(spki)] = RegisteredSystem(
+        yield RegisteredSystem(
             token=token,
             owner=chain.call(functions.ownerOf(token)),
             spec=_spec(system),
             since_ms=history[0][0],
             record=DeviceRecord(spki, history),
         )
-    return systems
 
 
 def _spec(system: Mapping[str, Any]) -> SystemSpec:

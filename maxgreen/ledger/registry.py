@@ -57,7 +57,7 @@ def put_devices(connection: Connection, known: Iterable[KnownDevice]) -> int:
     wanted = {device.record.device: _values(device) for device in known}
     there = {
         bytes(row.device): {"token": row.token, "owner": row.owner, "system": row.system}
-        for row in connection.execute(select(devices))
+        for row in connection.execute(select(devices).where(devices.c.device.in_(list(wanted))))
     }
     fresh = [{"device": device, **values} for device, values in sorted(wanted.items()) if device not in there]
     changed = [(device, values) for device, values in wanted.items() if there.get(device, values) != values]
