@@ -28,7 +28,7 @@ demo: venv ## a day of measured sunlight becomes tokens, in ./demo
 services: venv ## get the real services that the tests use, where this machine can have them
 	@scripts/services
 
-test: venv services ## run all tests, with real Mosquitto, InfluxDB and anvil where they can be had
+test: venv services ## run all tests, with real Mosquitto, PostgreSQL, InfluxDB and anvil where they can be had
 	@$(BIN)/python -m pytest --cov --cov-report=term
 
 check: venv ## what CI checks besides the tests: format, lint, types, imports, contracts, rules, vectors
