@@ -12,10 +12,11 @@ from typing import Final, Protocol
 from maxgreen.ledger.desk import NOBODY, Chain, Desk, Due, Evidence, Kept, Row
 from maxgreen.protocol.batch import SignedBatch, parse_batch
 from maxgreen.protocol.cose import check_group
+from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.protocol.work import WINDOW_MS, credit_of, nbits_of_credit, window_of
 from maxgreen.verify.chain import ChainState
-from maxgreen.verify.rules import DeviceRecord, Limits, Rules
+from maxgreen.verify.rules import Action, DeviceRecord, Limits, Rules
 from maxgreen.verify.shares import ShareCheck, Shares, check_together
 from maxgreen.verify.verdict import (
     MAX_HELD_BEYOND,
@@ -26,12 +27,13 @@ from maxgreen.verify.verdict import (
     dated,
     place,
     read_message,
+    reinstate,
     sender_of,
     take,
 )
 
 MOST_WAITING_BYTES: Final = 32 * 2**20  # of one device, ahead of its chain
-FOLLOW: Final = 256  # batches of one device that follow in one transaction
+FOLLOW: Final = 256  # batches that follow, or get a date, in one transaction
 _FETCH: Final = 64
 _PART: Final = 96  # signatures that one thread checks in a row, beside other threads
 _STEERING_WINDOWS: Final = 6
@@ -69,6 +71,10 @@ class Waiters(Protocol):
 
     def undated(self, device: bytes, from_seq: int, limit: int) -> list[Kept]:
         """Return batches that wait for the date of their boot."""
+        ...
+
+    def suspended(self, device: bytes, limit: int) -> list[Kept]:
+        """Return batches in the chain that are held since the device was suspended."""
         ...
 
 
@@ -145,12 +151,12 @@ class _Fetched:
     """What was read of a chain's waiting batches: all of them from a seq on, or up to the last one here."""
 
     from_seq: int
+    to_seq: int | None  # None: all of them
     rows: dict[int, Kept]
-    complete: bool
 
     def answers(self, seq: int) -> bool:
         """Tell whether it is known what waits at a seq."""
-        return seq >= self.from_seq and (self.complete or seq <= max(self.rows))
+        return seq >= self.from_seq and (self.to_seq is None or seq <= self.to_seq)
 
 
 class Judge:
@@ -163,6 +169,8 @@ class Judge:
         self._shares = shares
         self._verdicts: dict[bytes, list[tuple[int, int]]] = {}
         self._fetched: dict[bytes, _Fetched] = {}
+        self._undated: dict[bytes, dict[int, Kept]] = {}  # that took their place here
+        self._left = FOLLOW
 
     def verdicts(self, device: bytes) -> list[tuple[int, int]]:
         """Return what was decided here about a device's batches: seq and reason."""
@@ -176,6 +184,8 @@ class Judge:
         chain = self._desk.chains[opened.envelope.key_id]
         device, seq = chain.device, opened.batch.seq
         where = place(chain.state, opened, self._desk.kept.get((device, seq)), self._predecessor(opened))
+        if where is Place.TOO_FAR and seq in self._rules.skip_targets(device, chain.state.next_seq):
+            where = Place.AHEAD
         if where.waits and chain.waiting_bytes + len(opened.message) > MOST_WAITING_BYTES:
             where = Place.TOO_FAR
         if where is Place.NEXT:
@@ -189,44 +199,46 @@ class Judge:
         if where is Place.TOO_FAR:
             return Outcome(Verdict.HELD, where.reason, device)
         if where.halts:
-            error = Rejected(where.reason, f"seq {seq}: {where.reason.label}")
-            self._desk.evidence.append(Evidence(error, message.topic, opened.message, received_ms, device, seq))
-            self._move(chain, replace(chain.state, halted=True))
+            self._halt(chain, where, opened, received_ms)
             return Outcome(Verdict.REJECTED, where.reason, device)
         self._desk.add(Row(device, seq, opened.digest, opened.message, received_ms, None, None, where.reason))
         chain.changed = True
         if where.waits:
             chain.waiting += 1
             chain.waiting_bytes += len(opened.message)
-            if self._rules.skip_from(device, chain.state.next_seq) is not None:
+            if self._rules.skip_targets(device, chain.state.next_seq):
                 self.follow(chain)  # a skip may have waited for it
         return Outcome(Verdict.HELD, where.reason, device)
 
     def go_on(self, chain: Chain) -> None:
         """Do what is due on a chain: what a decision allows, and what was left for later."""
-        if chain.due is Due.DECIDED and chain.state.halted and self._rules.continues(chain.device):
-            self._move(chain, replace(chain.state, halted=False))
+        decided, chain.due = chain.due, Due.NOTHING
         chain.changed = True
+        if decided is Due.CONTINUED and chain.state.halted:
+            self._move(chain, replace(chain.state, halted=False))
+        if decided >= Due.DECIDED and not self._reinstate(chain):
+            chain.due = Due.DECIDED
         self.follow(chain)
 
     def follow(self, chain: Chain) -> None:
-        """Date and take what waited for its turn, up to a bound: what is left makes the chain due."""
-        left = self._date(chain, FOLLOW) if chain.state.dating else FOLLOW
-        while left and chain.waiting and not chain.state.halted and self._follow_one(chain):
-            left -= 1
+        """Date and take what waited for its turn, up to the group's bound: what is left makes the chain due."""
+        if chain.state.dating:
+            self._date(chain)
+        while self._left and chain.waiting and not chain.state.halted and self._follow_one(chain):
+            self._left -= 1
             if chain.state.dating:
-                left = self._date(chain, left)
-        due = Due.NOTHING if left else Due.MORE
-        chain.changed = chain.changed or chain.due is not due
-        chain.due = due
+                self._date(chain)
+        if not self._left and chain.due is Due.NOTHING and (chain.waiting or chain.state.dating):
+            chain.due = Due.MORE
+            chain.changed = True
 
     def _follow_one(self, chain: Chain) -> bool:
         """Take the batch that waits at the chain's end, or where a decision lets it go on; False when there is none."""
         seq = chain.state.next_seq
         found, skipped_to = self._waiting_at(chain, seq), False
         if found is None:
-            target = self._rules.skip_from(chain.device, seq)
-            found = self._waiting_at(chain, target) if target is not None else None
+            targets = self._rules.skip_targets(chain.device, seq)
+            found = next((kept for target in targets if (kept := self._waiting_at(chain, target)) is not None), None)
             skipped_to = found is not None
         if found is None:
             return False
@@ -235,14 +247,31 @@ class Judge:
             self._pass_over(chain, seq, found.seq)
         else:
             where = place(chain.state, signed, None, self._predecessor(signed))
-            if where.halts:
-                self._move(chain, replace(chain.state, halted=True))
+            if where.halts:  # as if it had come only now: its place is free again
+                self._desk.remove(chain.device, seq, found.reason)
+                self._forget(chain, found)
+                self._halt(chain, where, signed, found.received_ms)
             if where is not Place.NEXT:
                 return False
+        self._forget(chain, found)
         self._take(chain, signed, found.received_ms, was=found.reason, skipped_to=skipped_to)
-        chain.waiting -= 1
-        chain.waiting_bytes -= len(found.message)
         return True
+
+    def _forget(self, chain: Chain, kept: Kept) -> None:
+        """Count a batch as waiting no more."""
+        fetched = self._fetched.get(chain.device)
+        if fetched is not None:
+            fetched.rows.pop(kept.seq, None)
+        chain.waiting -= 1
+        chain.waiting_bytes -= len(kept.message)
+
+    def _halt(self, chain: Chain, where: Place, signed: SignedBatch, received_ms: int) -> None:
+        """Keep a message as the proof against its device, and halt the chain."""
+        device, seq = chain.device, signed.batch.seq
+        error = Rejected(where.reason, f"seq {seq}: {where.reason.label}")
+        topic = device_topic(device, "batch")
+        self._desk.evidence.append(Evidence(error, topic, signed.message, received_ms, device, seq))
+        self._move(chain, replace(chain.state, halted=True))
 
     def _pass_over(self, chain: Chain, from_seq: int, to_seq: int) -> None:
         """Forget the batches that waited for a seq that is skipped: they stay, and never take a place (P-ING-4)."""
@@ -264,36 +293,52 @@ class Judge:
         fetched = self._fetched.get(chain.device)
         if fetched is None or not fetched.answers(seq):
             rows = self._waiters.waiting(chain.device, seq, _FETCH)
-            fetched = _Fetched(seq, {kept.seq: kept for kept in rows}, complete=len(rows) < _FETCH)
+            to_seq = rows[-1].seq if len(rows) == _FETCH else None
+            fetched = _Fetched(seq, to_seq, {kept.seq: kept for kept in rows})
             self._fetched[chain.device] = fetched
         return fetched.rows.get(seq)
 
-    def _date(self, chain: Chain, left: int) -> int:
-        """Give batches of this boot that waited for it their date; return what is left of the bound."""
+    def _date(self, chain: Chain) -> None:
+        """Give batches of this boot that waited for it their date, up to the group's bound."""
         state, device = chain.state, chain.device
         from_seq = state.undated_from or 0
         undated = {
             kept.seq: kept
-            for kept in self._waiters.undated(device, from_seq, left)
+            for kept in self._waiters.undated(device, from_seq, self._left)
             if (device, kept.seq) not in self._desk.judged
         }
-        for (owner, seq), row in self._desk.rows.items():
-            if owner == device and seq >= from_seq and row.waits_for_a_date:
-                undated[seq] = Kept(seq, row.message, row.received_ms, row.reason, row.state_before)
+        undated |= {seq: kept for seq, kept in self._undated.get(device, {}).items() if seq >= from_seq}
         for seq in sorted(undated):
-            if not left:
-                self._move(chain, state)
-                return 0
+            if not self._left:
+                break
             kept = undated[seq]
-            if kept.state_before is None:
-                raise AssertionError("a batch that waits for a date has the state of its place")
-            waiting = Waiting(parse_batch(kept.message), kept.received_ms, ChainState.from_bytes(kept.state_before))
-            state, judgement = date(state, waiting, chain.known.record, self._rules, shares=self._shares)
+            state, judgement = date(state, _held(kept), chain.known.record, self._rules, shares=self._shares)
             self._desk.judge(device, Reason.CLOCK_UNSYNCHRONISED, judgement, None)
             self._note(chain, judgement)
-            left -= 1
-        self._move(chain, dated(state) if left else state)
-        return left
+            self._left -= 1
+        self._move(chain, dated(state) if self._left else state)
+
+    def _reinstate(self, chain: Chain) -> bool:
+        """Judge batches again that a decision reinstates; False when the group's bound left some."""
+        while True:
+            held = [
+                kept
+                for kept in self._waiters.suspended(chain.device, 10 * FOLLOW)
+                if self._rules.decided(chain.device, kept.seq, Action.REINSTATE)
+                and (chain.device, kept.seq) not in self._desk.judged
+            ]
+            if not held:
+                return True
+            for kept in held:
+                if not self._left:
+                    return False
+                state, judgement = reinstate(
+                    chain.state, _held(kept), chain.known.record, self._rules, shares=self._shares
+                )
+                self._desk.judge(chain.device, Reason.SUSPENDED_DEVICE, judgement, kept.state_before)
+                self._note(chain, judgement)
+                self._move(chain, state)
+                self._left -= 1
 
     def _take(
         self,
@@ -323,6 +368,10 @@ class Judge:
             self._desk.add(row)
         else:
             self._desk.judge(chain.device, was, judgement, state_before)
+        if state_before is not None and judgement.t0_ms is None:
+            self._undated.setdefault(chain.device, {})[judgement.seq] = Kept(
+                judgement.seq, signed.message, received_ms, judgement.reason, state_before, skipped_to
+            )
         self._note(chain, judgement)
         self._move(chain, state)
         return judgement
@@ -358,6 +407,14 @@ def wanted_nbits(credited: Mapping[int, int], limits: Limits, now_ms: int) -> in
     hashes = sum(count for window, count in credited.items() if window >= since_s)
     per_share = hashes // (_STEERING_WINDOWS * limits.shares_per_window)
     return limits.pow_nbits_min if per_share <= credit_of(limits.pow_nbits_min) else nbits_of_credit(per_share)
+
+
+def _held(kept: Kept) -> Waiting:
+    """Return a batch that holds its place, with the state of that place."""
+    if kept.state_before is None:
+        raise AssertionError("a batch that is held in its place has the state of it")
+    state = ChainState.from_bytes(kept.state_before)
+    return Waiting(parse_batch(kept.message), kept.received_ms, state, kept.skipped_to)
 
 
 def _read(message: Message) -> SignedBatch | Rejected:

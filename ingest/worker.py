@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ingest.judging import Judge, Message, Outcome, check_all, named, places_to_ask, read_all, shares_of
 from ingest.metrics import Metrics
@@ -17,7 +18,7 @@ from ingest.source import Source
 from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
 from maxgreen.ledger.desk import NOBODY, ConflictError, Desk, Evidence, Shelf, write
-from maxgreen.ledger.engine import reader
+from maxgreen.ledger.engine import LedgerAwayError, reader
 from maxgreen.ledger.registry import Registry
 from maxgreen.ledger.rulings import Rulings
 from maxgreen.mqtt import Incoming
@@ -30,7 +31,8 @@ GROUP: Final = 576  # whole rounds of every x86-64 scrypt kernel
 LINGER_S: Final = 0.02
 POLL_S: Final = 0.05
 _DUE_EVERY_S: Final = 1.0
-_DUE: Final = 8  # chains that go on in one transaction
+_DUE: Final = 8  # chains that go on between two groups
+_ASIDE_S: Final = 600.0
 _ATTEMPTS: Final = 20
 
 
@@ -52,6 +54,7 @@ class Worker:
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="checks")
         self._group: Sequence[Incoming] = ()
         self._due_at = 0.0
+        self._aside: dict[bytes, float] = {}  # chains that broke us, until when
         self.alarm: str | None = None
 
     def step(self) -> int:
@@ -67,11 +70,26 @@ class Worker:
             self._source.acknowledge(group)
             self._group = ()
         if time.monotonic() >= self._due_at:
-            due = self._shelf.due(_DUE)
-            if due:
-                self._commit((), due)
+            due = self._shelf.due(_DUE, self._set_aside_until(time.monotonic()))
+            for device in due:
+                self._go_on(device)
             self._due_at = time.monotonic() + (0.0 if due else _DUE_EVERY_S)
         return len(group)
+
+    def _go_on(self, device: bytes) -> None:
+        """Let a chain that is due go on; one that breaks us waits a while, and the others go on."""
+        try:
+            self._commit((), [device])
+        except Retryable:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, other chains go on
+            self._aside[device] = time.monotonic() + _ASIDE_S
+            _LOG.exception("device %s: its waiting batches broke ingest", device.hex())
+            self.alarm = f"device {device.hex()}: its waiting batches broke ingest ({type(error).__name__}): report it"
+
+    def _set_aside_until(self, now_s: float) -> list[bytes]:
+        self._aside = {device: until for device, until in self._aside.items() if until > now_s}
+        return list(self._aside)
 
     def _judge_guarded(self, group: Sequence[Message]) -> None:
         """Judge a group; a message that breaks us is set aside, and the others are judged."""
@@ -99,9 +117,11 @@ class Worker:
         """Judge and write a group, as often as another process is first; then send its receipts."""
         now_ms = self._clock.now_ms()
         for attempt in range(_ATTEMPTS):
-            desk, outcomes = self._judge(group, due, now_ms)
             try:
+                desk, outcomes = self._judge(group, due, now_ms)
                 self._write(desk)
+            except PoolTimeoutError as error:
+                raise LedgerAwayError("every connection to the ledger's database is in use") from error
             except ConflictError:
                 self._metrics.conflicts.inc()
                 time.sleep(0.001 * attempt)
@@ -119,10 +139,11 @@ class Worker:
 
     def _judge(self, group: Sequence[Message], due: Sequence[bytes], now_ms: int) -> tuple[Desk, list[Outcome]]:
         read = read_all(group)
-        rules = self._rulings.rules(
+        desk = Desk(self._shelf.known(named(read) | set(due)))
+        rules = self._rulings.rules(  # read after the chains: a decision that marked one is among them
             signed.batch.work.beacon for signed in read if not isinstance(signed, Rejected) and signed.batch.work
         )
-        desk = Desk(self._shelf.known(named(read) | set(due)))
+        desk.rules_change = self._rulings.change
         opened = check_all(
             group,
             read,
@@ -133,13 +154,15 @@ class Worker:
         )
         desk.kept.update(self._shelf.kept(places_to_ask(desk, opened)))
         judge = Judge(desk, self._shelf, rules, shares_of(opened, rules, self._pool))
-        for device in due:
-            if device in desk.chains:
-                judge.go_on(desk.chains[device])
+        for chain in desk.chains.values():
+            if chain.due:
+                judge.go_on(chain)
         outcomes = [judge.handle(message, one, now_ms) for message, one in zip(group, opened, strict=True)]
         deserving = [outcome.device for outcome in outcomes if outcome.device is not None]
         deserving = list(dict.fromkeys([*deserving, *(device for device in due if judge.verdicts(device))]))
-        waiting = self._shelf.seqs_waiting([device for device in deserving if desk.chains[device].waiting], LIST)
+        waiting = self._shelf.seqs_waiting(
+            {device: desk.chains[device].state.next_seq for device in deserving if desk.chains[device].waiting}, LIST
+        )
         limits = rules.limits_at(now_ms)
         add_receipts(desk, judge, deserving, seqs_waiting(desk, waiting), limits, self._signer, self._network, now_ms)
         return desk, outcomes

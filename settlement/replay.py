@@ -82,7 +82,7 @@ def _facts(inputs: Inputs, party: Party) -> Iterator[Fact]:
         if signed.envelope.key_id != party.device or batch.seq != seq:
             raise PackError(f"{name}: seq {batch.seq} of another place than its arrival {seq}")
         order.append((batch, hashlib.sha256(message).digest()))
-        skipped_to = not ahead and inputs.rules.skip_from(party.device, chain.state.next_seq) == batch.seq
+        skipped_to = not ahead and batch.seq in inputs.rules.skip_targets(party.device, chain.state.next_seq)
         if batch.seq != chain.state.next_seq and not skipped_to:
             ahead = True  # a hole: whatever follows waits
             continue

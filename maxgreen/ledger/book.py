@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, func, insert, select, update
 
 from maxgreen.ledger.desk import Due, printable
 from maxgreen.ledger.registry import KnownDevice, known_device
@@ -170,7 +170,8 @@ class Book:
         self._db.execute(insert(decisions).values(**{**asdict(decision), "action": decision.action.value}))
         self._rules_changed()
         # another version: whoever judges this chain by the rules of before reads it again
-        decided = {"due": int(Due.DECIDED), "version": chains.c.version + 1}
+        due = Due.CONTINUED if decision.action is Action.CONTINUE else Due.DECIDED
+        decided = {"due": case((chains.c.due > due, chains.c.due), else_=int(due)), "version": chains.c.version + 1}
         self._db.execute(update(chains).where(chains.c.device == decision.device).values(decided))
 
     def rules(self, network: str) -> Rules:

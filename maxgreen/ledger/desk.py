@@ -12,13 +12,27 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, and_, bindparam, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Table,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from maxgreen.ledger.engine import LedgerAwayError
+from maxgreen.ledger.engine import LedgerAwayError, is_passing
 from maxgreen.ledger.registry import KnownDevice, Registry
-from maxgreen.ledger.schema import REVISION, batches, chains, counters, devices, evidence, receipts, verdicts
+from maxgreen.ledger.schema import REVISION, RULES, batches, chains, counters, devices, evidence, receipts, verdicts
 from maxgreen.protocol import cbor
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.verify.chain import ChainState
@@ -39,6 +53,7 @@ class Due(IntEnum):
     NOTHING = 0
     MORE = 1  # some of what waits can take its place, or get a date, now
     DECIDED = 2  # a decision may let it go on
+    CONTINUED = 3  # so may one to continue after a halt
 
 
 class ConflictError(Exception):
@@ -72,6 +87,7 @@ class Kept(NamedTuple):
     received_ms: int
     reason: Reason
     state_before: bytes | None = None
+    skipped_to: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +102,6 @@ class Row:
     judgement: Judgement | None
     state_before: bytes | None
     reason: Reason = Reason.GAP_BEFORE  # of one that waits
-
-    @property
-    def waits_for_a_date(self) -> bool:
-        """Tell whether it took its place without a date."""
-        return self.judgement is not None and self.judgement.reason is Reason.CLOCK_UNSYNCHRONISED
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +124,11 @@ class Desk:
     kept: dict[tuple[bytes, int], bytes] = field(default_factory=dict)  # SHA-256 by place
     rows: dict[tuple[bytes, int], Row] = field(default_factory=dict)
     judged: dict[tuple[bytes, int], tuple[Judgement, bytes | None]] = field(default_factory=dict)
+    removed: dict[tuple[bytes, int], Reason] = field(default_factory=dict)  # and for what they waited
     evidence: list[Evidence] = field(default_factory=list)
     receipts: list[tuple[bytes, int, bytes]] = field(default_factory=list)  # device, server time, message
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    rules_change: int | None = None  # of the rules that it was judged by
 
     def add(self, row: Row) -> None:
         """Keep a new batch."""
@@ -137,10 +150,18 @@ class Desk:
                 row.device, row.seq, row.digest, row.message, row.received_ms, judgement, state_before
             )
 
+    def remove(self, device: bytes, seq: int, was: Reason) -> None:
+        """Take a batch that waits out of its place."""
+        place = (device, seq)
+        self.counts[Verdict.HELD.value, int(was)] -= 1
+        self.kept.pop(place, None)
+        if self.rows.pop(place, None) is None:
+            self.removed[place] = was
+
     @property
     def is_empty(self) -> bool:
         """Tell whether nothing is to be written."""
-        return not (self.rows or self.judged or self.evidence or self.receipts or self._changed())
+        return not (self.rows or self.judged or self.removed or self.evidence or self.receipts or self._changed())
 
     def _changed(self) -> list[Chain]:
         return sorted((chain for chain in self.chains.values() if chain.changed), key=lambda chain: chain.device)
@@ -205,35 +226,41 @@ class Shelf:
         wanted = and_(batches.c.in_chain, batches.c.reason == int(Reason.CLOCK_UNSYNCHRONISED))
         return self._batches(device, from_seq, limit, wanted)
 
-    def seqs_waiting(self, ids: Collection[bytes], each: int) -> dict[bytes, list[int]]:
-        """Return the first seqs that wait, by device."""
+    def suspended(self, device: bytes, limit: int) -> list[Kept]:
+        """Return batches in the chain that are held since the device was suspended."""
+        wanted = and_(batches.c.in_chain, batches.c.reason == int(Reason.SUSPENDED_DEVICE))
+        return self._batches(device, 0, limit, wanted)
+
+    def seqs_waiting(self, from_seqs: Mapping[bytes, int], each: int) -> dict[bytes, list[int]]:
+        """Return the first seqs that wait from a seq on, by device."""
         found: dict[bytes, list[int]] = {}
-        if not ids:
+        if not from_seqs:
             return found
+        asked = or_(*[and_(batches.c.device == device, batches.c.seq >= seq) for device, seq in from_seqs.items()])
         number = func.row_number().over(partition_by=batches.c.device, order_by=batches.c.seq).label("number")
-        numbered = (
-            select(batches.c.device, batches.c.seq, number)
-            .join(chains, chains.c.device == batches.c.device)
-            .where(batches.c.device.in_(list(ids)), ~batches.c.in_chain, batches.c.seq >= chains.c.next_seq)
-            .subquery()
-        )
+        numbered = select(batches.c.device, batches.c.seq, number).where(~batches.c.in_chain, asked).subquery()
         with self._engine.begin() as connection:
             query = select(numbered.c.device, numbered.c.seq).where(numbered.c.number <= each)
             for device, seq in connection.execute(query.order_by(numbered.c.seq)):
                 found.setdefault(bytes(device), []).append(int(seq))
         return found
 
-    def due(self, limit: int) -> list[bytes]:
-        """Return devices whose waiting batches can be judged now."""
+    def due(self, limit: int, without: Collection[bytes] = ()) -> list[bytes]:
+        """Return devices whose waiting batches can be judged now, but for some."""
+        query = select(chains.c.device).where(chains.c.due > 0, chains.c.device.not_in(list(without))).limit(limit)
         with self._engine.begin() as connection:
-            return [
-                bytes(device)
-                for device in connection.execute(select(chains.c.device).where(chains.c.due > 0).limit(limit)).scalars()
-            ]
+            return [bytes(device) for device in connection.execute(query).scalars()]
 
     def _batches(self, device: bytes, from_seq: int, limit: int, wanted: Any) -> list[Kept]:
         query = (
-            select(batches.c.seq, batches.c.message, batches.c.received_ms, batches.c.reason, batches.c.state_before)
+            select(
+                batches.c.seq,
+                batches.c.message,
+                batches.c.received_ms,
+                batches.c.reason,
+                batches.c.state_before,
+                batches.c.skipped_to,
+            )
             .where(batches.c.device == device, batches.c.seq >= from_seq, wanted)
             .order_by(batches.c.seq)
             .limit(limit)
@@ -241,13 +268,14 @@ class Shelf:
         with self._engine.begin() as connection:
             return [
                 Kept(
-                    int(seq),
-                    bytes(message),
-                    int(received_ms),
-                    Reason(reason),
-                    None if before is None else bytes(before),
+                    int(row.seq),
+                    bytes(row.message),
+                    int(row.received_ms),
+                    Reason(row.reason),
+                    None if row.state_before is None else bytes(row.state_before),
+                    row.skipped_to,
                 )
-                for seq, message, received_ms, reason, before in connection.execute(query)
+                for row in connection.execute(query)
             ]
 
     def _state(self, data: bytes) -> ChainState:
@@ -289,8 +317,10 @@ def _write(connection: Connection, desk: Desk) -> int:
     if new:
         _insert_many(connection, "chains", ("device", *_CHAIN), new)
     count = len(desk.rows) + len(desk.judged)
+    if desk.removed:
+        _remove(connection, desk)
     # also of evidence alone: its rows are read in the order of their numbers
-    last = next_revision(connection, count) if count or desk.evidence else 0
+    last = next_revision(connection, count, desk.rules_change) if count or desk.evidence else 0
     revisions = iter(range(last - count + 1, last + 1))
     if desk.rows:
         rows = [
@@ -324,20 +354,34 @@ def _write(connection: Connection, desk: Desk) -> int:
                 {"device": device, "day": server_ms // _DAY_MS, "server_ms": server_ms, "message": message}
                 for device, server_ms, message in sorted(desk.receipts)
             ],
+            newest="server_ms",
         )
     return last
 
 
-def next_revision(connection: Connection, count: int) -> int:
+def next_revision(connection: Connection, count: int, rules_change: int | None = None) -> int:
     """Take `count` revisions and return the last; until the commit no other transaction takes any.
 
-    So whoever sees a revision sees every one below it.
+    So whoever sees a revision sees every one below it. ConflictError when the rules have changed since `rules_change`;
+    until the commit nobody changes them.
     """
-    taken = update(counters).where(counters.c.name == REVISION).values(value=counters.c.value + count)
-    value = connection.execute(taken.returning(counters.c.value)).scalar()
-    if value is None:
-        raise ConflictError("the counter of revisions is missing")
-    return int(value)
+    more = case((counters.c.name == REVISION, count), else_=0)
+    taken = update(counters).where(counters.c.name.in_([REVISION, RULES])).values(value=counters.c.value + more)
+    values = {
+        str(name): int(value) for name, value in connection.execute(taken.returning(counters.c.name, counters.c.value))
+    }
+    if rules_change is not None and values[RULES] != rules_change:
+        raise ConflictError("the rules have changed")
+    return values[REVISION]
+
+
+def _remove(connection: Connection, desk: Desk) -> None:
+    for device, seq in desk.removed:
+        gone = connection.execute(
+            delete(batches).where(batches.c.device == device, batches.c.seq == seq, ~batches.c.in_chain)
+        )
+        if gone.rowcount != 1:
+            raise ConflictError("a batch that waited is not there")
 
 
 def _chain_values(chain: Chain) -> tuple[Any, ...]:
@@ -394,8 +438,9 @@ def _copy(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]
                 copy.write_row(row)
     except psycopg.IntegrityError as error:
         raise ConflictError(str(error)) from error
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise LedgerAwayError(f"the ledger's database: {error}") from error
+    except psycopg.Error as error:
+        away = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) or is_passing(error.sqlstate)
+        raise (LedgerAwayError(f"the ledger's database: {error}") if away else error) from error
 
 
 def _update_many(
@@ -417,10 +462,10 @@ def _counted(judgement: Judgement | None, reason: Reason) -> tuple[str, int]:
 
 def _add_evidence(connection: Connection, desk: Desk) -> None:
     """Keep rejected messages, the same bytes once, and of each device only the newest ones."""
-    fresh = {hashlib.sha256(item.message).digest(): item for item in desk.evidence}
-    known = select(evidence.c.digest).where(evidence.c.digest.in_(list(fresh)))
-    for digest in connection.execute(known).scalars():
-        del fresh[bytes(digest)]
+    fresh = {(hashlib.sha256(item.message).digest(), item.device): item for item in desk.evidence}
+    known = select(evidence.c.digest, evidence.c.device)
+    for digest, device in connection.execute(known.where(evidence.c.digest.in_([digest for digest, _ in fresh]))):
+        fresh.pop((bytes(digest), bytes(device)), None)
     if not fresh:
         return
     senders = sorted({item.device for item in fresh.values()})
@@ -431,7 +476,7 @@ def _add_evidence(connection: Connection, desk: Desk) -> None:
     ):
         so_far[bytes(device)] = (int(number), int(size))
     rows = []
-    for digest, item in fresh.items():
+    for (digest, _), item in fresh.items():
         number, size = so_far[item.device]
         so_far[item.device] = number, size = number + 1, size + len(item.message)
         rows.append(
@@ -465,15 +510,18 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
-def _upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, add: str = "") -> None:
-    """Insert rows, or replace what their keys have; the column `add` is added to."""
+def _upsert(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, add: str = "", newest: str = ""
+) -> None:
+    """Insert rows, or replace what their keys have; `add` is added to, and what has a higher `newest` stays."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table)
     keys = [column.name for column in table.primary_key]
     values = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}
     if add:
         values[add] = table.c[add] + statement.excluded[add]
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=values), list(rows))
+    newer = table.c[newest] <= statement.excluded[newest] if newest else None
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=values, where=newer), list(rows))
 
 
 def _portions(items: list[T]) -> Iterable[list[T]]:

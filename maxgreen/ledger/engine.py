@@ -26,6 +26,9 @@ _PASSING: Final = {
     "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY",
     "SQLITE_NOMEM", "SQLITE_PROTOCOL", "SQLITE_INTERRUPT",
 }  # fmt: skip
+# connection, resources, operator, system; read-only, serialisation, deadlock, lock
+_PASSING_CLASSES: Final = {"08", "53", "57", "58"}
+_PASSING_STATES: Final = {"25006", "40001", "40P01", "55P03"}
 _POSTGRES: Final = {
     "connect_timeout": _CONNECT_S,
     "keepalives_idle": 10,
@@ -109,8 +112,14 @@ def _translate(context: ExceptionContext) -> None:
     if isinstance(error, sqlite3.Error):
         name = getattr(error, "sqlite_errorname", "") or ""
         passing = any(name.startswith(known) for known in _PASSING)
+    passing = passing or is_passing(getattr(error, "sqlstate", None))
     if passing:
         raise LedgerAwayError(f"the ledger's database: {str(error).strip() or type(error).__name__}") from error
+
+
+def is_passing(sqlstate: str | None) -> bool:
+    """Tell whether PostgreSQL answers so only for a while (its manual, appendix A)."""
+    return sqlstate is not None and (sqlstate[:2] in _PASSING_CLASSES or sqlstate in _PASSING_STATES)
 
 
 def _shown(url: str) -> str:

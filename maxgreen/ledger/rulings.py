@@ -21,22 +21,27 @@ class Beacons(Mapping[int, Beacon]):
         """`engine` is one for readers."""
         self._engine = engine
         self._known: OrderedDict[int, Beacon] = OrderedDict()
+        self._absent: set[int] = set()  # of those that were fetched last
 
     def fetch(self, numbers: Iterable[int]) -> None:
-        """Read what of these is not in memory, in one statement."""
+        """Read what of these is not in memory, in one statement; until the next call nobody asks for them again."""
         missing = sorted(set(numbers) - self._known.keys())
+        self._absent = set(missing)
         if not missing:
             return
         with self._engine.begin() as connection:
             query = select(beacons.c.number, beacons.c.message).where(beacons.c.number.in_(missing))
             for number, message in connection.execute(query):
                 self._known[int(number)] = beacon_of(message)
+                self._absent.discard(int(number))
         while len(self._known) > _BEACONS:
             self._known.popitem(last=False)
 
     def __getitem__(self, number: int) -> Beacon:
-        if number not in self._known:
+        if number not in self._known and number not in self._absent:
+            absent = self._absent
             self.fetch([number])
+            self._absent |= absent
         beacon = self._known[number]
         self._known.move_to_end(number)
         return beacon
@@ -58,6 +63,11 @@ class Rulings:
         self._beacons = Beacons(engine)
         self._change = -1
         self._rules = Rules(network, beacons=self._beacons)
+
+    @property
+    def change(self) -> int:
+        """The change that the rules returned last stand at."""
+        return self._change
 
     def rules(self, beacon_numbers: Iterable[int] = ()) -> Rules:
         """Return the rules as they are now; these beacons are at hand."""

@@ -101,10 +101,11 @@ evidence: Final = Table(
     Column("number", _Id, nullable=False),  # of the messages kept for this device
     Column("bytes", _Id, nullable=False),  # of all of them so far, this one included
     Column("seq", String(20)),
-    Column("digest", Bytes, nullable=False, unique=True),
+    Column("digest", Bytes, nullable=False),
     Column("message", Bytes, nullable=False),
     Column("received_ms", BigInteger, nullable=False),
     UniqueConstraint("device", "number"),
+    UniqueConstraint("digest", "device"),  # a message that names nobody hides no proof against a device
     Index("evidence_by_bytes", "device", "bytes"),
 )
 

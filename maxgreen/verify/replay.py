@@ -24,7 +24,7 @@ class Replay:
         self.state, own = take(self.state, signed, received_ms, self._record, self._rules, skipped_to=skipped_to)
         judgements = [own]
         if own.verdict is Verdict.HELD and own.t0_ms is None:
-            self._undated.append(Waiting(signed, received_ms, before))
+            self._undated.append(Waiting(signed, received_ms, before, skipped_to))
         if self.state.dating:
             for waiting in self._undated:
                 self.state, judgement = date(self.state, waiting, self._record, self._rules)

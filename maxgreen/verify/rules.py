@@ -121,18 +121,14 @@ class Rules:
         """Tell whether a decision of this kind speaks of a batch."""
         return any(d.action is action and d.covers(seq) for d in self._decided.get(device, ()))
 
-    def continues(self, device: bytes) -> bool:
-        """Tell whether a decision lets a halted chain go on."""
-        return any(d.action is Action.CONTINUE for d in self._decided.get(device, ()))
-
-    def skip_from(self, device: bytes, next_seq: int) -> int | None:
-        """Return the seq at which a chain that waits for `next_seq` may go on (P-ING-4)."""
-        targets = [
+    def skip_targets(self, device: bytes, next_seq: int) -> list[int]:
+        """Return the seqs at which a chain that waits for `next_seq` may go on (P-ING-4), ascending."""
+        targets = {
             d.to_seq
             for d in self._decided.get(device, ())
             if d.action is Action.SKIP and d.from_seq <= next_seq < d.to_seq
-        ]
-        return min(targets, default=None)
+        }
+        return sorted(targets)
 
 
 def valid_at(history: Sequence[tuple[int, T]], t_ms: int) -> T:

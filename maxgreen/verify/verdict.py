@@ -101,6 +101,7 @@ class Waiting:
     signed: SignedBatch
     received_ms: int
     state: ChainState
+    skipped_to: bool = False  # the chain went on here over a hole
 
 
 def verdict_of(reason: Reason) -> Verdict:
@@ -203,10 +204,26 @@ def date(
     state: ChainState, waiting: Waiting, record: DeviceRecord, rules: Rules, *, shares: ShareCheck = check_shares
 ) -> tuple[ChainState, Judgement]:
     """Judge a batch that waited for the date that its boot has now (P-BAT-7); they come in the order of their seq."""
-    judgement = judge(waiting, record, rules, boot_date_ms=state.boot_date_ms, shares=shares)
+    judgement = judge(
+        waiting, record, rules, boot_date_ms=state.boot_date_ms, skipped_to=waiting.skipped_to, shares=shares
+    )
     batch = waiting.signed.batch
     wall_ms = max(state.wall_ms, _last_ms(judgement, batch)) if judgement.reason is Reason.NONE else state.wall_ms
     return replace(state, wall_ms=wall_ms, undated_from=batch.seq + 1), judgement
+
+
+def reinstate(
+    state: ChainState, waiting: Waiting, record: DeviceRecord, rules: Rules, *, shares: ShareCheck = check_shares
+) -> tuple[ChainState, Judgement]:
+    """Judge a batch again that was held since its device was suspended, after the decision to reinstate it."""
+    judgement = judge(waiting, record, rules, skipped_to=waiting.skipped_to, shares=shares)
+    batch = waiting.signed.batch
+    if judgement.reason is not Reason.NONE:
+        return state, judgement
+    wall_ms, boot_date_ms = max(state.wall_ms, _last_ms(judgement, batch)), state.boot_date_ms
+    if batch.synchronised and batch.boot == state.boot and boot_date_ms is None:
+        boot_date_ms = batch.t0_ms - batch.t0_boot_ms
+    return replace(state, wall_ms=wall_ms, boot_date_ms=boot_date_ms), judgement
 
 
 def dated(state: ChainState) -> ChainState:

@@ -90,11 +90,12 @@ class Memory:
         return [Kept(row.seq, row.message, row.received_ms, row.reason) for row in rows[:limit]]
 
     def undated(self, device, from_seq, limit):
-        rows = [row for row in self._rows(device, from_seq) if row.waits_for_a_date]
-        return [
-            Kept(row.seq, row.message, row.received_ms, Reason.CLOCK_UNSYNCHRONISED, row.state_before)
-            for row in rows[:limit]
-        ]
+        rows = [row for row in self._rows(device, from_seq) if _held(row) is Reason.CLOCK_UNSYNCHRONISED]
+        return [_kept(row) for row in rows[:limit]]
+
+    def suspended(self, device, limit):
+        rows = [row for row in self._rows(device, 0) if _held(row) is Reason.SUSPENDED_DEVICE]
+        return [_kept(row) for row in rows[:limit]]
 
     def _rows(self, device, from_seq):
         return sorted(
@@ -119,8 +120,9 @@ class Memory:
         asked = places_to_ask(desk, opened)
         desk.kept.update({place: self.rows[place].digest for place in asked if place in self.rows})
         judge = Judge(desk, self, self.rules, shares_of(opened, self.rules, Inline()))
-        for device in due:
-            judge.go_on(desk.chains[device])
+        for chain in desk.chains.values():
+            if chain.due:
+                judge.go_on(chain)
         outcomes = [judge.handle(*pair, self.received) for pair in zip(messages, opened, strict=True)]
         deserving = {outcome.device for outcome in outcomes if outcome.device}
         waiting = {
@@ -137,6 +139,8 @@ class Memory:
             assert all(seq >= receipt.next_seq for seq in receipt.held)
 
     def _write(self, desk):
+        for place in desk.removed:
+            assert self.rows.pop(place).judgement is None
         for place, row in desk.rows.items():
             assert place not in self.rows
             self.rows[place] = row
@@ -165,7 +169,8 @@ class Memory:
             decisions=[*self.rules.decisions, decision],
         )  # fmt: skip
         if device in self.chains:
-            self.chains[device].due = Due.DECIDED
+            due = Due.CONTINUED if action is Action.CONTINUE else Due.DECIDED
+            self.chains[device].due = max(self.chains[device].due, due)
         self.settle()
 
     def check(self):
@@ -187,6 +192,15 @@ class Memory:
                     assert row.judgement == judged[row.seq]
 
 
+def _held(row):
+    return row.judgement.reason if row.judgement is not None else None
+
+
+def _kept(row):
+    judgement = row.judgement
+    return Kept(row.seq, row.message, row.received_ms, judgement.reason, row.state_before, judgement.skipped_to)
+
+
 def replace_chain(chain):
     """Return a copy, as a read from a database is."""
     if chain is None:
@@ -194,6 +208,13 @@ def replace_chain(chain):
     return Chain(
         chain.known, chain.state, chain.version, chain.waiting, chain.waiting_bytes, chain.due, dict(chain.credited)
     )
+
+
+def topic_of(message):
+    try:
+        return device_topic(parse(message).key_id, "batch")
+    except Rejected:
+        return "mg/v1/x"
 
 
 def decode_one(data):
@@ -217,15 +238,15 @@ def judge_one(data):
     choices = Choices(data)
     labs = [Lab(1), Lab(3)]
     memory = Memory(labs)
-    sent, group, count = [], [], 0
+    sent, late, group, count = [], [], [], 0
     while not choices.over and count < 40:
         lab = labs[choices.pick(2)]
-        made = _step(choices, lab, sent, memory)
+        made = _step(choices, lab, sent, late, memory)
         count += 1
         if made is None:
             continue
         sent.append(made)
-        group.append(Incoming(device_topic(lab.device, "batch"), made))
+        group.append(Incoming(topic_of(made), made))
         if choices.pick(3) == 0:
             memory.judge(group)
             group = []
@@ -235,13 +256,15 @@ def judge_one(data):
     return count
 
 
-def _step(choices, lab, sent, memory):
+def _step(choices, lab, sent, late, memory):
     kind = choices.pick(16)
     if kind == 1:
-        lab.next([(1, 1)])  # lost on its way
+        late.append(lab.next([(1, 1)], **({"synchronised": False, "t0_ms": 0} if choices.pick(2) else {})))
         return None
     if kind == 2 and sent:
         return sent[choices.pick(len(sent))]
+    if kind in {0, 2} and late and choices.pick(2):
+        return late.pop(choices.pick(len(late)))
     if kind == 3 and sent:
         data = bytearray(sent[choices.pick(len(sent))])
         if data:
