@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from ingest.config import InfluxSettings
 from ingest.view.lines import NS_PER_MS, batch_lines
+from ingest.view.sink import token_of
 from maxgreen.errors import Fatal, Retryable
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
@@ -34,7 +35,7 @@ class Compared:
 
 def asker(settings: InfluxSettings) -> Ask:
     """Return what sends an InfluxQL query and returns its series."""
-    token = settings.token_file.read_text().strip() if settings.token_file else ""
+    token = token_of(settings)
     pool = urllib3.PoolManager(timeout=_TIMEOUT_S, retries=False)
 
     def ask(text: str) -> list[dict[str, Any]]:

@@ -41,11 +41,19 @@ class Sink(Protocol):
         ...
 
 
+def token_of(settings: InfluxSettings) -> str:
+    """Return the token of settings; Fatal when its file cannot be read."""
+    try:
+        return settings.token_file.read_text().strip() if settings.token_file else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise Fatal(f"influx.token_file {settings.token_file}: {error}") from error
+
+
 class InfluxSink:
     """An InfluxDB, by its write endpoint."""
 
     def __init__(self, settings: InfluxSettings) -> None:
-        token = settings.token_file.read_text().strip() if settings.token_file else ""
+        token = token_of(settings)
         self._bucket = settings.bucket
         self._org = settings.org
         self._client = InfluxDBClient(

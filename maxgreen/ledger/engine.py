@@ -20,6 +20,7 @@ _BUSY_MS: Final = 30_000
 _CACHE_KIB: Final = 65_536
 _CONNECT_S: Final = 10
 _SILENT_MS: Final = 30_000
+_EXPECTED: Final = "; expected sqlite:///FILE or postgresql://USER@HOST/NAME"
 _MIGRATING: Final = 0x6D617867
 # what a database that works may answer for a while
 _PASSING: Final = {
@@ -64,7 +65,7 @@ def open_engine(url: str) -> Engine:
         raise
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         hint = "; install maxgreen[postgres]" if "psycopg" in str(error) else ""
-        raise Fatal(f"ledger {_shown(url)}: {error}{hint}") from error
+        raise Fatal(f"ledger {_shown(url)}: {error}{hint or _EXPECTED}") from error
     return engine
 
 
