@@ -25,6 +25,7 @@ from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine, reader
 from maxgreen.ledger.registry import KnownDevice
 from maxgreen.protocol.backend import CommandKind, decode_command
+from maxgreen.protocol.batch import MAX_SEQ
 from maxgreen.protocol.cose import parse
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import config_commands, load
@@ -66,14 +67,16 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
 def decide(
     action: Annotated[Action, typer.Argument(help="what is decided")],
     device: DeviceArgument,
-    from_seq: Annotated[int, typer.Argument(min=0)],
-    to_seq: Annotated[int, typer.Argument(min=0)],
+    from_seq: Annotated[int, typer.Argument(min=0, max=MAX_SEQ, help="the first batch that it speaks of")],
+    to_seq: Annotated[int, typer.Argument(min=0, max=MAX_SEQ, help="the last one; of skip: where the chain goes on")],
     text: Annotated[str, typer.Option(help="why: the owner and the auditor read it")],
     who: Annotated[str, typer.Option(help="who decided")],
     reason: Annotated[str, typer.Option(help="the reason code that it answers")] = "",
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Record a decision; the running service lets the chain go on where it allows that (P-ING-3, P-ING-4)."""
+    if to_seq < from_seq:
+        raise UsageError(f"from {from_seq} to {to_seq}: the range is reversed")
     settings = load(IngestSettings, config)
     now_ms = make_clock(settings.clock_file).now_ms()
     with open_engine(settings.ledger).begin() as connection:
@@ -149,11 +152,11 @@ def rebuild_view(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Fill an InfluxDB from the ledger; the service may run beside it, and it goes on where it was interrupted."""
-    from ingest.view.projector import REBUILDING, Projector  # noqa: PLC0415
+    from ingest.view.projector import Projector, rebuilding  # noqa: PLC0415
     from ingest.view.sink import InfluxSink  # noqa: PLC0415
 
     settings = _with_view(config)
-    projector = Projector(open_engine(settings.ledger), InfluxSink(settings.influx), REBUILDING)
+    projector = Projector(open_engine(settings.ledger), InfluxSink(settings.influx), rebuilding(settings.influx))
     with Progress(SpinnerColumn(), "{task.completed} rows written", transient=True) as progress:
         task = progress.add_task("", total=None)
         count = projector.rebuild(afresh=afresh, progress=lambda done: progress.update(task, completed=done))
@@ -162,7 +165,7 @@ def rebuild_view(
 
 @app.command("compare-view")
 def compare_view(
-    days: Annotated[float, typer.Option(min=0, help="only what came in the last days; 0 = all")] = 0,
+    days: Annotated[float, typer.Option(min=0, max=36_500, help="only what came in the last days; 0 = all")] = 0,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Compare InfluxDB with the ledger, point by point; name the first difference, and end with status 1."""
@@ -194,11 +197,11 @@ def aside(
     settings = _with_view(config)
     engine = open_engine(settings.ledger)
     if replay:
-        from ingest.view.projector import Projector  # noqa: PLC0415
+        from ingest.view.projector import Projector, running  # noqa: PLC0415
         from ingest.view.sink import InfluxSink  # noqa: PLC0415
 
-        written, refused = Projector(engine, InfluxSink(settings.influx)).replay()
-        print(f"{written} written, {refused} refused again")
+        batches, rejected = Projector(engine, InfluxSink(settings.influx), running(settings.influx)).replay()
+        print(f"the running service writes {batches} batches again; {rejected} rejected messages are written")
         return
     with reader(engine).begin() as connection:
         rows = [

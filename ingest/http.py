@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FunctionLoader, select_autoescape
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -62,11 +62,11 @@ def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None]) 
             return _devices(Book(connection))
 
     @app.get("/api/devices/{device}/batches")
-    def batches(device: str, limit: int = _RECENT) -> list[dict[str, Any]]:
+    def batches(device: str, limit: Annotated[int, Query(ge=1, le=1_000)] = _RECENT) -> list[dict[str, Any]]:
         with engine.begin() as connection:
             book = Book(connection)
             known = _find(book, device)
-            return [_batch_json(row) for row in book.recent_batches(known.record.device, min(limit, 1000))]
+            return [_batch_json(row) for row in book.recent_batches(known.record.device, limit)]
 
     @app.get("/api/verdicts")
     def verdicts() -> list[dict[str, Any]]:

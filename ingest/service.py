@@ -14,7 +14,7 @@ from ingest.http import make_app
 from ingest.loop import Loop
 from ingest.metrics import Metrics
 from ingest.source import MqttSource
-from ingest.view.projector import Projector
+from ingest.view.projector import Projector, running
 from ingest.view.sink import InfluxSink
 from ingest.worker import Worker
 from maxgreen.chain.client import connect
@@ -22,6 +22,7 @@ from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.clock import Clock, make_clock
 from maxgreen.keyfile import create_key_file, load_key_file
 from maxgreen.ledger.engine import LedgerAwayError, open_engine, reader
+from maxgreen.ledger.lease import Lease
 from maxgreen.protocol.keys import Signer
 from maxgreen.service import notify, scrypt_kernel
 
@@ -29,6 +30,7 @@ _LOG: Final = logging.getLogger(__name__)
 _PROJECT_EVERY_S: Final = 1.0
 _HOUSE_EVERY_S: Final = 0.05
 _OPEN_EVERY_S: Final = 2.0
+_PATIENCE_US: Final = 60_000_000
 
 
 class IngestService:
@@ -49,7 +51,11 @@ class IngestService:
         self._housekeeping = Housekeeping(
             engine, self._source, deployment, signer, clock, refresh_s=settings.chain.refresh_s
         )
-        self._projector = Projector(engine, InfluxSink(settings.influx)) if settings.influx.url else None
+        self._projector: Projector | None = None
+        if settings.influx.url:
+            name = running(settings.influx)
+            self._projector = Projector(engine, InfluxSink(settings.influx), name)
+            self._view_lease = Lease(engine, name)  # two writers would write what is old over what is new
         self._judging = Loop("judging", self._judge, self._stopping)
         self._beside = [Loop("housekeeping", self._keep_house, self._stopping)]
         if self._projector is not None:
@@ -100,6 +106,8 @@ class IngestService:
                 if thread is not None:
                     thread.join()
             self._housekeeping.stop()
+            if self._projector is not None:
+                self._view_lease.release()
 
     def stop(self) -> None:
         """Ask `run` to end; any thread or signal handler may call it."""
@@ -114,7 +122,9 @@ class IngestService:
         return _HOUSE_EVERY_S
 
     def _project(self) -> float:
-        return 0.0 if self._projector is not None and self._projector.step() else _PROJECT_EVERY_S
+        if self._projector is None or not self._view_lease.held():
+            return _PROJECT_EVERY_S
+        return 0.0 if self._projector.step() else _PROJECT_EVERY_S
 
 
 def _opened(url: str) -> Engine:
@@ -127,4 +137,5 @@ def _opened(url: str) -> Engine:
                 said = str(error)
                 notify(f"STATUS=waiting: {said}")
                 _LOG.warning("waiting: %s", said)
+            notify(f"EXTEND_TIMEOUT_USEC={_PATIENCE_US}")  # systemd waits with us
             time.sleep(_OPEN_EVERY_S)

@@ -13,6 +13,8 @@ from maxgreen.mqtt import Connected, Connection, Denied, Disconnected, Incoming,
 from maxgreen.protocol.identity import ROOT
 
 QUEUE: Final = 4_096  # messages; then the connection is not read on
+QUEUE_BYTES: Final = 16 * 2**20
+GROUP_BYTES: Final = 4 * 2**20
 _IN_FLIGHT: Final = 1_000  # receipts that the broker has not answered
 _WAITING: Final = 10_000
 _MAX_RETRY_S: Final = 30
@@ -52,13 +54,15 @@ class MqttSource:
         self.connected = threading.Event()
         self.denied = ""  # what the broker does not let us listen to
         self._deliveries: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self._put_bytes = 0  # by the connection's thread
+        self._taken_bytes = 0  # by the worker's
         self._greet = on_connect
         self._is_up = is_up
         self._connection = Connection(
             settings,
             settings.client_id,
             sink=self._take,
-            has_room=lambda: self._deliveries.qsize() < QUEUE,
+            has_room=self._has_room,
             subscriptions=[(f"{ROOT}/+/+/batch", 1)],
             versions=(mqtt.MQTTv311,),
             manual_ack=True,
@@ -74,13 +78,17 @@ class MqttSource:
     def receive(self, most: int, wait_s: float, linger_s: float) -> list[Incoming]:
         """Return messages: none after `wait_s` without any, up to `most` within `linger_s` of the first."""
         group: list[Incoming] = []
-        try:
-            group.append(self._deliveries.get(timeout=wait_s))
-            deadline = time.monotonic() + linger_s
-            while len(group) < most:
-                group.append(self._deliveries.get(timeout=max(0.0, deadline - time.monotonic())))
-        except queue.Empty:
-            pass
+        size, patience_s, deadline = 0, wait_s, 0.0
+        while len(group) < most and size < GROUP_BYTES:
+            try:
+                message = self._deliveries.get(timeout=patience_s)
+            except queue.Empty:
+                break
+            group.append(message)
+            size += len(message.payload)
+            deadline = deadline or time.monotonic() + linger_s
+            patience_s = max(0.0, deadline - time.monotonic())
+        self._taken_bytes += size
         return group
 
     def acknowledge(self, deliveries: Sequence[Incoming]) -> None:
@@ -95,9 +103,13 @@ class MqttSource:
         """Close the connection."""
         self._connection.stop()
 
+    def _has_room(self) -> bool:
+        return self._deliveries.qsize() < QUEUE and self._put_bytes - self._taken_bytes < QUEUE_BYTES
+
     def _take(self, notice: Notice) -> None:
         match notice:
             case Incoming():
+                self._put_bytes += len(notice.payload)
                 self._deliveries.put(notice)
             case Connected():
                 self.connected.set()

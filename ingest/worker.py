@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ POLL_S: Final = 0.05
 _DUE_EVERY_S: Final = 1.0
 _DUE: Final = 8  # chains that go on between two groups
 _ASIDE_S: Final = 600.0
+_ALARM_S: Final = 3_600.0
 _ATTEMPTS: Final = 20
 
 
@@ -55,7 +57,16 @@ class Worker:
         self._group: Sequence[Incoming] = ()
         self._due_at = 0.0
         self._aside: dict[bytes, float] = {}  # chains that broke us, until when
-        self.alarm: str | None = None
+        self._alarm = ""
+        self._alarm_until = 0.0
+
+    @property
+    def alarm(self) -> str | None:
+        """What broke ingest within the last hour, if anything."""
+        return self._alarm if time.monotonic() < self._alarm_until else None
+
+    def _raise_alarm(self, text: str) -> None:
+        self._alarm, self._alarm_until = text, time.monotonic() + _ALARM_S
 
     def step(self) -> int:
         """Judge what came, and let chains that are due go on; return how many messages were judged.
@@ -85,7 +96,9 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - whatever it is, other chains go on
             self._aside[device] = time.monotonic() + _ASIDE_S
             _LOG.exception("device %s: its waiting batches broke ingest", device.hex())
-            self.alarm = f"device {device.hex()}: its waiting batches broke ingest ({type(error).__name__}): report it"
+            self._raise_alarm(
+                f"device {device.hex()}: its waiting batches broke ingest ({type(error).__name__}): report it"
+            )
 
     def _set_aside_until(self, now_s: float) -> list[bytes]:
         self._aside = {device: until for device, until in self._aside.items() if until > now_s}
@@ -104,8 +117,8 @@ class Worker:
                 return
             if self.alarm is None:  # said once: more of its kind may come
                 _LOG.exception("a message broke ingest and is kept as evidence: %.200r", group[0].topic)
-            self.alarm = f"a message broke ingest ({type(error).__name__}): see /api/evidence, and report it"
             self._set_aside(group[0], error)
+            self._raise_alarm(f"a message broke ingest ({type(error).__name__}): see /api/evidence, and report it")
 
     def _set_aside(self, message: Message, error: Exception) -> None:
         rejected = Rejected(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error!s:.200}")
@@ -124,7 +137,7 @@ class Worker:
                 raise LedgerAwayError("every connection to the ledger's database is in use") from error
             except ConflictError:
                 self._metrics.conflicts.inc()
-                time.sleep(0.001 * attempt)
+                time.sleep(random.uniform(0, 0.005 * attempt))
                 continue
             break
         else:

@@ -18,7 +18,11 @@ from maxgreen.ledger.engine import reader
 
 _PAGE: Final = 200  # batches of one device that are asked for at once
 _TIMEOUT_S: Final = 60.0
-_FIELDS: Final = {"sample": ("v", "i", "p"), "register": ("forward_kwh", "reverse_kwh", "gap_s")}
+_FIELDS: Final = {
+    "sample": ("v", "i", "p"),
+    "register": ("forward_kwh", "reverse_kwh", "gap_s"),
+    "work": ("shares", "hashes"),
+}
 _CLOSE: Final = 1e-9
 Point = tuple[str, str, int]  # measurement, channel, ns
 
@@ -36,13 +40,14 @@ class Compared:
 def asker(settings: InfluxSettings) -> Ask:
     """Return what sends an InfluxQL query and returns its series."""
     token = token_of(settings)
+    database, _, policy = settings.bucket.partition("/")
     pool = urllib3.PoolManager(timeout=_TIMEOUT_S, retries=False)
 
     def ask(text: str) -> list[dict[str, Any]]:
-        arguments = urlencode({"db": settings.bucket, "q": text, "epoch": "ns"})
+        arguments = urlencode({"db": database, **({"rp": policy} if policy else {}), "q": text, "epoch": "ns"})
         try:
             answer = pool.request(
-                "GET", f"{settings.url}/query?{arguments}", headers={"Authorization": f"Token {token}"}
+                "GET", f"{settings.url.rstrip('/')}/query?{arguments}", headers={"Authorization": f"Token {token}"}
             )
         except urllib3.exceptions.HTTPError as error:
             raise Retryable(f"InfluxDB does not answer: {error}") from error
@@ -103,11 +108,12 @@ def _difference(device: bytes, rows: list[Any], ask: Ask) -> str | None:
         times = [t_ns for what, _, t_ns in expected if what == measurement]
         if times:
             for t_ns, channel, *values in _values(ask, measurement, ("channel", *names), name, times):
-                found[measurement, str(channel), int(t_ns)] = dict(zip(names, values, strict=True))
+                found[measurement, str(channel or ""), int(t_ns)] = dict(zip(names, values, strict=True))
     for point, (seq, wanted) in expected.items():
         there = found.get(point)
         if there is None or any(
-            there[k] is None or abs(there[k] - v) > _CLOSE * max(1, abs(v)) for k, v in wanted.items()
+            not isinstance(there[k], int | float) or abs(there[k] - v) > _CLOSE * max(1, abs(v))
+            for k, v in wanted.items()
         ):
             measurement, channel, t_ns = point
             where = f"device {name} seq {seq}: {measurement} of channel {channel} at {t_ns} ns"

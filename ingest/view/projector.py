@@ -1,6 +1,7 @@
 """The projector: copies what changed in the ledger into the view, with a position that the ledger keeps."""
 
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from typing import Final
 
 from sqlalchemy import Engine
 
+from ingest.config import InfluxSettings
 from ingest.view.lines import batch_text, rejected_line
-from ingest.view.sink import MAX_LINES, BadLinesError, Sink, TooLargeError, TooOldError
+from ingest.view.sink import MAX_LINES, BadLinesError, Sink, TooLargeError, TooOldError, target_of
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
@@ -22,6 +24,16 @@ _BATCHES: Final = 500
 _TRIES: Final = 32  # requests to find bad lines among those of one step; then what is left is set aside whole
 _PATIENCE: Final = 4  # failures of the database before it is given half as much
 _RETRY_S: Final = 2.0
+
+
+def running(settings: InfluxSettings) -> str:
+    """Return the position of the service for a database."""
+    return f"{RUNNING}:{target_of(settings)}"
+
+
+def rebuilding(settings: InfluxSettings) -> str:
+    """Return the position of a rebuild of a database."""
+    return f"{REBUILDING}:{target_of(settings)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +55,7 @@ class Projector:
         self._sink = sink
         self._name = name
         self._failures = 0
-        self._tries = 0
+        self._tries = _TRIES
 
     def step(self) -> int:
         """Project some changes; return how many. The position moves only after the write.
@@ -56,18 +68,29 @@ class Projector:
             rejected = book.evidence_after(book.position(self._name + _EVIDENCE), _BATCHES)
         if not rows and not rejected:
             return 0
-        items = [Item(bytes(row.device), int(row.seq), *batch_text(row)) for row in rows]
-        items += [Item(b"", int(row.id), rejected_line(row), 1) for row in rejected]
-        refused = self._write(items)
-        with self._engine.begin() as connection:
-            book = Book(connection)
-            for item, text in refused:
-                book.set_aside(item.device, item.number, text)
-            if rows:
-                book.set_position(self._name, rows[-1].revision)
-            if rejected:
-                book.set_position(self._name + _EVIDENCE, rejected[-1].id)
-        return len(items)
+        self._project(
+            [(int(row.revision), Item(bytes(row.device), int(row.seq), *batch_text(row))) for row in rows], self._name
+        )
+        self._project(
+            [(int(row.id), Item(b"", int(row.id), rejected_line(row), 1)) for row in rejected], self._name + _EVIDENCE
+        )
+        return max(len(rows), len(rejected))
+
+    def _project(self, items: Sequence[tuple[int, Item]], position: str) -> None:
+        """Write items in parts; the position moves after each of them."""
+        moved = dict(zip((item for _, item in items), (at for at, _ in items), strict=True))
+        self._tries = _TRIES
+        for part in _parts([item for _, item in items], self._most()):
+            refused = self._write(part)
+            with self._engine.begin() as connection:
+                book = Book(connection)
+                for item, text in refused:
+                    book.set_aside(item.device, item.number, text)
+                book.set_position(position, moved[part[-1]])
+
+    def _most(self) -> int:
+        """Return how many lines a request has: fewer where they fail again and again: one may be the cause."""
+        return MAX_LINES if self._failures < _PATIENCE else max(1, MAX_LINES >> (self._failures - _PATIENCE + 1))
 
     def rebuild(self, *, afresh: bool = False, progress: Callable[[int], object] = lambda _count: None) -> int:
         """Fill a view from the whole ledger, also beside the running service; return how many rows were written.
@@ -84,11 +107,11 @@ class Projector:
                 _LOG.warning("waiting: %s", error)
                 time.sleep(_RETRY_S)
                 continue
-            if not step:
-                self.forget()
-                return count
             count += step
             progress(count)
+            if step < _BATCHES:  # what changes from now on the service writes, and so did we
+                self.forget()
+                return count
 
     def forget(self) -> None:
         """Begin at the ledger's beginning at the next step."""
@@ -98,35 +121,33 @@ class Projector:
             book.set_position(self._name + _EVIDENCE, 0)
 
     def replay(self) -> tuple[int, int]:
-        """Write again what was set aside; return how many rows were written, and how many still are refused."""
+        """Let what was set aside be written again; return how many batches the service will write, and now were.
+
+        A batch gets a new revision, so that the service writes its newest verdict in its turn; rejected messages, which
+        never change, are written here.
+        """
         with self._readers.begin() as connection:
             book = Book(connection)
             aside = book.all_aside()
-            items = []
-            for row in aside:
-                device, number = bytes(row.device), int(row.number)
-                found = book.batch(device, number) if device else book.evidence_at(number)
-                if found is not None:
-                    text, lines = batch_text(found) if device else (rejected_line(found), 1)
-                    items.append(Item(device, number, text, lines))
-        refused = self._write(items)
+            rejected = [
+                found for row in aside if not row.device and (found := book.evidence_at(row.number)) is not None
+            ]
+        refused = self._write([Item(b"", int(row.id), rejected_line(row), 1) for row in rejected]) if rejected else []
         with self._engine.begin() as connection:
             book = Book(connection)
             book.clear_aside([row.id for row in aside])
+            batches = [row for row in aside if row.device]
+            random.shuffle(batches)  # other neighbours: what was set aside with a bad one is not again
+            for row in batches:
+                book.show_again(bytes(row.device), int(row.number))
             for item, text in refused:
                 book.set_aside(item.device, item.number, text)
-        return len(items) - len(refused), len(refused)
+        return len(batches), len(rejected) - len(refused)
 
     def _write(self, items: Sequence[Item]) -> list[tuple[Item, str]]:
         """Write items; return those that the database refuses for what they are."""
-        self._tries = _TRIES
-        most = MAX_LINES
-        if self._failures >= _PATIENCE:  # a request that fails again and again may be the cause
-            most = max(1, MAX_LINES >> (self._failures - _PATIENCE + 1))
-        refused: list[tuple[Item, str]] = []
         try:
-            for part in _parts(items, most):
-                refused += self._write_part(part)
+            refused = self._write_part(items)
         except Retryable:
             self._failures += 1
             raise
@@ -140,6 +161,7 @@ class Projector:
             _LOG.info("not in the view, the database keeps nothing that old: %s", error)
         except TooLargeError as error:
             if len(items) == 1:
+                _LOG.error("a batch is too large for InfluxDB and is set aside: maxgreen ingest aside")
                 return [(items[0], str(error))]
             return self._halves(items)
         except BadLinesError as error:

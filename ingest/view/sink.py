@@ -1,10 +1,11 @@
 """Where lines go: `POST /api/v2/write`, which InfluxDB 1.8+, 2.x and other stores take."""
 
+import hashlib
 import json
 from typing import Final, Protocol
 
 from influxdb_client import InfluxDBClient
-from influxdb_client.client.write_api import SYNCHRONOUS
+from influxdb_client.client.write_api import SYNCHRONOUS, WriteApi
 from influxdb_client.rest import ApiException
 from urllib3.exceptions import HTTPError
 
@@ -33,6 +34,12 @@ class TooOldError(MaxgreenError):
     """Some lines are older than what the database keeps; the others were written."""
 
 
+def target_of(settings: InfluxSettings) -> str:
+    """Return a short name of the database that settings mean: what was written there is no use to another."""
+    name = f"{settings.url.rstrip('/')}|{settings.org}|{settings.bucket}"
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
 class Sink(Protocol):
     """Where lines go."""
 
@@ -44,27 +51,36 @@ class Sink(Protocol):
 def token_of(settings: InfluxSettings) -> str:
     """Return the token of settings; Fatal when its file cannot be read."""
     try:
-        return settings.token_file.read_text().strip() if settings.token_file else ""
+        token = settings.token_file.read_text().strip() if settings.token_file else ""
     except (OSError, UnicodeDecodeError) as error:
         raise Fatal(f"influx.token_file {settings.token_file}: {error}") from error
+    if not token.isprintable():
+        raise Fatal(f"influx.token_file {settings.token_file}: expected one line, the token")
+    return token
 
 
 class InfluxSink:
     """An InfluxDB, by its write endpoint."""
 
     def __init__(self, settings: InfluxSettings) -> None:
-        token = token_of(settings)
-        self._bucket = settings.bucket
-        self._org = settings.org
-        self._client = InfluxDBClient(
-            settings.url, token=token, org=settings.org, enable_gzip=False, timeout=_TIMEOUT_MS
-        )
-        self._api = self._client.write_api(write_options=SYNCHRONOUS)
+        self._settings = settings
+        self._token: str | None = None
+
+    def _connected(self) -> WriteApi:
+        """Return a client with the token as its file has it now."""
+        token = token_of(self._settings)
+        if token != self._token:
+            client = InfluxDBClient(
+                self._settings.url, token=token, org=self._settings.org, enable_gzip=False, timeout=_TIMEOUT_MS
+            )
+            self._api = client.write_api(write_options=SYNCHRONOUS)
+            self._token = token
+        return self._api
 
     def write(self, lines: str) -> None:
         """Write lines; BadLinesError, TooLargeError, TooOldError, Retryable or Fatal say what was not taken."""
         try:
-            self._api.write(self._bucket, self._org, lines, write_precision="ns")
+            self._connected().write(self._settings.bucket, self._settings.org, lines, write_precision="ns")
         except ApiException as error:
             raise _kind(error) from error
         except (OSError, HTTPError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, case, delete, func, insert, select, update
 
-from maxgreen.ledger.desk import Due, printable
+from maxgreen.ledger.desk import Due, next_revision, printable
 from maxgreen.ledger.registry import KnownDevice, known_device
 from maxgreen.ledger.schema import (
     REVISION,
@@ -114,7 +114,13 @@ class Book:
 
     def set_aside(self, device: bytes, number: int, text: str) -> None:
         """Note that the view refused a batch (device, seq) or a rejected message (its row)."""
+        self._db.execute(delete(aside).where(aside.c.device == device, aside.c.number == number))
         self._db.execute(insert(aside).values(device=device, number=number, text=printable(text)))
+
+    def show_again(self, device: bytes, seq: int) -> None:
+        """Give a batch a new revision, so that every reader of changes takes it once more."""
+        row = update(batches).where(batches.c.device == device, batches.c.seq == seq)
+        self._db.execute(row.values(revision=next_revision(self._db, 1)))
 
     def all_aside(self, limit: int = 1_000) -> list[Any]:
         """Return what the view refused, oldest first."""

@@ -12,7 +12,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from maxgreen.errors import Fatal, Retryable
 
@@ -60,12 +60,16 @@ def open_engine(url: str) -> Engine:
             "it, or begin a new ledger"
         ) from error
     except LedgerAwayError as error:
-        if engine.dialect.name == "sqlite":  # a file that is not there does not come
+        if engine.dialect.name == "sqlite" and "unable to open" in str(error):  # such a file does not come
             raise Fatal(f"ledger {_shown(url)}: {error}") from error
         raise
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-        hint = "; install maxgreen[postgres]" if "psycopg" in str(error) else ""
-        raise Fatal(f"ledger {_shown(url)}: {error}{hint or _EXPECTED}") from error
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
+        hint = "; install maxgreen[postgres]" if str(error) == "No module named 'psycopg'" else _EXPECTED
+        raise Fatal(f"ledger {_shown(url)}: {type(error).__name__}{hint}") from error
+    except SQLAlchemyError as error:
+        text = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        hint = "; its user must own it: CREATE DATABASE name OWNER user" if "permission denied" in text else ""
+        raise Fatal(f"ledger {_shown(url)}: {text}{hint}") from error
     return engine
 
 
@@ -126,5 +130,5 @@ def is_passing(sqlstate: str | None) -> bool:
 def _shown(url: str) -> str:
     try:
         return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
+    except (ArgumentError, ValueError):
+        return "(a URL that cannot be read)"  # and may hold a password

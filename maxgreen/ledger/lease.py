@@ -4,12 +4,14 @@ import os
 import secrets
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Engine, delete, select, update
 from sqlalchemy.exc import IntegrityError
 
+from maxgreen.errors import Retryable
 from maxgreen.ledger.schema import leases
 
 TERM_S: Final = 15.0
@@ -27,7 +29,7 @@ class Lease:
     def __init__(self, engine: Engine, name: str) -> None:
         self._engine = engine
         self._name = name
-        self._holder = f"{socket.gethostname()[:30]}:{os.getpid()}:{secrets.token_hex(6)}"
+        self._holder = f"{_machine()}:{os.getpid()}:{secrets.token_hex(6)}"
         self._renewed_s: float | None = None  # when we last had it for sure
         self._ask_at_s = 0.0
         self._seen: tuple[str, int] | None = None
@@ -43,10 +45,10 @@ class Lease:
         return self._renewed_s is not None and time.monotonic() < self._renewed_s + TERM_S
 
     def release(self) -> None:
-        """Give it up."""
+        """Give it up; where the ledger is away, its term ends by itself."""
         self._renewed_s = None
         self._ask_at_s = 0.0
-        with self._engine.begin() as connection:
+        with suppress(Retryable), self._engine.begin() as connection:
             connection.execute(delete(leases).where(leases.c.name == self._name, leases.c.holder == self._holder))
 
     def _ask(self, now_s: float) -> bool:
@@ -72,5 +74,14 @@ class Lease:
 
 def _ended(holder: str) -> bool:
     """Tell whether a holder was a process of this machine that is no more."""
-    host, process, _ = holder.rsplit(":", 2)
-    return host == socket.gethostname()[:30] and not Path(f"/proc/{process}").exists()
+    machine, process, _ = holder.rsplit(":", 2)
+    return machine == _machine() and not Path(f"/proc/{process}").exists()
+
+
+def _machine() -> str:
+    """Return what process ids belong to: a host name, and the namespace of the ids."""
+    try:
+        namespace = Path("/proc/self/ns/pid").readlink().name.strip("pid:[]")
+    except OSError:
+        namespace = "?"
+    return f"{socket.gethostname()[:24]}:{namespace}"

@@ -181,6 +181,7 @@ aside: Final = Table(
     Column("device", Bytes, nullable=False),  # of a batch; empty for a row of evidence
     Column("number", _Id, nullable=False),  # its seq, or that row
     Column("text", Text, nullable=False),
+    UniqueConstraint("device", "number"),
 )
 
 positions: Final = Table(

@@ -226,7 +226,7 @@ def decode_batch(payload: bytes) -> Batch:
     fields.integer(0, VERSION, VERSION)
     clock = Fields(fields.raw(6), "clock", required=range(1), optional=(1,))
     interval_ms = fields.uint(7, MAX_INTERVAL_MS)
-    channels = fields.items(8, lambda value: _decode_channel(value, interval_ms))
+    channels = fields.items(8, lambda value: _decode_channel(value, interval_ms), most=MAX_SENSORS)
     numbers = [channel.number for channel in channels]
     if numbers != sorted(set(numbers)):
         raise Malformed("batch.8: channel numbers do not ascend")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
-from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, Batch, Birth, Channel, SignedBatch, parse_batch
+from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, MAX_SENSORS, Batch, Birth, Channel, SignedBatch, parse_batch
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.protocol.work import WINDOW_MS, credit_of, window_of
@@ -253,7 +253,7 @@ def judge(
     else:
         t0_ms = None if boot_date_ms is None else boot_date_ms + batch.t0_boot_ms
     readings: tuple[Reading, ...] = ()
-    if birth is None or not _born(batch, birth):
+    if birth is None or not _born(batch, birth) or not _has_room(state, batch):
         reason, remark = Reason.BIRTH_MISSING, Reason.NONE
     else:
         readings = tuple(_reading(state, batch, channel, birth) for channel in batch.channels)
@@ -311,6 +311,12 @@ def _born(batch: Batch, birth: Birth) -> bool:
     """Tell whether the birth has every channel of the batch, in its role (birth_missing)."""
     sensors = {sensor.channel: sensor.role for sensor in birth.sensors}
     return all(sensors.get(channel.number) == channel.role for channel in batch.channels)
+
+
+def _has_room(state: ChainState, batch: Batch) -> bool:
+    """Tell whether the chain has room for the channels of a batch (P-BAT-8)."""
+    new = sum(channel.number not in state.channels for channel in batch.channels)
+    return not new or len(state.channels) + new <= MAX_SENSORS
 
 
 def _dead_band_ua(birth: Birth | None, channel: int) -> int:
@@ -410,6 +416,8 @@ def _moved(state: ChainState, signed: SignedBatch, judgement: Judgement) -> Chai
     forget = reason is Reason.BIRTH_MISSING
     channels = {n: replace(c, last=None) for n, c in state.channels.items()} if forget else dict(state.channels)
     for channel in batch.channels:
+        if channel.number not in channels and len(channels) >= MAX_SENSORS:
+            continue  # it has no room, and never counts
         last = Sample(channel.voltage_uv[-1], channel.current_ua[-1], batch.t0_boot_ms + channel.offsets_ms[-1])
         channels[channel.number] = ChannelState(
             channel.number,

@@ -19,7 +19,7 @@ from ingest.http import make_app
 from ingest.metrics import Metrics
 from ingest.view.compare import Compared, asker, compare
 from ingest.view.lines import decimal, sample_line
-from ingest.view.projector import REBUILDING, Projector
+from ingest.view.projector import REBUILDING, Projector, rebuilding, running
 from ingest.view.sink import BadLinesError, InfluxSink, TooLargeError
 from maxgreen.errors import Fatal, Retryable
 from maxgreen.ledger.book import Book
@@ -127,11 +127,99 @@ def test_a_bad_row_is_set_aside_and_the_others_are_written_then_it_is_replayed(e
     assert Projector(engine, fake).step() == 9
     assert [(row.device, row.number) for row in all_aside(engine)] == [(lab.device, 4)]
     assert verdicts(fake) == {"accepted": 8}
-    assert Projector(engine, fake).replay() == (0, 1)
+    assert Projector(engine, fake).replay() == (1, 0)
+    project(Projector(engine, fake))
+    assert [(row.device, row.number) for row in all_aside(engine)] == [(lab.device, 4)]
     fake.bad = ""
     assert Projector(engine, fake).replay() == (1, 0)
+    project(Projector(engine, fake))
     assert all_aside(engine) == []
     assert verdicts(fake) == {"accepted": 9}
+
+
+def test_rejected_messages_are_replayed_too(engine):
+    fake = FakeSink()
+    Bench(engine).send(b"noise", b"other noise")
+    fake.bad = "rejected"
+    project(Projector(engine, fake))
+    assert len(all_aside(engine)) == 2
+    fake.bad = ""
+    assert Projector(engine, fake).replay() == (0, 2)
+    assert all_aside(engine) == []
+    assert len(fake.lines) == 2
+
+
+def test_good_rows_that_were_set_aside_with_bad_ones_are_written_in_the_end(engine):
+    lab, fake = Lab(), FakeSink()
+    Bench(engine).send(*[lab.next([(18_000_000 + (k % 3 == 0), 1)]) for k in range(120)])
+    fake.bad = "v=18.000001"
+    project(Projector(engine, fake))
+    for _ in range(40):
+        if len(all_aside(engine)) == 40:
+            break
+        Projector(engine, fake).replay()
+        project(Projector(engine, fake))
+    assert len(all_aside(engine)) == 40
+    assert verdicts(fake) == {"accepted": 80}
+
+
+def test_a_rebuild_ends_while_batches_keep_coming_and_another_database_begins_anew(engine):
+    lab, bench, fake = Lab(), Bench(engine), FakeSink()
+    bench.send(*[lab.next() for _ in range(5)])
+    write = fake.write
+
+    def meanwhile(text):
+        bench.send(lab.next())
+        write(text)
+
+    fake.write = meanwhile
+    assert Projector(engine, fake, REBUILDING).rebuild() == 5
+    one, other = (InfluxSettings(url="http://x", bucket=name) for name in ("a", "b"))
+    assert len({rebuilding(one), rebuilding(other), running(one), running(other)}) == 4
+    project(Projector(engine, FakeSink(), running(one)))
+    fresh = FakeSink()
+    project(Projector(engine, fresh, running(other)))
+    assert verdicts(fresh) == {"accepted": 6}
+
+
+def test_what_was_written_before_a_failure_is_not_written_again(engine, monkeypatch):
+    monkeypatch.setattr("ingest.view.projector.MAX_LINES", 60)
+    lab, fake = Lab(), FakeSink()
+    Bench(engine).send(*[lab.next() for _ in range(30)])
+    write, calls = fake.write, [0]
+
+    def limited(text):
+        calls[0] += 1
+        if calls[0] % 5 == 0:
+            raise Retryable("InfluxDB answered 429")
+        write(text)
+
+    fake.write = limited
+    projector = Projector(engine, fake)
+    for _ in range(30):
+        try:
+            if not projector.step():
+                break
+        except Retryable:
+            continue
+    assert verdicts(fake) == {"accepted": 30}
+    assert calls[0] < 60
+
+
+def test_a_token_that_changed_is_used_without_a_restart(influx, tmp_path):
+    here = sink(influx, tmp_path)
+    here.write("token_test v=1 1767225600000000000")
+    (tmp_path / "token").write_text("revoked")
+    with pytest.raises(Fatal, match="check url, token and bucket"):
+        here.write("token_test v=2 1767225600000000001")
+    (tmp_path / "token").write_text(influx[1])
+    here.write("token_test v=2 1767225600000000001")
+    (tmp_path / "token").write_text("two\nlines")
+    with pytest.raises(Fatal, match="one line"):
+        here.write("token_test v=2 1767225600000000001")
+    (tmp_path / "token").unlink()
+    with pytest.raises(Fatal, match="token_file"):
+        here.write("token_test v=2 1767225600000000001")
 
 
 def test_a_view_that_refuses_everything_is_not_asked_for_every_row(engine):
@@ -144,6 +232,8 @@ def test_a_view_that_refuses_everything_is_not_asked_for_every_row(engine):
     assert len(all_aside(engine)) == 200
     fake.bad = ""
     assert Projector(engine, fake).replay() == (200, 0)
+    project(Projector(engine, fake))
+    assert verdicts(fake) == {"accepted": 200}
 
 
 def test_requests_that_are_too_large_are_cut(engine):
