@@ -49,7 +49,7 @@ def wait_for(done, seconds=30.0, what="it"):
 def stop(process):
     process.terminate()
     try:
-        process.wait(10)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
