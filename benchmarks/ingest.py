@@ -167,6 +167,8 @@ class Bench:
         following: dict[str, int] = {}
 
         def receipt(_client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
+            if message.retain:  # of an earlier run
+                return
             now = time.monotonic()
             name = message.topic.split("/")[3]
             next_seq = decode_receipt(parse(message.payload).payload).next_seq
