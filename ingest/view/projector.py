@@ -56,6 +56,7 @@ class Projector:
         self._name = name
         self._failures = 0
         self._tries = _TRIES
+        self._written: set[tuple[bytes, int]] = set()  # by the last step
 
     def step(self) -> int:
         """Project some changes; return how many. The position moves only after the write.
@@ -66,6 +67,7 @@ class Projector:
             book = Book(connection)
             rows = book.changed_since(book.position(self._name), _BATCHES)
             rejected = book.evidence_after(book.position(self._name + _EVIDENCE), _BATCHES)
+        self._written = {(bytes(row.device), int(row.seq)) for row in rows}
         if not rows and not rejected:
             return 0
         self._project(
@@ -109,9 +111,16 @@ class Projector:
                 continue
             count += step
             progress(count)
-            if step < _BATCHES:  # what changes from now on the service writes, and so did we
+            if step < _BATCHES and not self._overtaken():  # what changes from now on the service writes
                 self.forget()
                 return count
+
+    def _overtaken(self) -> bool:
+        """Tell whether a row changed while it was written: then the service may have written the newer one first."""
+        with self._readers.begin() as connection:
+            book = Book(connection)
+            newer = book.changed_since(book.position(self._name), _BATCHES)
+        return len(newer) == _BATCHES or any((bytes(row.device), int(row.seq)) in self._written for row in newer)
 
     def forget(self) -> None:
         """Begin at the ledger's beginning at the next step."""

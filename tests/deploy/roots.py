@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CACHE, ROOT, need
+from tests.conftest import ROOT, need
+from tests.services import CACHE
 
 NAMES = ("debian12", "debian13", "debian13-arm64")
 

@@ -11,8 +11,9 @@ from edge_agent.homeassistant import discovery, discovery_topic
 from edge_agent.report import Alarm, ChannelReport, Report
 from maxgreen.protocol.identity import device_topic
 from simulator.lab import Lab
-from tests.conftest import CACHE, ROOT
+from tests.conftest import ROOT
 from tests.deploy.roots import unpacked
+from tests.services import CACHE
 
 pytestmark = pytest.mark.services
 PACKAGE = "pytest-homeassistant-custom-component==0.13.316"  # Home Assistant 2026.2.3

@@ -298,6 +298,24 @@ def test_a_rebuild_beside_the_running_service_writes_everything_and_goes_on_afte
     assert verdicts(running) == {"accepted": 12}
 
 
+def test_a_rebuild_that_the_service_overtakes_writes_the_newer_verdict_again(engine):
+    lab, bench, fake = Lab(), Bench(engine), FakeSink()
+    first, held = lab.next(), lab.next()
+    bench.send(held)
+    service, write, done = Projector(engine, fake), fake.write, []
+
+    def overtaken(text):
+        if not done:
+            done.append(1)
+            bench.send(first)
+            project(service)
+        write(text)
+
+    rebuild = Projector(engine, type("Sink", (), {"write": lambda _, text: overtaken(text)})(), REBUILDING)
+    rebuild.rebuild()
+    assert verdicts(fake) == {"accepted": 2}
+
+
 @pytest.mark.parametrize("value", [0, 1, -1, 999_999, -1_000_000, 18_004_000, -(2**31), 2**62])
 def test_numbers_are_written_exactly(value):
     for digits in (3, 6, 12):
