@@ -1,12 +1,14 @@
 """The ingest service's settings."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from maxgreen.mqtt import BrokerTable
-from maxgreen.settings import ServiceSettings, Table
+from maxgreen.settings import NoPath, ServiceSettings, Table, missing_file
 
 
 class BrokerSettings(BrokerTable):
@@ -27,14 +29,14 @@ class HttpSettings(Table):
     """Pages, API and metrics."""
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=8080, description="port; 0 = no pages")
+    port: int = Field(default=8080, ge=0, le=65_535, description="port; 0 = no pages")
 
 
 class InfluxSettings(Table):
     """The view for Grafana."""
 
     url: str = Field(default="", description="InfluxDB 1.8+ or 2.x; empty = no view")
-    token_file: Path | None = Field(default=None, description="file with the token (2.x) or user:password (1.x)")
+    token_file: NoPath = Field(default=None, description="file with the token (2.x) or user:password (1.x)")
     org: str = Field(default="maxgreen", description="organisation (2.x)")
     bucket: str = Field(default="maxgreen", description="bucket, or database/policy (1.x)")
 
@@ -46,8 +48,24 @@ class IngestSettings(ServiceSettings):
 
     ledger: str = Field(default="sqlite:///ledger.db", description="SQLAlchemy URL: SQLite or PostgreSQL")
     key_file: Path = Field(default=Path("backend.pem"), description="the backend's signing key; made when missing")
-    clock_file: Path | None = Field(default=None, description="trials only: a file that holds the time, ms")
+    clock_file: NoPath = Field(default=None, description="trials only: a file that holds the time, ms")
     broker: BrokerSettings = Field(default=BrokerSettings(), description="the MQTT broker")
     chain: ChainSettings = Field(default=ChainSettings(), description="registry and beacons")
     http: HttpSettings = Field(default=HttpSettings(), description="pages, API and metrics")
     influx: InfluxSettings = Field(default=InfluxSettings(), description="the view for Grafana")
+
+    def faults(self) -> Iterator[str]:
+        """Yield what `run` would refuse."""
+        address = urlsplit(self.ledger)
+        if address.scheme.partition("+")[0] not in {"sqlite", "postgresql"}:
+            yield "ledger: expected sqlite:///FILE or postgresql://USER@HOST/NAME"
+        for name, path in (
+            ("chain.deployment", self.chain.deployment),
+            ("influx.token_file", self.influx.token_file),
+            ("clock_file", self.clock_file),
+            *((f"broker.{name}", getattr(self.broker, name)) for name in ("ca", "certificate", "key")),
+        ):
+            yield from missing_file(name, path)
+        view = urlsplit(self.influx.url)
+        if self.influx.url and (view.scheme not in {"http", "https"} or not view.hostname):
+            yield f"influx.url = {self.influx.url!r}: expected http://HOST:PORT or https://HOST"

@@ -94,3 +94,18 @@ def test_the_commands_check_and_copy_a_ledger(tmp_path):
     assert "seq 2" in damaged.stdout
     config.write_text(config.read_text().replace("sqlite:///", "postgresql://x@127.0.0.1/"))
     assert "pg_dump" in str(run("backup", tmp_path / "no.db").exception)
+
+
+def test_config_check_says_all_that_run_would_refuse(tmp_path):
+    config = tmp_path / "ingest.toml"
+    config.write_text(
+        'ledger = "mysql://x@h/y"\n[influx]\nurl = "not a url"\ntoken_file = "/nowhere/token"\n'
+        '[broker]\nca = "/nowhere/ca"\n[chain]\ndeployment = "/nowhere/deployment.json"\n'
+    )
+    checked = CliRunner().invoke(app, ["config", "check", "--config", str(config)])
+    said = checked.stderr + str(checked.exception)
+    for name in ("ledger:", "influx.url", "influx.token_file", "broker.ca", "chain.deployment"):
+        assert name in said
+    (tmp_path / "deployment.json").write_text("{}")
+    config.write_text(f'[chain]\ndeployment = "{tmp_path}/deployment.json"\n[influx]\ntoken_file = ""\n')
+    assert CliRunner().invoke(app, ["config", "check", "--config", str(config)]).exit_code == 0
