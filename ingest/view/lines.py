@@ -17,7 +17,7 @@ NS_PER_MS: Final = 1_000_000
 
 def batch_lines(row: Any) -> list[str]:
     """Return the lines of a row of `batches`: its verdict, and when it is accepted its samples and registers."""
-    return "\n".join(_batch_parts(row)).split("\n")
+    return batch_text(row)[0].split("\n")
 
 
 def batch_text(row: Any) -> tuple[str, int]:

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Engine
 
@@ -40,10 +40,19 @@ def rebuilding(settings: InfluxSettings) -> str:
 class Item:
     """One row of the ledger and its lines: what is written, or set aside, as one."""
 
+    at: int  # where it stands among what its position counts: its revision, or the evidence's id
     device: bytes  # empty for a rejected message
     number: int  # its seq, or the evidence's id
     text: str
     lines: int
+
+
+def _batch(row: Any) -> Item:
+    return Item(int(row.revision), bytes(row.device), int(row.seq), *batch_text(row))
+
+
+def _rejected(row: Any) -> Item:
+    return Item(int(row.id), b"", int(row.id), rejected_line(row), 1)
 
 
 class Projector:
@@ -70,25 +79,20 @@ class Projector:
         self._written = {(bytes(row.device), int(row.seq)) for row in rows}
         if not rows and not rejected:
             return 0
-        self._project(
-            [(int(row.revision), Item(bytes(row.device), int(row.seq), *batch_text(row))) for row in rows], self._name
-        )
-        self._project(
-            [(int(row.id), Item(b"", int(row.id), rejected_line(row), 1)) for row in rejected], self._name + _EVIDENCE
-        )
+        self._project([_batch(row) for row in rows], self._name)
+        self._project([_rejected(row) for row in rejected], self._name + _EVIDENCE)
         return max(len(rows), len(rejected))
 
-    def _project(self, items: Sequence[tuple[int, Item]], position: str) -> None:
+    def _project(self, items: Sequence[Item], position: str) -> None:
         """Write items in parts; the position moves after each of them."""
-        moved = dict(zip((item for _, item in items), (at for at, _ in items), strict=True))
         self._tries = _TRIES
-        for part in _parts([item for _, item in items], self._most()):
+        for part in _parts(items, self._most()):
             refused = self._write(part)
             with self._engine.begin() as connection:
                 book = Book(connection)
                 for item, text in refused:
                     book.set_aside(item.device, item.number, text)
-                book.set_position(position, moved[part[-1]])
+                book.set_position(position, part[-1].at)
 
     def _most(self) -> int:
         """Return how many lines a request has: fewer where they fail again and again: one may be the cause."""
@@ -141,7 +145,7 @@ class Projector:
             rejected = [
                 found for row in aside if not row.device and (found := book.evidence_at(row.number)) is not None
             ]
-        refused = self._write([Item(b"", int(row.id), rejected_line(row), 1) for row in rejected]) if rejected else []
+        refused = self._write([_rejected(row) for row in rejected]) if rejected else []
         with self._engine.begin() as connection:
             book = Book(connection)
             book.clear_aside([row.id for row in aside])

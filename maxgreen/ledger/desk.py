@@ -175,7 +175,7 @@ class Shelf:
         self._engine = engine
         self._registry = registry
         self._start = ChainState.start(network)
-        self._states: OrderedDict[bytes, ChainState] = OrderedDict()
+        self._states: OrderedDict[bytes, tuple[int, ChainState]] = OrderedDict()  # by device, with the row's version
 
     def known(self, ids: Collection[bytes]) -> dict[bytes, Chain]:
         """Return the chains of the devices that are registered."""
@@ -193,7 +193,7 @@ class Shelf:
                         if row.version is None
                         else Chain(
                             known,
-                            self._state(bytes(row.state)),
+                            self._state(row),
                             int(row.version),
                             row.waiting,
                             int(row.waiting_bytes),
@@ -278,16 +278,17 @@ class Shelf:
                 for row in connection.execute(query)
             ]
 
-    def _state(self, data: bytes) -> ChainState:
-        """Return a decoded state; the newest ones are remembered, since a chain is read as it was written."""
-        state = self._states.get(data)
-        return ChainState.from_bytes(data) if state is None else state
+    def _state(self, row: Any) -> ChainState:
+        """Return the state of a row; the newest ones are remembered, since a version is written once."""
+        version, state = self._states.get(bytes(row.device), (0, self._start))
+        return state if version == row.version else ChainState.from_bytes(bytes(row.state))
 
     def remember(self, desk: Desk) -> None:
         """Know the states that were written, so that they need not be decoded again."""
         for chain in desk.chains.values():
             if chain.changed:
-                self._states[chain.state.to_bytes()] = chain.state
+                self._states[chain.device] = (chain.version + 1, chain.state)
+                self._states.move_to_end(chain.device)
         while len(self._states) > _STATES:
             self._states.popitem(last=False)
 
