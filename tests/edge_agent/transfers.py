@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 DISTURBED = ("nothing", "kill", "stop and go on", "stop and kill", "medium", "network", "term")
 
@@ -97,7 +98,7 @@ def serve(folder, most_s, disturbed):
             real = spool.append
             spool.append = lambda *arguments: (time.sleep(20), real(*arguments))
         if disturbed == "network":
-            link.notices.get = lambda **_: time.sleep(20)
+            link.notices = SimpleNamespace(get=lambda **_: time.sleep(20))
             uplink._send = lambda: time.sleep(20)
 
     def when_ready():
