@@ -318,7 +318,7 @@ class Bench:
                 batch = parse_batch(message).batch
                 [channel] = batch.channels
                 tags = f"device={device.hex()},channel={channel.number},role={channel.role}"
-                text = sample_lines(tags, channel.voltage_uv, channel.current_ua, channel.offsets_ms, batch.t0_ms)
+                text = sample_lines(tags, channel.voltage, channel.current, channel.offsets, batch.t0_ms)
                 lines.append((f"lines/{device.hex()}", text))
             self.queue(f"telegraf{number}", lines, "lines/#")
             log = (self.folder / "telegraf.log").open("ab")

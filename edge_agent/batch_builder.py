@@ -41,15 +41,13 @@ def build(
             dead_band_ua=sensor.dead_band_ua,
         )
         channels.append(
-            Channel(
+            Channel.of(
                 sensor.channel,
                 sensor.role,
-                tuple(sample.voltage_uv for sample in samples),
-                tuple(sample.current_ua for sample in samples),
-                tuple(sample.boot_ms - t0_boot_ms for sample in samples),
-                meter.register_mws,
-                meter.reverse_mws,
-                meter.gap_ms,
+                [sample.voltage_uv for sample in samples],
+                [sample.current_ua for sample in samples],
+                [sample.boot_ms - t0_boot_ms for sample in samples],
+                (meter.register_mws, meter.reverse_mws, meter.gap_ms),
             )
         )
     birth_digest = hashlib.sha256(encode_birth(birth)).digest()
@@ -93,7 +91,7 @@ def attested(batch: Batch, signer: Signer, network: str) -> Batch:
             signer,
             network,
             channel.number,
-            (batch.t0_ms + channel.offsets_ms[-1]) // 1000,
+            (batch.t0_ms + channel.last[2]) // 1000,
             channel.register_mws,
             batch.seq,
         )

@@ -157,7 +157,7 @@ def _batch_json(row: Any) -> dict[str, Any]:
         "measured": _iso(row.t0_ms) if row.t0_ms is not None else None,
         "received": _iso(row.received_ms),
         "shares": row.shares,
-        "samples": sum(len(channel.voltage_uv) for channel in batch.channels),
+        "samples": sum(channel.count for channel in batch.channels),
         "sha256": bytes(row.digest).hex(),
     }
 

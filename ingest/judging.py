@@ -184,14 +184,14 @@ class Judge:
         chain = self._desk.chains[opened.envelope.key_id]
         device, seq = chain.device, opened.batch.seq
         where = place(chain.state, opened, self._desk.kept.get((device, seq)), self._predecessor(opened))
-        if where is Place.TOO_FAR and seq in self._rules.skip_targets(device, chain.state.next_seq):
-            where = Place.AHEAD
-        if where.waits and chain.waiting_bytes + len(opened.message) > MOST_WAITING_BYTES:
-            where = Place.TOO_FAR
         if where is Place.NEXT:
             judgement = self._take(chain, opened, received_ms)
             self.follow(chain)
             return Outcome(judgement.verdict, judgement.reason, device)
+        if where is Place.TOO_FAR and seq in self._rules.skip_targets(device, chain.state.next_seq):
+            where = Place.AHEAD
+        if where.waits and chain.waiting_bytes + len(opened.message) > MOST_WAITING_BYTES:
+            where = Place.TOO_FAR
         if where is Place.DUPLICATE:
             if seq == chain.state.next_seq:  # what it waited for may have come
                 self.follow(chain)

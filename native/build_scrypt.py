@@ -1,4 +1,4 @@
-"""Builds the extension `native._scrypt` (cffi, API mode), which setup.py names: scrypt, the meter's sums, lines."""
+"""Builds the extension `native._scrypt` (cffi, API mode), which setup.py names: scrypt, sums, lines, batches."""
 
 from pathlib import Path
 
@@ -20,24 +20,33 @@ int mg_mine(mg_context *context, const uint8_t *prefix, const uint8_t *target, u
 void mg_stop(mg_context *context, int stop);
 void mg_set_duty(mg_context *context, unsigned permille);
 uint64_t mg_hashes(const mg_context *context);
-typedef struct mg_sample { int64_t current_ua; int64_t power_pw; int64_t boot_ms; } mg_sample;
-typedef struct mg_growth {
-    uint64_t forward[2], reverse[2], square_current[2];
-    int64_t gap_ms, counted_ms, longest_ms;
-} mg_growth;
+#define MG_SUMS ...
 int mg_measure(const uint8_t *voltage_uv, const uint8_t *current_ua, const uint8_t *offsets_ms, size_t count,
-               int64_t t0_boot_ms, const mg_sample *before, int64_t longest_allowed_ms, int64_t dead_band_ua,
-               mg_growth *growth);
+               int64_t t0_boot_ms, const int64_t *before, int64_t longest_allowed_ms, int64_t dead_band_ua,
+               uint64_t *sums);
 enum { MG_LINE_BYTES = 128 };
 size_t mg_sample_lines(const char *tags, size_t tags_size, const uint8_t *voltage_uv, const uint8_t *current_ua,
                        const uint8_t *offsets_ms, size_t count, int64_t t0_ms, char *out);
+#define MG_HEAD_VALUES ...
+#define MG_CHANNEL_VALUES ...
+#define MG_BATCH_VALUES ...
+#define MG_COMMON_CHANNELS ...
+#define MG_MAX_SEQ ...
+#define MG_MAX_WALL_MS ...
+#define MG_MAX_BOOT_MS ...
+#define MG_MAX_INTERVAL_MS ...
+#define MG_MAX_REGISTER ...
+#define MG_MAX_CHANNEL ...
+#define MG_MAX_SAMPLES ...
+#define MG_MAX_NONCES ...
+size_t mg_read_batch(const uint8_t *message, size_t size, int64_t *values);
 """
 
 ffibuilder = FFI()
 ffibuilder.cdef(CDEF)
 ffibuilder.set_source(
     "native._scrypt",
-    '#include "scrypt.h"\n#include "meter.h"\n#include "lines.h"',
+    '#include "scrypt.h"\n#include "meter.h"\n#include "lines.h"\n#include "batch.h"',
     sources=[
         f"native/{path.name}"
         for path in sorted(HERE.glob("*.c"))

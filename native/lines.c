@@ -3,11 +3,7 @@
 
 #include <string.h>
 
-static int32_t int32_at(const uint8_t *data, size_t k)
-{
-    const uint8_t *p = data + 4 * k;
-    return (int32_t)((uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24);
-}
+#include "samples.h"
 
 static char *text(char *out, const char *from, size_t size)
 {
@@ -45,7 +41,7 @@ size_t mg_sample_lines(const char *tags, size_t tags_size, const uint8_t *voltag
 {
     char *end = out;
     for (size_t k = 0; k < count; k++) {
-        int64_t voltage = int32_at(voltage_uv, k), current = int32_at(current_ua, k);
+        int64_t voltage = mg_int32_at(voltage_uv, k), current = mg_int32_at(current_ua, k);
         end = text(end, "sample,", 7);
         end = text(end, tags, tags_size);
         end = text(end, " v=", 3);
@@ -55,7 +51,7 @@ size_t mg_sample_lines(const char *tags, size_t tags_size, const uint8_t *voltag
         end = text(end, ",p=", 3);
         end = decimal(end, voltage * current, 1000000000000, 12);
         *end++ = ' ';
-        end = digits(end, ((uint64_t)t0_ms + (uint32_t)int32_at(offsets_ms, k)) * 1000000, 1);
+        end = digits(end, ((uint64_t)t0_ms + mg_uint32_at(offsets_ms, k)) * 1000000, 1);
         *end++ = '\n';
     }
     return (size_t)(end - out);

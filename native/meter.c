@@ -1,11 +1,7 @@
 /* The sums of P-BAT-4 over the samples of one channel; maxgreen/verify/meter.py has the same in Python. */
 #include "meter.h"
 
-static int32_t int32_at(const uint8_t *data, size_t k)
-{
-    const uint8_t *p = data + 4 * k;
-    return (int32_t)((uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24);
-}
+#include "samples.h"
 
 static void put(uint64_t *words, unsigned __int128 value)
 {
@@ -14,18 +10,18 @@ static void put(uint64_t *words, unsigned __int128 value)
 }
 
 int mg_measure(const uint8_t *voltage_uv, const uint8_t *current_ua, const uint8_t *offsets_ms, size_t count,
-               int64_t t0_boot_ms, const mg_sample *before, int64_t longest_allowed_ms, int64_t dead_band_ua,
-               mg_growth *growth)
+               int64_t t0_boot_ms, const int64_t *before, int64_t longest_allowed_ms, int64_t dead_band_ua,
+               uint64_t *sums)
 {
     unsigned __int128 forward = 0, reverse = 0, square_current = 0;
     int64_t gap_ms = 0, counted_ms = 0, longest_ms = 0;
     int known = before != 0, rises = 1;
-    int64_t last_current_ua = known ? before->current_ua : 0, last_boot_ms = known ? before->boot_ms : 0;
-    int64_t last_power_pw = known ? before->power_pw : 0;
+    int64_t last_current_ua = known ? before[0] : 0, last_boot_ms = known ? before[2] : 0;
+    int64_t last_power_pw = known ? before[1] : 0;
     for (size_t k = 0; k < count; k++) {
-        int64_t amperes = int32_at(current_ua, k);
-        int64_t boot_ms = t0_boot_ms + (uint32_t)int32_at(offsets_ms, k);
-        int64_t power_pw = (amperes < 0 ? -amperes : amperes) >= dead_band_ua ? int32_at(voltage_uv, k) * amperes : 0;
+        int64_t amperes = mg_int32_at(current_ua, k);
+        int64_t boot_ms = t0_boot_ms + mg_uint32_at(offsets_ms, k);
+        int64_t power_pw = (amperes < 0 ? -amperes : amperes) >= dead_band_ua ? mg_int32_at(voltage_uv, k) * amperes : 0;
         if (k && boot_ms <= last_boot_ms)
             rises = 0;
         int64_t span_ms = boot_ms - last_boot_ms;
@@ -48,11 +44,11 @@ int mg_measure(const uint8_t *voltage_uv, const uint8_t *current_ua, const uint8
         last_boot_ms = boot_ms;
         last_power_pw = power_pw;
     }
-    put(growth->forward, forward);
-    put(growth->reverse, reverse);
-    put(growth->square_current, square_current);
-    growth->gap_ms = gap_ms;
-    growth->counted_ms = counted_ms;
-    growth->longest_ms = longest_ms;
+    put(sums + MG_FORWARD, forward);
+    put(sums + MG_REVERSE, reverse);
+    put(sums + MG_SQUARE_CURRENT, square_current);
+    sums[MG_GAP_MS_ADDED] = (uint64_t)gap_ms;
+    sums[MG_COUNTED_MS] = (uint64_t)counted_ms;
+    sums[MG_LONGEST_MS] = (uint64_t)longest_ms;
     return rises;
 }

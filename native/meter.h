@@ -5,19 +5,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The sample before: its current, its power after the dead band, its time since boot. */
-typedef struct mg_sample { int64_t current_ua; int64_t power_pw; int64_t boot_ms; } mg_sample;
+/* What samples add; each of the first three is 128 bits, the low word first. */
+enum { MG_FORWARD, MG_REVERSE = 2, MG_SQUARE_CURRENT = 4, MG_GAP_MS_ADDED = 6, MG_COUNTED_MS, MG_LONGEST_MS, MG_SUMS };
 
-/* What samples add; 128-bit sums as low and high word. */
-typedef struct mg_growth {
-    uint64_t forward[2], reverse[2], square_current[2];
-    int64_t gap_ms, counted_ms, longest_ms;
-} mg_growth;
-
-/* Sums `count` samples (little-endian 32-bit arrays, offsets unsigned) after `before` (or NULL).
-   Returns 1 when their times rise, else 0. Times and limits stay below 2^62, spans counted below 2^32. */
+/* Sums `count` samples (arrays of samples.h) after the sample `before`, which is its current, its power after the dead
+   band and its time since boot, or NULL. Returns 1 when their times rise, else 0. Times and limits stay below 2^62, spans
+   counted below 2^32. */
 int mg_measure(const uint8_t *voltage_uv, const uint8_t *current_ua, const uint8_t *offsets_ms, size_t count,
-               int64_t t0_boot_ms, const mg_sample *before, int64_t longest_allowed_ms, int64_t dead_band_ua,
-               mg_growth *growth);
+               int64_t t0_boot_ms, const int64_t *before, int64_t longest_allowed_ms, int64_t dead_band_ua,
+               uint64_t *sums);
 
 #endif

@@ -1,60 +1,47 @@
 """Energy from the samples of one channel, in C; `maxgreen.verify.meter` is the reference."""
 
-from struct import Struct
-from typing import NamedTuple
-
 from native._scrypt import ffi, lib
 
 
-class Sums(NamedTuple):
-    """What samples add (0.5e-15 J, µA²·ms, ms), and whether their times rise."""
-
-    forward: int
-    reverse: int
-    gap_ms: int
-    square_current: int
-    counted_ms: int
-    longest_ms: int
-    rises: bool
-
-
 def measure(
-    voltage_uv: tuple[int, ...],
-    current_ua: tuple[int, ...],
-    offsets_ms: tuple[int, ...],
+    voltage: bytes,
+    current: bytes,
+    offsets: bytes,
     t0_boot_ms: int,
     before: tuple[int, int, int] | None,
     *,
     longest_allowed_ms: int,
     dead_band_ua: int,
-) -> Sums:
-    """Return the sums over samples of 32 bits; `before` is current (µA), power (pW) and boot time of the sample before.
+) -> tuple[int, int, int, int, int, int, bool]:
+    """Return what samples add: energy forward and in reverse, gap, square current, time counted, longest segment.
 
-    struct.error when a value does not fit, OverflowError when a time or a limit is over 63 bits.
+    Units are 0.5e-15 J, µA²·ms and ms; the last value tells whether their times rise. `before` is current (µA), power
+    (pW) and boot time (ms) of the sample before; the arrays are a batch's own: µV, µA and ms, 32 bits each,
+    little endian. OverflowError when a time or a limit is over 63 bits.
     """
-    count = len(voltage_uv)
-    if not len(current_ua) == len(offsets_ms) == count:
+    if not len(current) == len(offsets) == len(voltage):
         raise ValueError("arrays of different lengths")
-    signed = Struct(f"<{count}i")
-    growth = ffi.new("mg_growth *")
+    sums = ffi.new("uint64_t[]", lib.MG_SUMS)
     rises = lib.mg_measure(
-        signed.pack(*voltage_uv),
-        signed.pack(*current_ua),
-        Struct(f"<{count}I").pack(*offsets_ms),
-        count,
+        voltage,
+        current,
+        offsets,
+        len(voltage) // 4,
         t0_boot_ms,
-        ffi.NULL if before is None else ffi.new("mg_sample *", before),
+        ffi.NULL if before is None else before,
         longest_allowed_ms,
         dead_band_ua,
-        growth,
+        sums,
     )
-    forward, reverse, square = growth.forward, growth.reverse, growth.square_current
-    return Sums(
-        forward[0] | forward[1] << 64,
-        reverse[0] | reverse[1] << 64,
-        growth.gap_ms,
-        square[0] | square[1] << 64,
-        growth.counted_ms,
-        growth.longest_ms,
-        bool(rises),
+    low, high, low_reverse, high_reverse, low_square, high_square, gap_ms, counted_ms, longest_ms = ffi.unpack(
+        sums, lib.MG_SUMS
+    )
+    return (
+        low | high << 64,
+        low_reverse | high_reverse << 64,
+        gap_ms,
+        low_square | high_square << 64,
+        counted_ms,
+        longest_ms,
+        rises == 1,
     )

@@ -75,15 +75,13 @@ class Lab:
             )
             self.meters[number] = meter
             channels.append(
-                Channel(
+                Channel.of(
                     number,
                     int(role),
-                    tuple(v for v, _ in values),
-                    tuple(i for _, i in values),
-                    tuple(k * self.interval_ms for k in range(len(values))),
-                    meter.register_mws,
-                    meter.reverse_mws,
-                    meter.gap_ms,
+                    [v for v, _ in values],
+                    [i for _, i in values],
+                    [k * self.interval_ms for k in range(len(values))],
+                    (meter.register_mws, meter.reverse_mws, meter.gap_ms),
                 )
             )
         made = Batch(
@@ -118,7 +116,7 @@ class Lab:
                 self.signer,
                 NETWORK,
                 c.number,
-                (batch.t0_ms + c.offsets_ms[-1]) // 1000,
+                (batch.t0_ms + c.last[2]) // 1000,
                 c.register_mws,
                 batch.seq,
             )

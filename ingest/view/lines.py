@@ -39,9 +39,9 @@ def _batch_parts(row: Any) -> Iterator[str]:
         yield f"work,device={device} shares={row.shares}i,hashes={float(row.hashes)} {row.t0_ms * NS_PER_MS}"
     for channel in parse_batch(bytes(row.message)).batch.channels:
         tags = f"device={device},channel={channel.number},role={channel.role}"
-        samples = sample_lines(tags, channel.voltage_uv, channel.current_ua, channel.offsets_ms, row.t0_ms)
+        samples = sample_lines(tags, channel.voltage, channel.current, channel.offsets, row.t0_ms)
         yield samples.decode()[:-1]
-        last_ns = (row.t0_ms + channel.offsets_ms[-1]) * NS_PER_MS
+        last_ns = (row.t0_ms + channel.last[2]) * NS_PER_MS
         yield (
             f"register,{tags} forward_kwh={channel.register_mws / 3.6e9},reverse_kwh={channel.reverse_mws / 3.6e9},"
             f"gap_s={decimal(channel.gap_ms, 3)} {last_ns}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -13,6 +14,7 @@ from maxgreen.protocol.cbor import U32_MAX, Fields
 from maxgreen.protocol.keys import SIGNATURE_SIZE, Signer, is_spki, key_id
 from maxgreen.protocol.reasons import Malformed
 from maxgreen.protocol.work import target_of
+from native import batch as common
 
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 65_536
@@ -29,6 +31,7 @@ MAX_REGISTER: Final = 2**62 - 1
 MAX_INT64: Final = 2**63 - 1
 TAG_SINT32_LE: Final = 78  # RFC 8746
 TAG_UINT32_LE: Final = 70
+_ITEM: Final = 4  # bytes of a number in these arrays
 
 
 class Role(IntEnum):
@@ -56,16 +59,64 @@ class EventKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """Samples of one channel (µV, µA, ms from t0) and its registers after the last (mW·s, mW·s, ms)."""
+    """Samples of one channel and its registers after the last (mW·s, mW·s, ms).
+
+    The samples are kept as they stand in the message: arrays of 32-bit little-endian integers (RFC 8746), voltages in
+    µV and currents in µA with a sign, offsets from t0 in ms without one.
+    """
 
     number: int
     role: int
-    voltage_uv: tuple[int, ...]
-    current_ua: tuple[int, ...]
-    offsets_ms: tuple[int, ...]
+    voltage: bytes = field(repr=False)
+    current: bytes = field(repr=False)
+    offsets: bytes = field(repr=False)
     register_mws: int
     reverse_mws: int
     gap_ms: int
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        role: int,
+        voltage_uv: Sequence[int],
+        current_ua: Sequence[int],
+        offsets_ms: Sequence[int],
+        registers: tuple[int, int, int],
+    ) -> "Channel":
+        """Return the channel with these samples; struct.error when one has over 32 bits."""
+        return cls(
+            number, role, _packed(voltage_uv, "i"), _packed(current_ua, "i"), _packed(offsets_ms, "I"), *registers
+        )
+
+    @property
+    def voltage_uv(self) -> tuple[int, ...]:
+        """The voltages, µV."""
+        return _unpacked(self.voltage, "i")
+
+    @property
+    def current_ua(self) -> tuple[int, ...]:
+        """The currents, µA."""
+        return _unpacked(self.current, "i")
+
+    @property
+    def offsets_ms(self) -> tuple[int, ...]:
+        """The times of the samples from t0, ms."""
+        return _unpacked(self.offsets, "I")
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return len(self.voltage) // _ITEM
+
+    @property
+    def last(self) -> tuple[int, int, int]:
+        """The last sample: voltage µV, current µA, offset ms."""
+        return (
+            int.from_bytes(self.voltage[-_ITEM:], "little", signed=True),
+            int.from_bytes(self.current[-_ITEM:], "little", signed=True),
+            int.from_bytes(self.offsets[-_ITEM:], "little"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +175,15 @@ class Birth:
     key_store: int
     kernel: str | None = None
     hash_rate: int | None = None
+    _by_channel: dict[int, Sensor] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # the first one of a channel is its sensor
+        object.__setattr__(self, "_by_channel", {sensor.channel: sensor for sensor in reversed(self.sensors)})
 
     def sensor(self, channel: int) -> Sensor | None:
         """Return the sensor of a channel."""
-        return next((sensor for sensor in self.sensors if sensor.channel == channel), None)
+        return self._by_channel.get(channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +205,11 @@ class Batch:
     attestations: tuple[Attestation, ...] = ()
     birth: Birth | None = None
     succeeds: tuple[bytes, bytes] | None = None  # old device id, head of its chain
+    last_offset_ms: int = field(init=False, compare=False)  # of the last sample of all channels; 0 without samples
 
-    @property
-    def last_offset_ms(self) -> int:
-        """Offset of the last sample of all channels from t0; 0 without samples."""
-        return max((channel.offsets_ms[-1] for channel in self.channels), default=0)
+    def __post_init__(self) -> None:
+        last = max([int.from_bytes(channel.offsets[-_ITEM:], "little") for channel in self.channels], default=0)
+        object.__setattr__(self, "last_offset_ms", last)
 
     def channel(self, number: int) -> Channel | None:
         """Return a channel by its number."""
@@ -180,11 +236,65 @@ def sign_batch(batch: Batch, signer: Signer, network: str) -> bytes:
 
 def parse_batch(message: bytes) -> SignedBatch:
     """Return the batch of a signed message; Malformed when any byte breaks the format."""
+    numbers = common.read(message)
+    if numbers is not None:
+        return _common_batch(message, numbers)
+    return parse_any_batch(message)
+
+
+def parse_any_batch(message: bytes) -> SignedBatch:
+    """Return what `parse_batch` returns: the reference, for every form that a batch may have."""
     envelope = cose.parse(message)
     batch = decode_batch(envelope.payload)
     if batch.birth is not None and key_id(batch.birth.spki) != envelope.key_id:
         raise Malformed("birth.0: not the signing key")
     return SignedBatch(message, envelope, batch, hashlib.sha256(message).digest())
+
+
+def _common_batch(message: bytes, numbers: list[int]) -> SignedBatch:
+    """Return the batch whose numbers were read in C (native/batch.h)."""
+    (
+        payload, size, seq, prev, boot, t0_ms, t0_boot_ms, synchronised, clock_error_ms, interval_ms, channels, nonces,
+        beacon, nbits, has_health, *health,
+    ) = numbers[: common.HEAD_VALUES]  # fmt: skip
+    end = common.HEAD_VALUES
+    read = []
+    for _ in range(channels):
+        begin, end = end, end + common.CHANNEL_VALUES
+        number, role, count, voltage, current, offsets, register_mws, reverse_mws, gap_ms = numbers[begin:end]
+        width = _ITEM * count
+        read.append(
+            Channel(
+                number,
+                role,
+                message[voltage : voltage + width],
+                message[current : current + width],
+                message[offsets : offsets + width] if offsets else _grid(count, interval_ms),
+                register_mws,
+                reverse_mws,
+                gap_ms,
+            )
+        )
+    batch = Batch(
+        seq,
+        message[prev : prev + 32],
+        message[boot : boot + 16],
+        t0_ms,
+        t0_boot_ms,
+        synchronised == 1,
+        interval_ms,
+        tuple(read),
+        None if clock_error_ms < 0 else clock_error_ms,
+        Work(beacon, nbits, tuple(numbers[end:])) if nonces else None,
+        None if has_health < 0 else _common_health(has_health, health),
+    )
+    envelope = cose.Envelope(message[8:24], message[payload : payload + size], message[-SIGNATURE_SIZE:])
+    return SignedBatch(message, envelope, batch, hashlib.sha256(message).digest())
+
+
+def _common_health(there: int, values: list[int]) -> Health:
+    cpu, throttled, spool, free, tamper, duty = (value if there >> k & 1 else None for k, value in enumerate(values))
+    return Health(cpu, throttled, spool, free, None if tamper is None else tamper == 1, duty)
 
 
 def encode_batch(batch: Batch) -> bytes:
@@ -230,7 +340,7 @@ def decode_batch(payload: bytes) -> Batch:
     numbers = [channel.number for channel in channels]
     if numbers != sorted(set(numbers)):
         raise Malformed("batch.8: channel numbers do not ascend")
-    if channels and min(min(channel.offsets_ms) for channel in channels) != 0:
+    if channels and not any(0 in channel.offsets_ms for channel in channels):
         raise Malformed("batch.4: t0 is not the earliest sample")
     batch = Batch(
         seq=fields.uint(1, MAX_SEQ),
@@ -295,36 +405,36 @@ def _encode_channel(channel: Channel, interval_ms: int) -> dict[int, Any]:
     value: dict[int, Any] = {
         0: channel.number,
         1: channel.role,
-        2: cbor.tag(TAG_SINT32_LE, struct.pack(f"<{len(channel.voltage_uv)}i", *channel.voltage_uv)),
-        3: cbor.tag(TAG_SINT32_LE, struct.pack(f"<{len(channel.current_ua)}i", *channel.current_ua)),
+        2: cbor.tag(TAG_SINT32_LE, channel.voltage),
+        3: cbor.tag(TAG_SINT32_LE, channel.current),
         5: channel.register_mws,
         6: channel.reverse_mws,
         7: channel.gap_ms,
     }
-    if channel.offsets_ms != _grid(len(channel.offsets_ms), interval_ms):
-        value[4] = cbor.tag(TAG_UINT32_LE, struct.pack(f"<{len(channel.offsets_ms)}I", *channel.offsets_ms))
+    if channel.offsets != _grid(channel.count, interval_ms):
+        value[4] = cbor.tag(TAG_UINT32_LE, channel.offsets)
     return value
 
 
 def _decode_channel(value: Any, interval_ms: int) -> Channel:
     fields = Fields(value, "channel", required=(0, 1, 2, 3, 5, 6, 7), optional=(4,))
-    voltage_uv = _decode_array(fields.raw(2), "channel.2", TAG_SINT32_LE, "i")
-    current_ua = _decode_array(fields.raw(3), "channel.3", TAG_SINT32_LE, "i")
-    count = len(voltage_uv)
+    voltage = _decode_array(fields.raw(2), "channel.2", TAG_SINT32_LE)
+    current = _decode_array(fields.raw(3), "channel.3", TAG_SINT32_LE)
+    count = len(voltage) // _ITEM
     if not 1 <= count <= MAX_SAMPLES:
         raise Malformed(f"channel: {count} samples, expected 1..{MAX_SAMPLES} (P-BAT-1)")
     grid = _grid(count, interval_ms)
-    offsets_ms = _decode_array(fields.raw(4), "channel.4", TAG_UINT32_LE, "I") if 4 in fields else grid
-    if not len(current_ua) == len(offsets_ms) == count:
+    offsets = _decode_array(fields.raw(4), "channel.4", TAG_UINT32_LE) if 4 in fields else grid
+    if not len(current) == len(offsets) == len(voltage):
         raise Malformed("channel: arrays of different lengths")
-    if 4 in fields and offsets_ms == grid:
+    if 4 in fields and offsets == grid:
         raise Malformed("channel.4: offsets on the grid must be absent")
     return Channel(
         number=fields.uint(0, MAX_CHANNEL),
         role=fields.uint(1, 4),
-        voltage_uv=voltage_uv,
-        current_ua=current_ua,
-        offsets_ms=offsets_ms,
+        voltage=voltage,
+        current=current,
+        offsets=offsets,
         register_mws=fields.uint(5, MAX_REGISTER),
         reverse_mws=fields.uint(6, MAX_REGISTER),
         gap_ms=fields.uint(7, MAX_REGISTER),
@@ -332,15 +442,24 @@ def _decode_channel(value: Any, interval_ms: int) -> Channel:
 
 
 @lru_cache(maxsize=256)
-def _grid(count: int, interval_ms: int) -> tuple[int, ...]:
-    return tuple(k * interval_ms for k in range(count))
+def _grid(count: int, interval_ms: int) -> bytes:
+    """Return the offsets of samples that came in time."""
+    return _packed(range(0, count * interval_ms, interval_ms) if interval_ms else (0,) * count, "I")
 
 
-def _decode_array(value: Any, name: str, number: int, code: str) -> tuple[int, ...]:
+def _decode_array(value: Any, name: str, number: int) -> bytes:
     data = cbor.check_bytes(cbor.tagged(value, number, name), name)
-    if len(data) % 4:
-        raise Malformed(f"{name}: {len(data)} bytes, not a multiple of 4")
-    return struct.unpack(f"<{len(data) // 4}{code}", data)
+    if len(data) % _ITEM:
+        raise Malformed(f"{name}: {len(data)} bytes, not a multiple of {_ITEM}")
+    return data
+
+
+def _packed(values: Sequence[int], code: str) -> bytes:
+    return struct.pack(f"<{len(values)}{code}", *values)
+
+
+def _unpacked(data: bytes, code: str) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(data) // _ITEM}{code}", data)
 
 
 def _decode_work(value: Any) -> Work:

@@ -1,6 +1,7 @@
 """Proof of work: the 80-byte header, compact targets, credit (docs/protocol.md, Proof of work)."""
 
 import hashlib
+from functools import lru_cache
 from typing import Final
 
 from maxgreen.protocol.reasons import Malformed
@@ -10,6 +11,7 @@ HEADER_BYTES: Final = 80
 WINDOW_MS: Final = 600_000  # P-POW-4: ten UTC minutes
 
 
+@lru_cache(1_024)
 def target_of(nbits: int) -> int:
     """Return the target of compact `nbits`; Malformed when it has none (P-POW, nBits)."""
     exponent, mantissa = nbits >> 24, nbits & 0x7FFFFF
@@ -21,6 +23,7 @@ def target_of(nbits: int) -> int:
     return target
 
 
+@lru_cache(1_024)
 def credit_of(nbits: int) -> int:
     """Return the hashes that one share at `nbits` is credited with: floor(2^256 / (target + 1))."""
     return 2**256 // (target_of(nbits) + 1)

@@ -114,9 +114,9 @@ def measure(
 def measure_arrays(
     last: Sample | None,
     last_power_pw: int,
-    voltage_uv: tuple[int, ...],
-    current_ua: tuple[int, ...],
-    offsets_ms: tuple[int, ...],
+    voltage: bytes,
+    current: bytes,
+    offsets: bytes,
     t0_boot_ms: int,
     *,
     interval_ms: int,
@@ -124,9 +124,9 @@ def measure_arrays(
 ) -> tuple[Growth, bool]:
     """Return what `measure` returns of a batch's arrays, computed in C, and whether their times rise."""
     *sums, rises = meter.measure(
-        voltage_uv,
-        current_ua,
-        offsets_ms,
+        voltage,
+        current,
+        offsets,
         t0_boot_ms,
         None if last is None else (last.current_ua, last_power_pw, last.boot_ms),
         longest_allowed_ms=_longest_segment_ms(interval_ms),

@@ -133,6 +133,8 @@ class Rules:
 
 def valid_at(history: Sequence[tuple[int, T]], t_ms: int) -> T:
     """Return the entry of a (from_ms, value) history valid at `t_ms`; the first one also before it."""
+    if history[-1][0] <= t_ms:
+        return history[-1][1]
     index = bisect_right(history, t_ms, key=lambda entry: entry[0])
     return history[max(0, index - 1)][1]
 

@@ -7,6 +7,7 @@ A message passes three stages: `open_message` (a: no chain named), `place` (b: w
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from itertools import repeat
 from typing import Final
 
 from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, MAX_SENSORS, Batch, Birth, Channel, SignedBatch, parse_batch
@@ -15,11 +16,15 @@ from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.protocol.work import WINDOW_MS, credit_of, window_of
 from maxgreen.verify.chain import ChainState, ChannelState
 from maxgreen.verify.meter import HALF_FEMTOJOULES_PER_MWS, Growth, Sample, measure_arrays
-from maxgreen.verify.rules import Action, DeviceRecord, Rules, Status, is_easier
+from maxgreen.verify.rules import Action, DeviceRecord, Limits, Rules, Status, is_easier
 from maxgreen.verify.shares import ShareCheck, Shares, check_shares
 
 MAX_HELD_BEYOND: Final = 4_096
 _HELD: Final = {Reason.GAP_BEFORE, Reason.CLOCK_UNSYNCHRONISED, Reason.SUSPENDED_DEVICE}
+_VERDICTS: Final = {
+    reason: Verdict.HELD if reason in _HELD else Verdict.ACCEPTED if reason is Reason.NONE else Verdict.REJECTED
+    for reason in Reason
+}
 
 
 class Place(Enum):
@@ -106,9 +111,7 @@ class Waiting:
 
 def verdict_of(reason: Reason) -> Verdict:
     """Return the verdict of a reason of P-ING-3's table."""
-    if reason is Reason.NONE:
-        return Verdict.ACCEPTED
-    return Verdict.HELD if reason in _HELD else Verdict.REJECTED
+    return _VERDICTS[reason]
 
 
 def open_message(
@@ -294,10 +297,11 @@ def _content(
         return Reason.TIME_OVERLAP, remark
     if last_ms > received_ms + limits.future_s * 1000:
         return Reason.FUTURE_TIME, remark
-    if not all(_agrees(reading, state, batch) for reading in readings):
+    # a batch that the chain was skipped to has no readings: its registers are not held against the chain's
+    if readings and not all(map(_agrees, readings, batch.channels, repeat(state))):
         return Reason.REGISTER_MISMATCH, remark
     if batch.work is not None:
-        remark = _check_work(batch, record.device, t0_ms, last_ms, received_ms, rules, shares)
+        remark = _check_work(batch, record.device, t0_ms, last_ms, received_ms, rules, limits, shares)
         if remark is Reason.BAD_WORK:
             return Reason.BAD_WORK, Reason.NONE
     if not _attested(batch, record, rules.network):
@@ -309,14 +313,17 @@ def _content(
 
 def _born(batch: Batch, birth: Birth) -> bool:
     """Tell whether the birth has every channel of the batch, in its role (birth_missing)."""
-    sensors = {sensor.channel: sensor.role for sensor in birth.sensors}
-    return all(sensors.get(channel.number) == channel.role for channel in batch.channels)
+    for channel in batch.channels:
+        sensor = birth.sensor(channel.number)
+        if sensor is None or sensor.role != channel.role:
+            return False
+    return True
 
 
 def _has_room(state: ChainState, batch: Batch) -> bool:
     """Tell whether the chain has room for the channels of a batch (P-BAT-8)."""
-    new = sum(channel.number not in state.channels for channel in batch.channels)
-    return not new or len(state.channels) + new <= MAX_SENSORS
+    new = [channel for channel in batch.channels if channel.number not in state.channels]
+    return not new or len(state.channels) + len(new) <= MAX_SENSORS
 
 
 def _dead_band_ua(birth: Birth | None, channel: int) -> int:
@@ -332,9 +339,9 @@ def _reading(state: ChainState, batch: Batch, channel: Channel, birth: Birth) ->
     growth, rises = measure_arrays(
         known.last,
         last_power_pw,
-        channel.voltage_uv,
-        channel.current_ua,
-        channel.offsets_ms,
+        channel.voltage,
+        channel.current,
+        channel.offsets,
         batch.t0_boot_ms,
         interval_ms=batch.interval_ms,
         dead_band_ua=dead_band_ua,
@@ -357,12 +364,11 @@ def _overlaps(state: ChainState, batch: Batch, t0_ms: int) -> bool:
     return t0_ms <= state.earlier_wall_ms
 
 
-def _agrees(reading: Reading, state: ChainState, batch: Batch) -> bool:
+def _agrees(reading: Reading, channel: Channel, state: ChainState) -> bool:
     """Tell whether the registers grew by the exact sums, to less than 1 mW·s (P-ING-2)."""
     unit = HALF_FEMTOJOULES_PER_MWS
-    channel = batch.channel(reading.channel)
-    known = state.channels.get(reading.channel)
-    gap_growth_ms = (channel.gap_ms if channel else 0) - (known.gap_ms if known else 0)
+    known = state.channels.get(channel.number)
+    gap_growth_ms = channel.gap_ms - (known.gap_ms if known else 0)
     return (
         abs(reading.energy_mws * unit - reading.growth.forward) < unit
         and abs(reading.reverse_mws * unit - reading.growth.reverse) < unit
@@ -371,10 +377,17 @@ def _agrees(reading: Reading, state: ChainState, batch: Batch) -> bool:
 
 
 def _check_work(
-    batch: Batch, device: bytes, t0_ms: int, last_ms: int, received_ms: int, rules: Rules, shares: ShareCheck
+    batch: Batch,
+    device: bytes,
+    t0_ms: int,
+    last_ms: int,
+    received_ms: int,
+    rules: Rules,
+    limits: Limits,
+    shares: ShareCheck,
 ) -> Reason:
     """Return bad_work when a share misses its target, else the remark on the shares (P-POW-2, P-POW-3)."""
-    work, limits = batch.work, rules.limits_at(received_ms)
+    work = batch.work
     if work is None:
         return Reason.NONE
     beacon = rules.beacons.get(work.beacon)
@@ -403,7 +416,7 @@ def _attested(batch: Batch, record: DeviceRecord, network: str) -> bool:
         if (
             attestation.seq != batch.seq
             or attestation.register_mws != channel.register_mws
-            or attestation.unix_s != (batch.t0_ms + channel.offsets_ms[-1]) // 1000
+            or attestation.unix_s != (batch.t0_ms + channel.last[2]) // 1000
             or not attestation.verified_by(record.verifier, network)
         ):
             return False
@@ -418,7 +431,8 @@ def _moved(state: ChainState, signed: SignedBatch, judgement: Judgement) -> Chai
     for channel in batch.channels:
         if channel.number not in channels and len(channels) >= MAX_SENSORS:
             continue  # it has no room, and never counts
-        last = Sample(channel.voltage_uv[-1], channel.current_ua[-1], batch.t0_boot_ms + channel.offsets_ms[-1])
+        voltage_uv, current_ua, offset_ms = channel.last
+        last = Sample(voltage_uv, current_ua, batch.t0_boot_ms + offset_ms)
         channels[channel.number] = ChannelState(
             channel.number,
             channel.role,
@@ -437,16 +451,18 @@ def _moved(state: ChainState, signed: SignedBatch, judgement: Judgement) -> Chai
         boot_date_ms = batch.t0_ms - batch.t0_boot_ms
     if reason is Reason.CLOCK_UNSYNCHRONISED and undated_from is None:
         undated_from = batch.seq
-    return replace(
-        state,
-        next_seq=batch.seq + 1,
+    return ChainState(
         head=signed.digest,
+        next_seq=batch.seq + 1,
+        boot=state.boot,
         boot_ms=boot_ms,
         wall_ms=wall_ms,
+        earlier_wall_ms=state.earlier_wall_ms,
         boot_date_ms=boot_date_ms,
         birth=batch.birth or state.birth,
         channels=channels,
         undated_from=undated_from,
+        halted=state.halted,
     )
 
 

@@ -23,6 +23,7 @@ from ingest.view.projector import REBUILDING, Projector, rebuilding, running
 from ingest.view.sink import BadLinesError, InfluxSink, TooLargeError
 from maxgreen.errors import Fatal, Retryable
 from maxgreen.ledger.book import Book
+from maxgreen.protocol.batch import Channel
 from native.lines import sample_lines
 from simulator.lab import NETWORK, Lab
 from tests.conftest import ROOT
@@ -328,7 +329,8 @@ def test_numbers_are_written_exactly(value):
 )
 def test_lines_from_c_are_those_of_the_reference(samples, t0_ms):
     tags = "device=00,channel=1,role=2"
-    made = sample_lines(tags, *[tuple(sample[k] for sample in samples) for k in range(3)], t0_ms).decode()
+    channel = Channel.of(1, 2, *[[sample[k] for sample in samples] for k in range(3)], registers=(0, 0, 0))
+    made = sample_lines(tags, channel.voltage, channel.current, channel.offsets, t0_ms).decode()
     assert made == "".join(sample_line(tags, v, i, t0_ms + offset) + "\n" for v, i, offset in samples)
 
 

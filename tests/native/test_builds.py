@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from maxgreen.protocol.batch import encode_batch
 from tests.native.test_kernels import reference
+from tests.protocol.test_common_batch import full, message_of
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
@@ -61,6 +63,14 @@ def test_compilers_and_levels_agree_on_every_digest(tmp_path, pairs, compiler, l
 def test_sanitizers_find_nothing_for_any_size_and_alignment(tmp_path, pairs, compiler):
     harness = build(tmp_path, compiler, *SANITIZE)
     run(harness, pairs, 33)
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_sanitizers_find_nothing_in_changed_batches(tmp_path, compiler):
+    mutants = build(tmp_path, compiler, *SANITIZE, main="mutants.c")
+    (tmp_path / "batch").write_bytes(message_of(encode_batch(full())))
+    [read] = run(mutants, tmp_path / "batch", 50_000)
+    assert 15_000 < int(read) < 45_000
 
 
 def test_valgrind_finds_nothing(tmp_path, pairs):

@@ -1,5 +1,6 @@
 """The signed batch, byte for byte."""
 
+import struct
 from dataclasses import replace
 
 import pytest
@@ -51,13 +52,13 @@ def channels(draw, interval_ms):
             )
         )
         found.append(
-            Channel(
+            Channel.of(
                 number,
                 draw(st.integers(0, 4)),
                 draw(values),
                 draw(values),
                 offsets,
-                *(draw(REGISTER) for _ in range(3)),
+                (draw(REGISTER), draw(REGISTER), draw(REGISTER)),
             )
         )
     return tuple(found)
@@ -234,7 +235,9 @@ def test_anything_but_deterministic_cbor_is_malformed():
 
 def test_t0_must_be_the_earliest_sample():
     batch = Lab().batch()
-    late = tuple(replace(c, offsets_ms=tuple(o + 1 for o in c.offsets_ms)) for c in batch.channels)
+    late = tuple(
+        replace(c, offsets=struct.pack(f"<{c.count}I", *(o + 1 for o in c.offsets_ms))) for c in batch.channels
+    )
     with pytest.raises(Malformed, match="earliest"):
         decode_batch(encode_batch(replace(batch, channels=late)))
 

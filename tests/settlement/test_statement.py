@@ -1,5 +1,6 @@
 """From batches to pay, on hand-made chains."""
 
+import struct
 from dataclasses import replace
 
 import pytest
@@ -199,7 +200,7 @@ def test_a_reading_that_never_changes_is_a_stuck_sensor():
             batch=replace(
                 f.batch,
                 channels=tuple(
-                    replace(c, voltage_uv=(5,) * len(c.voltage_uv), current_ua=(9_000,) * len(c.current_ua))
+                    replace(c, voltage=struct.pack("<i", 5) * c.count, current=struct.pack("<i", 9_000) * c.count)
                     for c in f.batch.channels
                 ),
             ),

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.sensors.trace import interval_of, read_trace
-from maxgreen.verify.meter import MeterState, Sample, advance
+from maxgreen.protocol.batch import Channel
+from maxgreen.verify.meter import MeterState, Sample, advance, measure, measure_arrays
 from tests.conftest import ROOT, TRACES
 
 SETTINGS = {"interval_ms": 1000, "dead_band_ua": 5000}
@@ -46,6 +47,26 @@ def test_energy_does_not_depend_on_where_batches_are_cut(trace, cut):
     whole = advance(MeterState(), trace, **SETTINGS)
     halves = advance(advance(MeterState(), trace[:cut], **SETTINGS), trace[cut:], **SETTINGS)
     assert halves == whole
+
+
+@pytest.mark.rule("P-BAT-4")
+@given(
+    st.lists(st.tuples(*[st.integers(-(2**31), 2**31 - 1)] * 2, st.integers(0, 10**8)), min_size=1, max_size=30),
+    st.one_of(st.none(), st.builds(Sample, *[st.integers(-(2**31), 2**31 - 1)] * 2, st.integers(0, 2**41))),
+    st.integers(0, 2**41),
+    st.integers(0, 900_000),
+    st.sampled_from([0, 5_000, 2**31, 2**62]),
+)
+def test_the_sums_in_c_are_those_of_the_reference(samples, last, t0_boot_ms, interval_ms, dead_band_ua):
+    channel = Channel.of(0, 0, *[[sample[k] for sample in samples] for k in range(3)], registers=(0, 0, 0))
+    settings = {"interval_ms": interval_ms, "dead_band_ua": dead_band_ua}
+    power_pw = last.power_pw(dead_band_ua) if last else 0
+    rising = [Sample(v, i, t0_boot_ms + offset) for v, i, offset in samples]
+    growth, _, _ = measure(last, power_pw, rising, **settings)
+    offsets = [offset for _, _, offset in samples]
+    assert measure_arrays(
+        last, power_pw, channel.voltage, channel.current, channel.offsets, t0_boot_ms, **settings
+    ) == (growth, offsets == sorted(set(offsets)))
 
 
 @pytest.mark.rule("P-BAT-4")
