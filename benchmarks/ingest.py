@@ -1,7 +1,7 @@
 """How fast ingest drains a backlog, how soon a receipt comes, and how the cost grows.
 
     python benchmarks/ingest.py [ledger|latency|growth|view|all] [--batches N] [--devices N] [--rounds N]
-                                [--database sqlite|postgresql|both] [--telegraf PATH] [--json]
+                                [--processes N] [--database sqlite|postgresql|both] [--telegraf PATH] [--json]
 
 Every server is started here, on the loopback interface, and stopped at the end: Mosquitto, PostgreSQL, InfluxDB 2.9.1.
 They share this machine's processors with the service, `maxgreen ingest run`, which is the real one.
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=("ledger", "latency", "growth", "view", "all"), default="all")
     parser.add_argument("--batches", type=int, default=15_000)
     parser.add_argument("--devices", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that judge")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rate", type=int, default=500, help="batches a second, for latency")
     parser.add_argument("--seconds", type=int, default=20, help="of the latency run")
@@ -413,8 +414,9 @@ class Bench:
         config = self.folder / "ingest.toml"
         config.write_text(
             f'ledger = "{engine.url.render_as_string(hide_password=False)}"\nkey_file = "{self.folder}/backend.pem"\n'
-            f'clock_file = "{self.folder}/clock"\n[broker]\nport = {self.mosquitto}\n[chain]\nrpc = "{self.folder}/'
-            f'chain.db"\ndeployment = "{self.folder}/deployment.json"\nrefresh_s = 3600\n[http]\nport = 0\n{more}'
+            f'clock_file = "{self.folder}/clock"\nprocesses = {self.options.processes}\n'
+            f'[broker]\nport = {self.mosquitto}\n[chain]\nrpc = "{self.folder}/chain.db"\n'
+            f'deployment = "{self.folder}/deployment.json"\nrefresh_s = 3600\n[http]\nport = 0\n{more}'
         )
         program = Path(sys.executable).parent / "maxgreen"
         log = (self.folder / "ingest.log").open("ab")
@@ -522,9 +524,10 @@ def revision(engine: Engine) -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the processor time that a process used, s."""
+    """Return the processor time that a process and those that it began have used, s."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    begun = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(cpu_s(int(child)) for child in begun)
 
 
 if __name__ == "__main__":

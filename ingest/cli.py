@@ -1,6 +1,5 @@
 """`maxgreen ingest`: run, decide, command, check, backup, rebuild-view, compare-view, aside, config."""
 
-import gc
 import json
 import signal
 import sqlite3
@@ -27,7 +26,7 @@ from maxgreen.ledger.registry import KnownDevice
 from maxgreen.protocol.backend import CommandKind, decode_command
 from maxgreen.protocol.batch import MAX_SEQ
 from maxgreen.protocol.cose import parse
-from maxgreen.service import log_to_stderr
+from maxgreen.service import collect_seldom, log_to_stderr
 from maxgreen.settings import config_commands, load
 from maxgreen.verify.rules import Action, Decision
 
@@ -43,7 +42,6 @@ ValidOption = Annotated[
     int, typer.Option(min=1, help="seconds until it expires; a device that is away ignores it then")
 ]
 VALID_S = 60
-_COLLECT_AFTER = 50_000
 
 command_app = typer.Typer(no_args_is_help=True, help="Give a device a signed command; the running service sends it.")
 app.add_typer(command_app, name="command")
@@ -56,8 +54,7 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     from ingest.service import IngestService  # noqa: PLC0415 - web3 and uvicorn only where they run
 
     service = IngestService.from_settings(load(IngestSettings, config))
-    gc.freeze()  # what is loaded stays; a group makes many small objects, none of them in a circle
-    gc.set_threshold(_COLLECT_AFTER)
+    collect_seldom()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     service.run()

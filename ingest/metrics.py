@@ -1,8 +1,29 @@
 """Prometheus metrics of the service."""
 
+from collections import Counter as Counts
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a group was: messages by verdict and reason, transactions, attempts that another was before, its time."""
+
+    judged: Mapping[tuple[str, str], int] = field(default_factory=Counts)
+    transactions: int = 0
+    conflicts: int = 0
+    at_ms: int | None = None
+
+
+class Counting(Protocol):
+    """Who counts."""
+
+    def add(self, commit: Commit) -> None:
+        """Count a group."""
+        ...
 
 
 @dataclass(slots=True)
@@ -30,3 +51,12 @@ class Metrics:
         self.last_commit = Gauge(
             "maxgreen_ingest_last_commit_timestamp_seconds", "Time of the last commit", registry=self.registry
         )
+
+    def add(self, commit: Commit) -> None:
+        """Count a group."""
+        for labels, count in commit.judged.items():
+            self.batches.labels(*labels).inc(count)
+        self.transactions.inc(commit.transactions)
+        self.conflicts.inc(commit.conflicts)
+        if commit.at_ms is not None:
+            self.last_commit.set(commit.at_ms / 1000)

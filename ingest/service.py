@@ -13,6 +13,7 @@ from ingest.housekeeping import Housekeeping
 from ingest.http import make_app
 from ingest.loop import Loop
 from ingest.metrics import Metrics
+from ingest.processes import Crew
 from ingest.source import MqttSource
 from ingest.view.projector import Projector, running
 from ingest.view.sink import InfluxSink
@@ -47,7 +48,11 @@ class IngestService:
             lambda: self._housekeeping.greet(),  # noqa: PLW0108 - made below
             self.metrics.connected.set,
         )
-        self._worker = Worker(engine, self._source, deployment.network, signer, clock, self.metrics)
+        self._judges: Worker | Crew = (
+            Worker(engine, self._source, deployment.network, signer, clock, self.metrics)
+            if settings.processes == 1
+            else Crew(settings, deployment.network, self._source, self.metrics)
+        )
         self._housekeeping = Housekeeping(
             engine, self._source, deployment, signer, clock, refresh_s=settings.chain.refresh_s
         )
@@ -84,7 +89,7 @@ class IngestService:
         if self._source.denied:
             return f"the broker does not let us listen to {self._source.denied}"
         troubles = [loop.trouble for loop in (self._judging, *self._beside)]
-        return next(filter(None, [*troubles, self._worker.alarm, self._housekeeping.alarm]), None)
+        return next(filter(None, [*troubles, self._judges.alarm, self._housekeeping.alarm]), None)
 
     def run(self) -> None:
         """Judge messages until `stop`."""
@@ -99,6 +104,7 @@ class IngestService:
         finally:
             notify("STOPPING=1")
             self._stopping.set()
+            self._judges.stop()
             self._source.stop()
             if self._server is not None:
                 self._server.should_exit = True
@@ -114,7 +120,7 @@ class IngestService:
         self._stopping.set()
 
     def _judge(self) -> float:
-        self._worker.step()
+        self._judges.step()
         return 0.0
 
     def _keep_house(self) -> float:

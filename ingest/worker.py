@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ingest.judging import Judge, Message, Outcome, check_all, named, places_to_ask, read_all, shares_of
-from ingest.metrics import Metrics
+from ingest.metrics import Commit, Counting
 from ingest.receipts import LIST, add_receipts, seqs_waiting
 from ingest.source import Source
 from maxgreen.clock import Clock
@@ -42,18 +42,27 @@ class Worker:
     """Judges messages; one thread calls `step`. What it could not write it judges again at the next call."""
 
     def __init__(
-        self, engine: Engine, source: Source, network: str, signer: Signer, clock: Clock, metrics: Metrics
+        self,
+        engine: Engine,
+        source: Source,
+        network: str,
+        signer: Signer,
+        clock: Clock,
+        counting: Counting,
+        *,
+        threads: int | None = None,
     ) -> None:
+        """Signatures and shares are checked on `threads`: as many as the machine has processors."""
         readers = reader(engine)
         self._engine = engine
         self._source = source
         self._network = network
         self._signer = signer
         self._clock = clock
-        self._metrics = metrics
+        self._counting = counting
         self._shelf = Shelf(readers, Registry(), network)
         self._rulings = Rulings(readers, network)
-        self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="checks")
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="checks")
         self._group: Sequence[Incoming] = ()
         self._due_at = 0.0
         self._aside: dict[bytes, float] = {}  # chains that broke us, until when
@@ -86,6 +95,10 @@ class Worker:
                 self._go_on(device)
             self._due_at = time.monotonic() + (0.0 if due else _DUE_EVERY_S)
         return len(group)
+
+    def stop(self) -> None:
+        """End the threads that check; no `step` comes any more."""
+        self._pool.shutdown()
 
     def _go_on(self, device: bytes) -> None:
         """Let a chain that is due go on; one that breaks us waits a while, and the others go on."""
@@ -124,7 +137,7 @@ class Worker:
         rejected = Rejected(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error!s:.200}")
         desk = Desk(evidence=[Evidence(rejected, message.topic, message.payload, self._clock.now_ms(), NOBODY, None)])
         self._write(desk)
-        self._metrics.batches.labels(Verdict.REJECTED.value, Reason.INTERNAL_ERROR.label).inc()
+        self._counting.add(Commit({(Verdict.REJECTED.value, Reason.INTERNAL_ERROR.label): 1}, transactions=1))
 
     def _commit(self, group: Sequence[Message], due: Sequence[bytes]) -> None:
         """Judge and write a group, as often as another process is first; then send its receipts."""
@@ -136,7 +149,7 @@ class Worker:
             except PoolTimeoutError as error:
                 raise LedgerAwayError("every connection to the ledger's database is in use") from error
             except ConflictError:
-                self._metrics.conflicts.inc()
+                self._counting.add(Commit(conflicts=1))
                 time.sleep(random.uniform(0, 0.005 * attempt))
                 continue
             break
@@ -146,9 +159,7 @@ class Worker:
         for device, _, message in desk.receipts:
             self._source.publish(device_topic(device, "receipt"), message, retain=True)
         counts = Counter((outcome.verdict.value, outcome.reason.label) for outcome in outcomes)
-        for labels, count in counts.items():
-            self._metrics.batches.labels(*labels).inc(count)
-        self._metrics.last_commit.set(now_ms / 1000)
+        self._counting.add(Commit(counts, transactions=0 if desk.is_empty else 1, at_ms=now_ms))
 
     def _judge(self, group: Sequence[Message], due: Sequence[bytes], now_ms: int) -> tuple[Desk, list[Outcome]]:
         read = read_all(group)
@@ -183,4 +194,3 @@ class Worker:
     def _write(self, desk: Desk) -> None:
         if not desk.is_empty:
             write(self._engine, desk)
-            self._metrics.transactions.inc()

@@ -1,6 +1,7 @@
 """What every service does alike: systemd's notifications, log format."""
 
 import atexit
+import gc
 import logging
 import os
 import queue
@@ -19,6 +20,7 @@ _STUCK_S: Final = 180.0  # WatchdogSec of the units
 _GUARDED_S: Final = 10.0  # the watchdog's time while a transfer runs
 _GUARDED_BEAT_S: Final = 2.0
 _MOST_LINES: Final = 10_000
+_COLLECT_AFTER: Final = 50_000
 _said: set[str] = set()
 
 
@@ -38,6 +40,12 @@ def notify(state: str) -> None:
         if address not in _said:
             _said.add(address)
             _LOG.warning("systemd does not hear us at %s: %s", address, error)
+
+
+def collect_seldom() -> None:
+    """Let the cycle collector look seldom: a group makes many small objects, none of them in a circle."""
+    gc.freeze()  # what is loaded stays
+    gc.set_threshold(_COLLECT_AFTER)
 
 
 class Heartbeat:

@@ -5,6 +5,7 @@ import random
 import sqlite3
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -62,6 +63,17 @@ def judged(site):
     raise AssertionError("the ledger stays away")
 
 
+def children(process):
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def cut_once(site):
     """Do to the database what happens to databases: cut its connections, or hold its lock and read for long."""
     if site.engine.dialect.name == "postgresql":
@@ -93,10 +105,12 @@ def test_whatever_is_cut_or_killed_every_batch_is_in_the_ledger_once(site):
             except sqlite3.OperationalError:
                 pass
             if judged(site) > EACH * (kills + 1) // 2 and kills < 3:
+                begun = children(process)
                 process.kill()
                 process.wait()
+                wait_for(lambda: not any(map(runs, begun)), 30, "the end of what it had begun")
                 kills += 1
-                process = site.service(http=port)
+                process = site.service(http=port, processes=kills % 2 + 1)
         wait_for(lambda: judged(site) == 3 * EACH, 60, "the last batch")
         wait_for(lambda: "ok" in site.ready(port), 60, "the service's readiness")
         assert process.poll() is None

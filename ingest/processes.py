@@ -1,0 +1,286 @@
+"""Judging in processes of their own, beside each other: the service keeps the connection and divides the devices.
+
+    broker ─▶ MqttSource ─▶ Crew ── groups, by shard ──▶ process: Pipe ─▶ Worker ─▶ ledger
+    broker ◀──── Crew ◀── receipts, what was written ──── process ◀───────────┘
+
+A group is acknowledged to the broker when its process has written it; a process that ends or hangs is begun again and
+gets what it had not written. Two that judge one device at once would harm nothing (docs/decisions/0012-the-desk.md).
+"""
+
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Final
+
+from ingest.config import IngestSettings
+from ingest.loop import Loop
+from ingest.metrics import Commit, Metrics
+from ingest.source import Source
+from ingest.worker import GROUP, LINGER_S, POLL_S, Worker
+from maxgreen.clock import make_clock
+from maxgreen.keyfile import load_key_file
+from maxgreen.ledger.engine import open_engine
+from maxgreen.mqtt import Incoming
+from maxgreen.service import collect_seldom, log_to_stderr
+
+_LOG: Final = logging.getLogger(__name__)
+_AHEAD: Final = 2  # groups that a process has: one that it judges, and the next
+_SILENT_S: Final = 180.0  # a process tells of itself each second, and between two groups
+_AGAIN_S: Final = 1.0
+_TELL_S: Final = 1.0
+_STOP_S: Final = 10.0
+_SHARD: Final = slice(6, 8)  # of a topic mg/v1/<shard>/…
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a process says: whether a group is written, the receipts of it, what was counted, what is wrong."""
+
+    group_done: bool
+    receipts: tuple[tuple[str, bytes], ...]
+    commits: tuple[Commit, ...]
+    trouble: str | None
+
+
+class Crew:
+    """The processes that judge; one thread calls `step`."""
+
+    def __init__(self, settings: IngestSettings, network: str, source: Source, metrics: Metrics) -> None:
+        """`source` is the broker's; nothing runs before the first `step`."""
+        self._source = source
+        self._members = [_Member(settings, network, k, source, metrics) for k in range(settings.processes)]
+        self._parts: list[tuple[_Member, list[Incoming]]] = []
+
+    @property
+    def alarm(self) -> str | None:
+        """What keeps a process from going on, if anything."""
+        return next((member.trouble for member in self._members if member.trouble), None)
+
+    def step(self) -> int:
+        """Look after the processes, and hand over what came; return how many messages were handed over."""
+        for member in self._members:
+            member.look_after()
+        if not self._parts:
+            self._parts = self._divided(self._source.receive(GROUP * len(self._members), POLL_S, LINGER_S))
+        waiting = [(member, part) for member, part in self._parts if not member.hand_over(part)]
+        count = sum(len(part) for _, part in self._parts) - sum(len(part) for _, part in waiting)
+        self._parts = waiting
+        if waiting and not count:
+            waiting[0][0].wait(POLL_S)
+        return count
+
+    def stop(self) -> None:
+        """Let the processes write what they have, and end."""
+        for member in self._members:
+            member.close()
+        ends = time.monotonic() + _STOP_S
+        for member in self._members:
+            member.join(max(0.0, ends - time.monotonic()))
+
+    def _divided(self, group: Sequence[Incoming]) -> list[tuple["_Member", list[Incoming]]]:
+        """Return the messages by process: one device's go to one, in their order."""
+        parts: list[list[Incoming]] = [[] for _ in self._members]
+        for message in group:
+            parts[_shard(message.topic) % len(parts)].append(message)
+        return [(member, part) for member, part in zip(self._members, parts, strict=True) if part]
+
+
+class _Member:
+    """One process, as the service sees it."""
+
+    def __init__(self, settings: IngestSettings, network: str, number: int, source: Source, metrics: Metrics) -> None:
+        self.trouble: str | None = None
+        self._settings, self._network, self._number = settings, network, number
+        self._source, self._metrics = source, metrics
+        self._room = threading.Condition()  # guards the next two
+        self._under_way: deque[list[Incoming]] = deque()  # what it has not written
+        self._pipe: Connection | None = None
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._heard_s = 0.0
+        self._begin_at_s = 0.0
+
+    def look_after(self) -> None:
+        """Begin the process, and again when it ended or hangs."""
+        now_s = time.monotonic()
+        if self._process is not None and self._process.is_alive():
+            if now_s < self._heard_s + _SILENT_S:
+                return
+            self._process.kill()
+            self._process.join()
+        if self._process is not None:
+            self.trouble = f"judging process {self._number} ended (status {self._process.exitcode}); it is begun again"
+            _LOG.error("%s", self.trouble)
+            self._process, self._begin_at_s = None, now_s + _AGAIN_S
+        if now_s >= self._begin_at_s:
+            self._begin()
+
+    def hand_over(self, part: list[Incoming]) -> bool:
+        """Give the process a group; False when it has enough."""
+        with self._room:
+            if self._pipe is None or len(self._under_way) >= _AHEAD:
+                return False
+            self._under_way.append(part)
+        self._send(part)
+        return True
+
+    def wait(self, patience_s: float) -> None:
+        """Wait until the process may have room."""
+        with self._room:
+            self._room.wait(patience_s)
+
+    def close(self) -> None:
+        """Tell the process to end when it has written what it has."""
+        self._send([])
+
+    def join(self, patience_s: float) -> None:
+        """Wait for its end, and enforce it."""
+        if self._process is not None:
+            self._process.join(patience_s)
+            self._process.kill()
+            self._process.join()
+
+    def _begin(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_judge, args=(self._settings, self._network, theirs), name=f"judging {self._number}", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._heard_s = time.monotonic()
+        with self._room:
+            self._pipe = pipe
+            left = list(self._under_way)  # by the one before
+        for part in left:
+            self._send(part)
+        threading.Thread(target=self._listen, args=(pipe,), name="crew", daemon=True).start()
+
+    def _send(self, part: Sequence[Incoming]) -> None:
+        with suppress(OSError):  # it has ended: the next one gets it
+            if self._pipe is not None:
+                self._pipe.send([(message.topic, message.payload) for message in part])
+
+    def _listen(self, pipe: Connection) -> None:
+        """Hear one process until its end."""
+        with suppress(EOFError, OSError):
+            while True:
+                told: Told = pipe.recv()
+                with self._room:
+                    if pipe is not self._pipe:
+                        return  # of one that was given up
+                    self._heard_s = time.monotonic()
+                    self.trouble = told.trouble
+                    if told.group_done:
+                        self._source.acknowledge(self._under_way.popleft())
+                        self._room.notify()
+                for topic, payload in told.receipts:
+                    self._source.publish(topic, payload, retain=True)
+                for commit in told.commits:
+                    self._metrics.add(commit)
+
+
+def _shard(topic: str) -> int:
+    """Return the shard of a topic; of one that has none, 0: whoever judges it says what is wrong."""
+    try:
+        return int(topic[_SHARD], 16)
+    except ValueError:
+        return 0
+
+
+# in the process
+
+
+class _Pipe:
+    """The broker as a process sees it: groups come and receipts go over a pipe. Counts go with them."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.trouble: Callable[[], str | None] = lambda: None
+        self.ended = threading.Event()  # the service wants no more, or is no more
+        self._pipe = pipe
+        self._groups: queue.SimpleQueue[list[Incoming]] = queue.SimpleQueue()
+        self._receipts: list[tuple[str, bytes]] = []
+        self._commits: list[Commit] = []
+        self._tell_at_s = 0.0
+
+    def start(self) -> None:
+        """Begin to listen to the service."""
+        threading.Thread(target=self._listen, name="pipe", daemon=True).start()
+
+    def stop(self) -> None:
+        """Nothing is left to do."""
+
+    def receive(self, _most: int, wait_s: float, _linger_s: float) -> list[Incoming]:
+        """Return the next group; the service has formed it."""
+        try:
+            group = self._groups.get(timeout=wait_s)
+        except queue.Empty:
+            return []
+        if not group:
+            self.ended.set()
+        return group
+
+    def acknowledge(self, _deliveries: Sequence[Incoming]) -> None:
+        """Tell that the group is written."""
+        self._tell(group_done=True)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> bool:
+        """Keep a receipt for the next time that something is told."""
+        self._receipts.append((topic, payload))
+        return retain
+
+    def add(self, commit: Commit) -> None:
+        """Keep counts for the next time that something is told."""
+        self._commits.append(commit)
+
+    def tell(self) -> None:
+        """Tell what there is; at least once a second that we are."""
+        if self._receipts or time.monotonic() >= self._tell_at_s:
+            self._tell(group_done=False)
+
+    def _tell(self, *, group_done: bool) -> None:
+        told = Told(group_done, tuple(self._receipts), tuple(self._commits), self.trouble())
+        self._receipts.clear()
+        self._commits.clear()
+        self._tell_at_s = time.monotonic() + _TELL_S
+        with suppress(OSError):
+            self._pipe.send(told)
+
+    def _listen(self) -> None:
+        with suppress(EOFError, OSError):
+            while group := self._pipe.recv():
+                self._groups.put([Incoming(topic, payload) for topic, payload in group])
+        self._groups.put([])
+
+
+def _judge(settings: IngestSettings, network: str, pipe: Connection) -> None:
+    """Judge what comes over the pipe until the service says so, or ends."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # the service says when
+    log_to_stderr()
+    collect_seldom()
+    source = _Pipe(pipe)
+    source.start()
+    signer, clock = load_key_file(settings.key_file), make_clock(settings.clock_file)
+    threads = max(1, (os.cpu_count() or 1) // settings.processes)
+    worker: Worker | None = None
+
+    def step() -> float:
+        nonlocal worker
+        if worker is None:  # the ledger may be away
+            engine = open_engine(settings.ledger)
+            worker = Worker(engine, source, network, signer, clock, source, threads=threads)
+        worker.step()
+        return 0.0
+
+    loop = Loop("judging", step, source.ended)
+    source.trouble = lambda: loop.trouble or (worker.alarm if worker else None)
+    loop.run(progress=source.tell)
