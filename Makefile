@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 DEMO_DIR ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check fmt bench fuzz wheels contracts vectors lock services clean
+.PHONY: help venv demo test coverage check fmt bench fuzz wheels contracts vectors lock services clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,10 @@ services: venv ## get the real services that the tests use, where this machine c
 	@scripts/services
 
 test: venv services ## run all tests, with real Mosquitto, PostgreSQL, InfluxDB and anvil where they can be had
-	@$(BIN)/python -m pytest --cov --cov-report=term
+	@scripts/test
+
+coverage: venv services ## run the tests, and show which lines and branches they reach
+	@scripts/test --cov --cov-report=term
 
 check: venv ## what CI checks besides the tests: format, lint, types, imports, contracts, rules, vectors
 	$(BIN)/ruff format --check .

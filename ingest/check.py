@@ -47,12 +47,12 @@ def check(
 ) -> Checked:
     """Check a ledger, also beside the running service; `repair` counts counters again, while the service is stopped."""
     readers = reader(engine)
-    rules = Rulings(readers, network).rules()
     damages: list[str] = []
     differing: list[str] = []
     count = devices = 0
     with readers.begin() as connection:
         book = Book(connection)
+        rules = Rulings(readers, network).rules(connection)
         known = {device.record.device: device.record for device in book.all_devices()}
         states = book.states()
         for device, record in known.items():

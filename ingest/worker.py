@@ -18,10 +18,12 @@ from ingest.receipts import LIST, add_receipts, seqs_waiting
 from ingest.source import Source
 from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
-from maxgreen.ledger.desk import NOBODY, ConflictError, Desk, Evidence, Shelf, write
+from maxgreen.ledger.desk import NOBODY, Desk, Evidence
 from maxgreen.ledger.engine import LedgerAwayError, reader
 from maxgreen.ledger.registry import Registry
 from maxgreen.ledger.rulings import Rulings
+from maxgreen.ledger.shelf import Shelf
+from maxgreen.ledger.writing import ConflictError, write
 from maxgreen.mqtt import Incoming
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.keys import Signer
@@ -53,15 +55,15 @@ class Worker:
         threads: int | None = None,
     ) -> None:
         """Signatures and shares are checked on `threads`: as many as the machine has processors."""
-        readers = reader(engine)
         self._engine = engine
+        self._readers = reader(engine)
         self._source = source
         self._network = network
         self._signer = signer
         self._clock = clock
         self._counting = counting
-        self._shelf = Shelf(readers, Registry(), network)
-        self._rulings = Rulings(readers, network)
+        self._shelf = Shelf(self._readers, Registry(), network)
+        self._rulings = Rulings(self._readers, network)
         self._pool = ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="checks")
         self._group: Sequence[Incoming] = ()
         self._due_at = 0.0
@@ -163,10 +165,13 @@ class Worker:
 
     def _judge(self, group: Sequence[Message], due: Sequence[bytes], now_ms: int) -> tuple[Desk, list[Outcome]]:
         read = read_all(group)
-        desk = Desk(self._shelf.known(named(read) | set(due)))
-        rules = self._rulings.rules(  # read after the chains: a decision that marked one is among them
+        beacons = {
             signed.batch.work.beacon for signed in read if not isinstance(signed, Rejected) and signed.batch.work
-        )
+        }
+        with self._readers.begin() as connection:
+            desk = Desk(self._shelf.known(connection, named(read) | set(due)))
+            # read after the chains: a decision that marked one is among them
+            rules = self._rulings.rules(connection, beacons)
         desk.rules_change = self._rulings.change
         opened = check_all(
             group,

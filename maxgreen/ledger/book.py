@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, case, delete, func, insert, select, update
 
-from maxgreen.ledger.desk import Due, next_revision, printable
+from maxgreen.ledger.desk import Due
 from maxgreen.ledger.registry import KnownDevice, known_device
 from maxgreen.ledger.schema import (
     REVISION,
@@ -27,11 +27,14 @@ from maxgreen.ledger.schema import (
     receipts,
     verdicts,
 )
+from maxgreen.ledger.writing import next_revision, printable
 from maxgreen.protocol.backend import Beacon, Command, decode_beacon
 from maxgreen.protocol.cose import parse
 from maxgreen.protocol.reasons import Verdict
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, Limits, Rules
+
+_RULES_CHANGE: Final = select(counters.c.value).where(counters.c.name == RULES)
 
 
 class Book:
@@ -45,11 +48,12 @@ class Book:
     def device(self, device: bytes) -> KnownDevice | None:
         """Return a device, or None when the registry does not have it."""
         row = self._db.execute(select(devices).where(devices.c.device == device)).first()
-        return None if row is None else known_device(row)
+        return None if row is None else known_device(row.token, row.owner, row.system)
 
     def all_devices(self) -> list[KnownDevice]:
         """Return every device, by token."""
-        return [known_device(row) for row in self._db.execute(select(devices).order_by(devices.c.token))]
+        rows = self._db.execute(select(devices).order_by(devices.c.token))
+        return [known_device(row.token, row.owner, row.system) for row in rows]
 
     def state(self, device: bytes) -> ChainState | None:
         """Return a device's chain state, or None before its first batch."""
@@ -217,7 +221,7 @@ class Book:
 
     def rules_change(self) -> int:
         """Return a number that rises with every change of limits or decisions."""
-        return int(self._db.execute(select(counters.c.value).where(counters.c.name == RULES)).scalar() or 0)
+        return int(self._db.execute(_RULES_CHANGE).scalar() or 0)
 
     def _rules_changed(self) -> None:
         self._db.execute(update(counters).where(counters.c.name == RULES).values(value=counters.c.value + 1))

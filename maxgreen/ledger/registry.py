@@ -30,26 +30,26 @@ class Registry:
     def __init__(self) -> None:
         self._known: OrderedDict[bytes, tuple[tuple[Any, ...], KnownDevice]] = OrderedDict()
 
-    def known(self, row: Any) -> KnownDevice:
+    def known(self, device: bytes, token: int, owner: str, system: str) -> KnownDevice:
         """Return the device of a row of `devices`."""
-        device, values = bytes(row.device), (row.token, row.owner, row.system)
+        values = (token, owner, system)
         remembered = self._known.get(device)
         if remembered is not None and remembered[0] == values:
             self._known.move_to_end(device)
             return remembered[1]
-        known = known_device(row)
+        known = known_device(token, owner, system)
         self._known[device] = (values, known)
         if len(self._known) > _KNOWN:
             self._known.popitem(last=False)
         return known
 
 
-def known_device(row: Any) -> KnownDevice:
+def known_device(token: int, owner: str, system_json: str) -> KnownDevice:
     """Return the device of a row of `devices`."""
-    system = json.loads(row.system)
+    system = json.loads(system_json)
     statuses: Sequence[Sequence[Any]] = system["statuses"]
     record = DeviceRecord(bytes.fromhex(system["spki"]), tuple((int(at), str(status)) for at, status in statuses))
-    return KnownDevice(record, row.token, row.owner, system)
+    return KnownDevice(record, token, owner, system)
 
 
 def put_devices(connection: Connection, known: Iterable[KnownDevice]) -> int:

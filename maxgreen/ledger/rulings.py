@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from maxgreen.ledger.book import Book, beacon_of
 from maxgreen.ledger.schema import beacons
@@ -58,7 +58,6 @@ class Rulings:
 
     def __init__(self, engine: Engine, network: str) -> None:
         """`engine` is one for readers."""
-        self._engine = engine
         self._network = network
         self._beacons = Beacons(engine)
         self._change = -1
@@ -69,15 +68,12 @@ class Rulings:
         """The change that the rules returned last stand at."""
         return self._change
 
-    def rules(self, beacon_numbers: Iterable[int] = ()) -> Rules:
-        """Return the rules as they are now; these beacons are at hand."""
-        with self._engine.begin() as connection:
-            book = Book(connection)
-            change = book.rules_change()
-            if change != self._change:
-                self._rules = Rules(
-                    self._network, limits=book.limits(), beacons=self._beacons, decisions=book.decisions()
-                )
-                self._change = change
+    def rules(self, connection: Connection, beacon_numbers: Iterable[int] = ()) -> Rules:
+        """Return the rules as a connection sees them; these beacons are at hand."""
+        book = Book(connection)
+        change = book.rules_change()
+        if change != self._change:
+            self._rules = Rules(self._network, limits=book.limits(), beacons=self._beacons, decisions=book.decisions())
+            self._change = change
         self._beacons.fetch(beacon_numbers)
         return self._rules

@@ -75,6 +75,11 @@ class Bench:
     def put(self, *messages, topic=None):
         self.wire.waiting += [Incoming(topic or topic_of(message), message, qos=1) for message in messages]
 
+    def known(self, lab):
+        """Return chains by device, as a worker reads them: this one's."""
+        with self.worker._readers.begin() as connection:
+            return self.worker._shelf.known(connection, [lab.device])
+
     def run(self):
         """Judge all that was put, and what is due."""
         while self.worker.step():

@@ -8,7 +8,7 @@ from sqlalchemy import event, select
 from ingest import judging
 from ingest.judging import FOLLOW
 from maxgreen.errors import Retryable
-from maxgreen.ledger import desk as desk_module
+from maxgreen.ledger import writing
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.schema import chains
 from maxgreen.protocol.backend import decode_receipt
@@ -90,11 +90,12 @@ def test_a_decision_between_two_reads_of_a_group_is_not_lost(bench, engine, monk
     bench.send(first, last)
     known, done = bench.worker._shelf.known, []
 
-    def late(ids):
+    def late(connection, ids):
+        found = known(connection, ids)
         if not done and ids:
             done.append(1)
             decided(engine, Action.SKIP, 2, 3)
-        return known(ids)
+        return found
 
     monkeypatch.setattr(bench.worker._shelf, "known", late)
     bench.worker._due_at = 1e18
@@ -104,7 +105,7 @@ def test_a_decision_between_two_reads_of_a_group_is_not_lost(bench, engine, monk
 
 
 def test_limits_that_change_while_a_group_is_judged_hold_for_it(bench, engine, monkeypatch):
-    write, done = desk_module.write, []
+    write, done = writing.write, []
 
     def meanwhile(engine, desk):
         if not done:
@@ -196,7 +197,7 @@ def test_batches_of_a_suspended_device_count_once_they_are_reinstated(ledger_url
 
 
 def test_an_older_receipt_replaces_no_newer_one(bench, engine, monkeypatch):
-    lab, write, done = Lab(), desk_module.write, []
+    lab, write, done = Lab(), writing.write, []
     first = lab.next()
     bench.send(first)
 

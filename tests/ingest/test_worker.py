@@ -12,10 +12,10 @@ from ingest import judging
 from ingest.judging import FOLLOW
 from ingest.worker import GROUP
 from maxgreen.errors import Retryable
-from maxgreen.ledger import desk as desk_module
+from maxgreen.ledger import writing
 from maxgreen.ledger.book import Book
-from maxgreen.ledger.desk import ConflictError
 from maxgreen.ledger.engine import LedgerAwayError
+from maxgreen.ledger.writing import ConflictError
 from maxgreen.protocol import cose
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.identity import device_topic
@@ -134,7 +134,7 @@ def test_a_skip_passes_over_what_waited_and_counts_it_no_more(bench, engine):
     bench.send(messages[3], messages[4])
     bench.send(messages[6], messages[7])
     assert [row.seq for row in rows(engine)] == [0, 6, 7]
-    assert bench.worker._shelf.known([lab.device])[lab.device].waiting == 0
+    assert bench.known(lab)[lab.device].waiting == 0
     assert bench.receipt().held == ()
 
 
@@ -175,7 +175,7 @@ def test_the_state_of_a_chain_does_not_grow_with_what_it_waits_for(bench, engine
     sizes = []
     for _ in range(30):
         bench.send(lab.next([(1, 1)], synchronised=False, t0_ms=0))
-        sizes.append(len(bench.worker._shelf.known([lab.device])[lab.device].state.to_bytes()))
+        sizes.append(len(bench.known(lab)[lab.device].state.to_bytes()))
     assert max(sizes) - min(sizes[1:]) < 40
 
 
@@ -298,7 +298,7 @@ def test_two_workers_on_one_device_lose_and_double_nothing(bench, engine, monkey
     lab = Lab()
     messages = [lab.next() for _ in range(40)]
     other = Bench(engine)
-    write = desk_module.write
+    write = writing.write
     chance, depth = random.Random(5), []
 
     def interleaved(engine, desk):
@@ -326,7 +326,7 @@ def test_a_decision_while_a_batch_is_judged_is_not_lost(bench, engine, monkeypat
     lab = Lab()
     bench.send(lab.next())
     lost = lab.next()
-    write, meanwhile = desk_module.write, []
+    write, meanwhile = writing.write, []
 
     def interleaved(engine, desk):
         if not meanwhile:
@@ -344,9 +344,9 @@ def test_a_decision_while_a_batch_is_judged_is_not_lost(bench, engine, monkeypat
 def test_a_write_over_another_version_writes_nothing(bench, engine):
     lab = Lab()
     first = bench.worker._judge([_incoming(lab.next())], (), LATER)[0]
-    desk_module.write(engine, first)
+    writing.write(engine, first)
     with pytest.raises(ConflictError):
-        desk_module.write(engine, first)
+        writing.write(engine, first)
     assert len(rows(engine)) == 1
     with engine.begin() as connection:
         assert Book(connection).revision() == 1
@@ -375,8 +375,8 @@ def test_a_group_takes_at_most_eight_statements(bench, engine):
 
 
 def test_evidence_is_bounded_in_messages_and_bytes_and_each_sender_has_its_own(bench, engine, monkeypatch):
-    monkeypatch.setattr(desk_module, "EVIDENCE_MESSAGES", 50)
-    monkeypatch.setattr(desk_module, "EVIDENCE_BYTES", 40_000)
+    monkeypatch.setattr(writing, "EVIDENCE_MESSAGES", 50)
+    monkeypatch.setattr(writing, "EVIDENCE_BYTES", 40_000)
     lab = Lab()
     bench.send(lab.next())
     assert bench.send(Lab().next([(1, 6_000)])).reason is Reason.EQUIVOCATION
@@ -413,7 +413,7 @@ def test_the_state_is_read_as_it_was_written(bench, engine):
     lab = Lab()
     for _ in range(3):
         bench.send(lab.next())
-    state = bench.worker._shelf.known([lab.device])[lab.device].state
+    state = bench.known(lab)[lab.device].state
     assert ChainState.from_bytes(state.to_bytes()) == state == ChainState.from_json(state.to_json())
     assert (state.next_seq, state.head) == (3, lab.head)
 

@@ -1,0 +1,258 @@
+"""Writing a desk: one transaction, a few statements, nothing where another process was first."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Table, bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+
+from maxgreen.ledger.desk import Chain, Desk
+from maxgreen.ledger.engine import LedgerAwayError, is_passing
+from maxgreen.ledger.schema import REVISION, RULES, batches, counters, evidence, receipts, verdicts
+from maxgreen.protocol import cbor
+from maxgreen.protocol.reasons import Reason, Verdict
+from maxgreen.verify.verdict import Judgement
+
+EVIDENCE_MESSAGES: Final = 10_000  # kept of one device, and of all that name none
+EVIDENCE_BYTES: Final = 64 * 2**20
+_DAY_MS: Final = 86_400_000
+_TAKE_REVISIONS: Final = (
+    update(counters)
+    .where(counters.c.name.in_([REVISION, RULES]))
+    .values(value=counters.c.value + case((counters.c.name == REVISION, bindparam("count")), else_=0))
+    .returning(counters.c.name, counters.c.value)
+)
+
+
+class ConflictError(Exception):
+    """Another process wrote one of the chains in the meantime."""
+
+
+def write(engine: Engine, desk: Desk) -> int:
+    """Write a desk in one transaction and return its last revision; ConflictError when another was first."""
+    try:
+        with engine.begin() as connection:
+            return _write(connection, desk)
+    except IntegrityError as error:
+        raise ConflictError(str(error.orig)) from error
+
+
+_CHAIN: Final = ("version", "next_seq", "state", "waiting", "waiting_bytes", "due", "credited")
+_JUDGED: Final = (
+    "in_chain", "verdict", "reason", "remark", "t0_ms", "shares", "hashes", "skipped_to", "state_before", "revision",
+)  # fmt: skip
+_ROW: Final = ("device", "seq", "digest", "message", "received_ms", *_JUDGED)
+
+
+def _write(connection: Connection, desk: Desk) -> int:
+    changed = desk.changed()
+    old = [(*_chain_values(chain), chain.device, chain.version) for chain in changed if chain.version]
+    new = [(chain.device, *_chain_values(chain)) for chain in changed if not chain.version]
+    if old and _update_many(connection, "chains", _CHAIN, ("device", "version"), old) != len(old):
+        raise ConflictError
+    if new:
+        _insert_many(connection, "chains", ("device", *_CHAIN), new)
+    count = len(desk.rows) + len(desk.judged)
+    if desk.removed:
+        _remove(connection, desk)
+    # also of evidence alone: its rows are read in the order of their numbers
+    last = next_revision(connection, count, desk.rules_change) if count or desk.evidence else 0
+    revisions = iter(range(last - count + 1, last + 1))
+    if desk.rows:
+        rows = [
+            (
+                row.device, row.seq, row.digest, row.message, row.received_ms,
+                *_judged_values(row.judgement, row.reason, row.state_before, next(revisions)),
+            )
+            for row in desk.rows.values()
+        ]  # fmt: skip
+        _insert_many(connection, "batches", _ROW, rows)
+    if desk.judged:
+        judged = [
+            (*_judged_values(judgement, Reason.NONE, before, next(revisions)), device, seq)
+            for (device, seq), (judgement, before) in desk.judged.items()
+        ]
+        _update_many(connection, "batches", _JUDGED, ("device", "seq"), judged)
+    if desk.evidence:
+        _add_evidence(connection, desk)
+    moved = [
+        {"verdict": verdict, "reason": reason, "count": number}
+        for (verdict, reason), number in sorted(desk.counts.items())
+        if number
+    ]
+    if moved:
+        _upsert(connection, verdicts, moved, add="count")
+    if desk.receipts:
+        _upsert(
+            connection,
+            receipts,
+            [
+                {"device": device, "day": server_ms // _DAY_MS, "server_ms": server_ms, "message": message}
+                for device, server_ms, message in sorted(desk.receipts)
+            ],
+            newest="server_ms",
+        )
+    return last
+
+
+def next_revision(connection: Connection, count: int, rules_change: int | None = None) -> int:
+    """Take `count` revisions and return the last; until the commit no other transaction takes any.
+
+    So whoever sees a revision sees every one below it. ConflictError when the rules have changed since `rules_change`;
+    until the commit nobody changes them.
+    """
+    values = {name: int(value) for name, value in connection.execute(_TAKE_REVISIONS, {"count": count})}
+    if rules_change is not None and values[RULES] != rules_change:
+        raise ConflictError("the rules have changed")
+    return values[REVISION]
+
+
+def _remove(connection: Connection, desk: Desk) -> None:
+    for device, seq in desk.removed:
+        gone = connection.execute(
+            delete(batches).where(batches.c.device == device, batches.c.seq == seq, ~batches.c.in_chain)
+        )
+        if gone.rowcount != 1:
+            raise ConflictError("a batch that waited is not there")
+
+
+def _chain_values(chain: Chain) -> tuple[Any, ...]:
+    state = chain.state
+    return (
+        chain.version + 1,
+        state.next_seq,
+        state.to_bytes(),
+        chain.waiting,
+        chain.waiting_bytes,
+        int(chain.due),
+        cbor.encode(chain.credited),
+    )
+
+
+def _judged_values(
+    judgement: Judgement | None, reason: Reason, state_before: bytes | None, revision: int
+) -> tuple[Any, ...]:
+    if judgement is None:
+        return False, Verdict.HELD.value, int(reason), 0, None, 0, "0", False, state_before, revision
+    return (
+        True,
+        judgement.verdict.value,
+        int(judgement.reason),
+        int(judgement.remark),
+        judgement.t0_ms,
+        judgement.shares,
+        str(judgement.hashes),
+        judgement.skipped_to,
+        state_before,
+        revision,
+    )
+
+
+def _insert_many(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows by the quickest way that the database's driver has."""
+    names = ", ".join(columns)
+    if connection.dialect.name == "postgresql":
+        _copy(connection, f"COPY {table} ({names}) FROM STDIN", rows)
+        return
+    marks = ", ".join("?" * len(columns))
+    statement = f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - names of this module
+    connection.exec_driver_sql(statement, list(rows))
+
+
+def _copy(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Copy rows into PostgreSQL; its driver's errors become what SQLAlchemy's would."""
+    import psycopg  # noqa: PLC0415 - only where PostgreSQL is used
+
+    cursor: Any = connection.connection.cursor()
+    try:
+        with cursor, cursor.copy(statement) as copy:
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.IntegrityError as error:
+        raise ConflictError(str(error)) from error
+    except psycopg.Error as error:
+        away = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) or is_passing(error.sqlstate)
+        raise (LedgerAwayError(f"the ledger's database: {error}") if away else error) from error
+
+
+def _update_many(
+    connection: Connection, table: str, columns: Sequence[str], keys: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> int:
+    """Update rows, given as values of `columns` and `keys`; return how many there were."""
+    mark = "%s" if connection.dialect.name == "postgresql" else "?"
+    values = ", ".join(f"{name} = {mark}" for name in columns)
+    where = " AND ".join(f"{name} = {mark}" for name in keys)
+    statement = f"UPDATE {table} SET {values} WHERE {where}"  # noqa: S608 - names of this module
+    return connection.exec_driver_sql(statement, list(rows)).rowcount
+
+
+def _add_evidence(connection: Connection, desk: Desk) -> None:
+    """Keep rejected messages, the same bytes once, and of each device only the newest ones."""
+    fresh = {(hashlib.sha256(item.message).digest(), item.device): item for item in desk.evidence}
+    known = select(evidence.c.digest, evidence.c.device)
+    for digest, device in connection.execute(known.where(evidence.c.digest.in_([digest for digest, _ in fresh]))):
+        fresh.pop((bytes(digest), bytes(device)), None)
+    if not fresh:
+        return
+    senders = sorted({item.device for item in fresh.values()})
+    so_far = dict.fromkeys(senders, (0, 0))
+    totals = select(evidence.c.device, func.max(evidence.c.number), func.max(evidence.c.bytes))
+    for device, number, size in connection.execute(
+        totals.where(evidence.c.device.in_(senders)).group_by(evidence.c.device)
+    ):
+        so_far[bytes(device)] = (int(number), int(size))
+    rows = []
+    for (digest, _), item in fresh.items():
+        number, size = so_far[item.device]
+        so_far[item.device] = number, size = number + 1, size + len(item.message)
+        rows.append(
+            {
+                "reason": int(item.error.reason),
+                "text": printable(str(item.error)),
+                "topic": printable(item.topic),
+                "device": item.device,
+                "number": number,
+                "bytes": size,
+                "seq": None if item.seq is None else str(item.seq),
+                "digest": digest,
+                "message": item.message,
+                "received_ms": item.received_ms,
+            }
+        )
+        desk.counts[Verdict.REJECTED.value, int(item.error.reason)] += 1
+    connection.execute(insert(evidence), rows)
+    old = or_(
+        evidence.c.number <= bindparam("last_number") - EVIDENCE_MESSAGES,
+        evidence.c.bytes <= bindparam("last_bytes") - EVIDENCE_BYTES,
+    )
+    connection.execute(
+        delete(evidence).where(evidence.c.device == bindparam("at_device"), old),
+        [{"at_device": device, "last_number": number, "last_bytes": size} for device, (number, size) in so_far.items()],
+    )
+
+
+def printable(text: str) -> str:
+    """Return text as every database takes it: no NUL, no surrogate."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _upsert(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, add: str = "", newest: str = ""
+) -> None:
+    """Insert rows, or replace what their keys have; `add` is added to, and what has a higher `newest` stays."""
+    connection.execute(_upserting(connection.dialect.name, table, add, newest), list(rows))
+
+
+@cache
+def _upserting(dialect_name: str, table: Table, add: str, newest: str) -> Any:
+    dialect = postgresql if dialect_name == "postgresql" else sqlite
+    statement = dialect.insert(table)
+    keys = [column.name for column in table.primary_key]
+    values = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}
+    if add:
+        values[add] = table.c[add] + statement.excluded[add]
+    newer = table.c[newest] <= statement.excluded[newest] if newest else None
+    return statement.on_conflict_do_update(index_elements=keys, set_=values, where=newer)
