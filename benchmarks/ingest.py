@@ -219,7 +219,7 @@ class Bench:
         result = {}
         for devices in (100, 1_000, 10_000):
             for held in self.options.held:
-                count = max(2 * GROUP, min(devices, 8 * GROUP))
+                count = max(2 * GROUP, min(devices, 4_608))
                 result[f"cpu_us_{database}_{devices}_devices_{held}_held"] = self.cost(database, devices, held, count)
         return result
 

@@ -38,6 +38,7 @@ _SILENT_S: Final = 180.0  # a process tells of itself each second, and between t
 _AGAIN_S: Final = 1.0
 _TELL_S: Final = 1.0
 _STOP_S: Final = 10.0
+_START_S: Final = 20.0
 _SHARD: Final = slice(6, 8)  # of a topic mg/v1/<shard>/…
 
 
@@ -59,6 +60,14 @@ class Crew:
         self._source = source
         self._members = [_Member(settings, network, k, source, metrics) for k in range(settings.processes)]
         self._parts: list[tuple[_Member, list[Incoming]]] = []
+
+    def start(self) -> None:
+        """Begin the processes, and wait until they judge: before, nothing need come from the broker."""
+        for member in self._members:
+            member.look_after()
+        ends_s = time.monotonic() + _START_S
+        while not all(member.told for member in self._members) and time.monotonic() < ends_s:
+            self._members[0].wait(POLL_S)
 
     @property
     def alarm(self) -> str | None:
@@ -99,6 +108,7 @@ class _Member:
 
     def __init__(self, settings: IngestSettings, network: str, number: int, source: Source, metrics: Metrics) -> None:
         self.trouble: str | None = None
+        self.told = False
         self._settings, self._network, self._number = settings, network, number
         self._source, self._metrics = source, metrics
         self._room = threading.Condition()  # guards the next two
@@ -179,6 +189,7 @@ class _Member:
                         return  # of one that was given up
                     self._heard_s = time.monotonic()
                     self.trouble = told.trouble
+                    self.told = True
                     if told.group_done:
                         self._source.acknowledge(self._under_way.popleft())
                         self._room.notify()

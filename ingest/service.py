@@ -93,6 +93,7 @@ class IngestService:
 
     def run(self) -> None:
         """Judge messages until `stop`."""
+        self._judges.start()
         self._source.start()
         server = threading.Thread(target=self._server.run, name="http", daemon=True) if self._server else None
         for thread in (*self._beside, server):

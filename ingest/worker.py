@@ -5,9 +5,9 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -29,8 +29,9 @@ from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.keys import Signer
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 
+T = TypeVar("T")
 _LOG: Final = logging.getLogger(__name__)
-GROUP: Final = 576  # whole rounds of every x86-64 scrypt kernel
+GROUP: Final = 2_304  # of a backlog; whole rounds of every x86-64 scrypt kernel
 LINGER_S: Final = 0.02
 POLL_S: Final = 0.05
 _DUE_EVERY_S: Final = 1.0
@@ -38,6 +39,14 @@ _DUE: Final = 8  # chains that go on between two groups
 _ASIDE_S: Final = 600.0
 _ALARM_S: Final = 3_600.0
 _ATTEMPTS: Final = 20
+
+
+class _Here(Executor):
+    """Computes in the thread that asks."""
+
+    def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **_options: Any) -> Iterator[T]:
+        """Return what `map` returns."""
+        return map(fn, *iterables)
 
 
 class Worker:
@@ -64,7 +73,8 @@ class Worker:
         self._counting = counting
         self._shelf = Shelf(self._readers, Registry(), network)
         self._rulings = Rulings(self._readers, network)
-        self._pool = ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="checks")
+        count = threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="checks") if count > 1 else _Here()
         self._group: Sequence[Incoming] = ()
         self._due_at = 0.0
         self._aside: dict[bytes, float] = {}  # chains that broke us, until when
@@ -98,6 +108,9 @@ class Worker:
             self._due_at = time.monotonic() + (0.0 if due else _DUE_EVERY_S)
         return len(group)
 
+    def start(self) -> None:
+        """Nothing is to be begun."""
+
     def stop(self) -> None:
         """End the threads that check; no `step` comes any more."""
         self._pool.shutdown()
@@ -127,8 +140,9 @@ class Worker:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a sender found, the others are served
             if len(group) > 1:
-                for message in group:
-                    self._judge_guarded([message])
+                middle = len(group) // 2
+                self._judge_guarded(group[:middle])
+                self._judge_guarded(group[middle:])
                 return
             if self.alarm is None:  # said once: more of its kind may come
                 _LOG.exception("a message broke ingest and is kept as evidence: %.200r", group[0].topic)

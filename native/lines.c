@@ -25,15 +25,20 @@ static char *digits(char *out, uint64_t value, int least)
     return out;
 }
 
-/* value / scale, with as many decimals as the scale has zeros. */
+/* value / scale, whose zeros are `decimals`, exactly and with no more digits than that takes. */
 static char *decimal(char *out, int64_t value, uint64_t scale, int decimals)
 {
     uint64_t size = value < 0 ? -(uint64_t)value : (uint64_t)value;
     if (value < 0)
         *out++ = '-';
     out = digits(out, size / scale, 1);
+    if (!(size % scale))
+        return out;
     *out++ = '.';
-    return digits(out, size % scale, decimals);
+    out = digits(out, size % scale, decimals);
+    while (out[-1] == '0')
+        out--;
+    return out;
 }
 
 size_t mg_sample_lines(const char *tags, size_t tags_size, const uint8_t *voltage_uv, const uint8_t *current_ua,

@@ -1,8 +1,8 @@
 """Line protocol of what the ledger holds; the same row always gives the same lines, so writing twice changes nothing.
 
-Every number is written exactly, from integers: µV as volts with six decimals, pW as watts with twelve. Times are ns
-since the epoch. A batch's own point is keyed by its device and its arrival, whose last digits are its seq: so it is one
-point whatever becomes of the batch. The lines of samples are made in C; `sample_line` says what they are.
+Every number is written exactly, from integers: µV as volts with up to six decimals, pW as watts with up to twelve.
+Times are ns since the epoch. A batch's own point is keyed by its device and its arrival, whose last digits are its seq:
+so it is one point whatever becomes of the batch. The lines of samples are made in C; `sample_line` says what they are.
 """
 
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def rejected_line(row: Any) -> str:
 
 
 def decimal(value: int, digits: int) -> str:
-    """Return value / 10^digits, exactly."""
+    """Return value / 10^digits, exactly and with no more digits than that takes."""
     sign = "-" if value < 0 else ""
     whole, rest = divmod(abs(value), 10**digits)
-    return f"{sign}{whole}.{rest:0{digits}d}"
+    return f"{sign}{whole}.{rest:0{digits}d}".rstrip("0").rstrip(".")

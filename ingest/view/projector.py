@@ -4,6 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +21,8 @@ _LOG: Final = logging.getLogger(__name__)
 RUNNING: Final = "influx"
 REBUILDING: Final = "influx-rebuild"
 _EVIDENCE: Final = "-evidence"
-_BATCHES: Final = 500
+_BATCHES: Final = 1_000
+_BESIDE: Final = 3  # requests at once
 _TRIES: Final = 32  # requests to find bad lines among those of one step; then what is left is set aside whole
 _PATIENCE: Final = 4  # failures of the database before it is given half as much
 _RETRY_S: Final = 2.0
@@ -84,15 +86,33 @@ class Projector:
         return max(len(rows), len(rejected))
 
     def _project(self, items: Sequence[Item], position: str) -> None:
-        """Write items in parts; the position moves after each of them."""
+        """Write items in parts, some at once; the position moves to the end of those that are written whole."""
         self._tries = _TRIES
-        for part in _parts(items, self._most()):
-            refused = self._write(part)
-            with self._engine.begin() as connection:
-                book = Book(connection)
-                for item, text in refused:
-                    book.set_aside(item.device, item.number, text)
-                book.set_position(position, part[-1].at)
+        written: int | None = None
+        refused: list[tuple[Item, str]] = []
+        try:
+            # at the end of the pool nothing is under way any more: what is old never comes after what is new
+            with ThreadPoolExecutor(_BESIDE if self._failures < _PATIENCE else 1, "view") as pool:
+                parts = _parts(items, self._most())
+                writing = [pool.submit(self._write, part) for part in parts]
+                try:
+                    for part, one in zip(parts, writing, strict=True):
+                        refused += one.result()
+                        written = part[-1].at
+                finally:
+                    for one in writing:
+                        one.cancel()
+            self._failures = 0
+        except Retryable:
+            self._failures = 1 if written is not None else self._failures + 1
+            raise
+        finally:
+            if written is not None:
+                with self._engine.begin() as connection:
+                    book = Book(connection)
+                    for item, text in refused:
+                        book.set_aside(item.device, item.number, text)
+                    book.set_position(position, written)
 
     def _most(self) -> int:
         """Return how many lines a request has: fewer where they fail again and again: one may be the cause."""
@@ -160,15 +180,6 @@ class Projector:
     def _write(self, items: Sequence[Item]) -> list[tuple[Item, str]]:
         """Write items; return those that the database refuses for what they are."""
         try:
-            refused = self._write_part(items)
-        except Retryable:
-            self._failures += 1
-            raise
-        self._failures = 0
-        return refused
-
-    def _write_part(self, items: Sequence[Item]) -> list[tuple[Item, str]]:
-        try:
             self._sink.write("\n".join(item.text for item in items))
         except TooOldError as error:
             _LOG.info("not in the view, the database keeps nothing that old: %s", error)
@@ -187,7 +198,7 @@ class Projector:
 
     def _halves(self, items: Sequence[Item]) -> list[tuple[Item, str]]:
         middle = len(items) // 2
-        return self._write_part(items[:middle]) + self._write_part(items[middle:])
+        return self._write(items[:middle]) + self._write(items[middle:])
 
 
 def _parts(items: Sequence[Item], most: int) -> list[list[Item]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from typing import Final, Protocol
 
 from influxdb_client import InfluxDBClient
@@ -60,22 +61,25 @@ def token_of(settings: InfluxSettings) -> str:
 
 
 class InfluxSink:
-    """An InfluxDB, by its write endpoint."""
+    """An InfluxDB, by its write endpoint; several threads may write."""
 
     def __init__(self, settings: InfluxSettings) -> None:
         self._settings = settings
+        self._lock = threading.Lock()  # guards the next two
         self._token: str | None = None
+        self._api: WriteApi
 
     def _connected(self) -> WriteApi:
         """Return a client with the token as its file has it now."""
         token = token_of(self._settings)
-        if token != self._token:
-            client = InfluxDBClient(
-                self._settings.url, token=token, org=self._settings.org, enable_gzip=False, timeout=_TIMEOUT_MS
-            )
-            self._api = client.write_api(write_options=SYNCHRONOUS)
-            self._token = token
-        return self._api
+        with self._lock:
+            if token != self._token:
+                client = InfluxDBClient(
+                    self._settings.url, token=token, org=self._settings.org, enable_gzip=False, timeout=_TIMEOUT_MS
+                )
+                self._api = client.write_api(write_options=SYNCHRONOUS)
+                self._token = token
+            return self._api
 
     def write(self, lines: str) -> None:
         """Write lines; BadLinesError, TooLargeError, TooOldError, Retryable or Fatal say what was not taken."""

@@ -23,11 +23,12 @@ class Beacon:
     valid_s: int
     block_number: int
     block_hash: bytes
+    value: bytes = field(init=False, compare=False, repr=False)
 
-    @property
-    def value(self) -> bytes:
-        """SHA-256("maxgreen beacon" ‖ number u64 BE ‖ block hash)."""
-        return hashlib.sha256(BEACON_PREFIX + self.number.to_bytes(8, "big") + self.block_hash).digest()
+    def __post_init__(self) -> None:
+        """Make the value: SHA-256("maxgreen beacon" ‖ number u64 BE ‖ block hash)."""
+        value = hashlib.sha256(BEACON_PREFIX + self.number.to_bytes(8, "big") + self.block_hash).digest()
+        object.__setattr__(self, "value", value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ HALF_ORDER: Final = P256_ORDER // 2
 SPKI_PREFIX: Final = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 SPKI_SIZE: Final = 91
 SIGNATURE_SIZE: Final = 64
+_DETERMINISTIC: Final = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
 
 
 class Signer(Protocol):
@@ -52,7 +53,7 @@ class MemorySigner:
 
     def sign(self, message: bytes) -> bytes:
         """Return r ‖ s (64 bytes, s ≤ n/2) over SHA-256 of `message`."""
-        der = self._key.sign(message, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+        der = self._key.sign(message, _DETERMINISTIC)
         r, s = decode_dss_signature(der)
         return r.to_bytes(32, "big") + min(s, P256_ORDER - s).to_bytes(32, "big")
 
