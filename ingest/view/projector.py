@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,7 +21,7 @@ _LOG: Final = logging.getLogger(__name__)
 RUNNING: Final = "influx"
 REBUILDING: Final = "influx-rebuild"
 _EVIDENCE: Final = "-evidence"
-_BATCHES: Final = 1_000
+_BATCHES: Final = 2_000
 _BESIDE: Final = 3  # requests at once
 _TRIES: Final = 32  # requests to find bad lines among those of one step; then what is left is set aside whole
 _PATIENCE: Final = 4  # failures of the database before it is given half as much
@@ -81,11 +81,11 @@ class Projector:
         self._written = {(bytes(row.device), int(row.seq)) for row in rows}
         if not rows and not rejected:
             return 0
-        self._project([_batch(row) for row in rows], self._name)
-        self._project([_rejected(row) for row in rejected], self._name + _EVIDENCE)
+        self._project(map(_batch, rows), self._name)
+        self._project(map(_rejected, rejected), self._name + _EVIDENCE)
         return max(len(rows), len(rejected))
 
-    def _project(self, items: Sequence[Item], position: str) -> None:
+    def _project(self, items: Iterable[Item], position: str) -> None:
         """Write items in parts, some at once; the position moves to the end of those that are written whole."""
         self._tries = _TRIES
         written: int | None = None
@@ -93,14 +93,14 @@ class Projector:
         try:
             # at the end of the pool nothing is under way any more: what is old never comes after what is new
             with ThreadPoolExecutor(_BESIDE if self._failures < _PATIENCE else 1, "view") as pool:
-                parts = _parts(items, self._most())
-                writing = [pool.submit(self._write, part) for part in parts]
+                # lines are made while others are written
+                writing = [(part[-1].at, pool.submit(self._write, part)) for part in _parts(items, self._most())]
                 try:
-                    for part, one in zip(parts, writing, strict=True):
+                    for at, one in writing:
                         refused += one.result()
-                        written = part[-1].at
+                        written = at
                 finally:
-                    for one in writing:
+                    for _, one in writing:
                         one.cancel()
             self._failures = 0
         except Retryable:
@@ -201,14 +201,15 @@ class Projector:
         return self._write(items[:middle]) + self._write(items[middle:])
 
 
-def _parts(items: Sequence[Item], most: int) -> list[list[Item]]:
+def _parts(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
     """Cut items into parts of at most so many lines; an item stays whole."""
-    parts: list[list[Item]] = []
-    size = most
+    part: list[Item] = []
+    size = 0
     for item in items:
-        if size + item.lines > most or not parts:
-            parts.append([])
-            size = 0
-        parts[-1].append(item)
+        if part and size + item.lines > most:
+            yield part
+            part, size = [], 0
+        part.append(item)
         size += item.lines
-    return parts
+    if part:
+        yield part
