@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 import paho.mqtt.client as mqtt
@@ -77,17 +78,17 @@ class MqttSource:
 
     def receive(self, most: int, wait_s: float, linger_s: float) -> list[Incoming]:
         """Return messages: none after `wait_s` without any, up to `most` within `linger_s` of the first."""
-        group: list[Incoming] = []
-        size, patience_s, deadline = 0, wait_s, 0.0
-        while len(group) < most and size < GROUP_BYTES:
-            try:
-                message = self._deliveries.get(timeout=patience_s)
-            except queue.Empty:
-                break
-            group.append(message)
-            size += len(message.payload)
-            deadline = deadline or time.monotonic() + linger_s
-            patience_s = max(0.0, deadline - time.monotonic())
+        try:
+            group = [self._deliveries.get(timeout=wait_s)]
+        except queue.Empty:
+            return []
+        if self._deliveries.qsize() < min(most, QUEUE // 2):
+            time.sleep(linger_s)  # once for all that come meanwhile, and not woken by each
+        size = len(group[0].payload)
+        with suppress(queue.Empty):
+            while len(group) < most and size < GROUP_BYTES:
+                group.append(self._deliveries.get_nowait())
+                size += len(group[-1].payload)
         self._taken_bytes += size
         return group
 

@@ -202,9 +202,11 @@ class Connection:
                 return None
             self._ticket += 1
             one = _Outgoing(self._ticket, topic, payload, retain)
+            is_first = not self._outbox  # else the connection's thread looks at them anyway
             self._outbox.appendleft(one) if urgent else self._outbox.append(one)
             ticket = self._ticket
-        self._wake()
+        if is_first:
+            self._wake()
         return ticket
 
     def acknowledge(self, messages: Sequence[Incoming]) -> None:
