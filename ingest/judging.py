@@ -313,7 +313,7 @@ class Judge:
             if not self._left:
                 break
             kept = undated[seq]
-            state, judgement = date(state, _held(kept), chain.known.record, self._rules, shares=self._shares)
+            state, judgement = date(state, _held(kept), chain.record, self._rules, shares=self._shares)
             self._desk.judge(device, Reason.CLOCK_UNSYNCHRONISED, judgement, None)
             self._note(chain, judgement)
             self._left -= 1
@@ -333,9 +333,7 @@ class Judge:
             for kept in held:
                 if not self._left:
                     return False
-                state, judgement = reinstate(
-                    chain.state, _held(kept), chain.known.record, self._rules, shares=self._shares
-                )
+                state, judgement = reinstate(chain.state, _held(kept), chain.record, self._rules, shares=self._shares)
                 self._desk.judge(chain.device, Reason.SUSPENDED_DEVICE, judgement, kept.state_before)
                 self._note(chain, judgement)
                 self._move(chain, state)
@@ -356,7 +354,7 @@ class Judge:
             before,
             signed,
             received_ms,
-            chain.known.record,
+            chain.record,
             self._rules,
             skipped_to=skipped_to,
             predecessor=self._predecessor(signed),

@@ -20,7 +20,6 @@ from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
 from maxgreen.ledger.desk import NOBODY, Desk, Evidence
 from maxgreen.ledger.engine import LedgerAwayError, reader
-from maxgreen.ledger.registry import Registry
 from maxgreen.ledger.rulings import Rulings
 from maxgreen.ledger.shelf import Shelf
 from maxgreen.ledger.writing import ConflictError, write
@@ -71,7 +70,7 @@ class Worker:
         self._signer = signer
         self._clock = clock
         self._counting = counting
-        self._shelf = Shelf(self._readers, Registry(), network)
+        self._shelf = Shelf(self._readers, network)
         self._rulings = Rulings(self._readers, network)
         count = threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="checks") if count > 1 else _Here()
@@ -190,7 +189,7 @@ class Worker:
         opened = check_all(
             group,
             read,
-            lambda device: desk.chains[device].known.record if device in desk.chains else None,
+            lambda device: desk.chains[device].record if device in desk.chains else None,
             self._network,
             now_ms,
             self._pool,

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from maxgreen.ledger.registry import KnownDevice
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.verify.chain import ChainState
+from maxgreen.verify.rules import DeviceRecord
 from maxgreen.verify.verdict import Judgement
 
 NOBODY: Final = b""
@@ -31,7 +31,7 @@ class Due(IntEnum):
 class Chain:
     """One device's chain on the desk."""
 
-    known: KnownDevice
+    record: DeviceRecord
     state: ChainState
     version: int = 0  # 0: no row yet
     waiting: int = 0
@@ -43,7 +43,7 @@ class Chain:
     @property
     def device(self) -> bytes:
         """The device id."""
-        return self.known.record.device
+        return self.record.device
 
 
 class Kept(NamedTuple):

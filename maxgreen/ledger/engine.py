@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, Ope
 from maxgreen.errors import Fatal, Retryable
 
 _BUSY_MS: Final = 30_000
-_CACHE_KIB: Final = 65_536
+_CACHE_KIB: Final = 16_384
 _CONNECT_S: Final = 10
 _SILENT_MS: Final = 30_000
 _EXPECTED: Final = "; expected sqlite:///FILE or postgresql://USER@HOST/NAME"

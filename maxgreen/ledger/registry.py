@@ -11,7 +11,7 @@ from sqlalchemy import Connection, insert, select, update
 from maxgreen.ledger.schema import devices
 from maxgreen.verify.rules import DeviceRecord
 
-_KNOWN: Final = 20_000  # devices with their keys, about 3 kB each
+_KNOWN: Final = 100_000  # devices that are remembered, about 1 kB each
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,32 +24,37 @@ class KnownDevice:
     system: Mapping[str, Any]
 
 
-class Registry:
-    """Decodes rows of devices, and remembers those that were asked for last."""
+class Records:
+    """Decodes the records of devices, and remembers those that were asked for last."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, tuple[tuple[Any, ...], KnownDevice]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[int, DeviceRecord]] = (
+            OrderedDict()
+        )  # with the hash of what they come from
 
-    def known(self, device: bytes, token: int, owner: str, system: str) -> KnownDevice:
-        """Return the device of a row of `devices`."""
-        values = (token, owner, system)
+    def record(self, device: bytes, system_json: str) -> DeviceRecord:
+        """Return the record of a row of `devices`."""
+        source = hash(system_json)
         remembered = self._known.get(device)
-        if remembered is not None and remembered[0] == values:
+        if remembered is not None and remembered[0] == source:
             self._known.move_to_end(device)
             return remembered[1]
-        known = known_device(token, owner, system)
-        self._known[device] = (values, known)
+        record = _record(json.loads(system_json))
+        self._known[device] = (source, record)
         if len(self._known) > _KNOWN:
             self._known.popitem(last=False)
-        return known
+        return record
 
 
 def known_device(token: int, owner: str, system_json: str) -> KnownDevice:
     """Return the device of a row of `devices`."""
     system = json.loads(system_json)
+    return KnownDevice(_record(system), token, owner, system)
+
+
+def _record(system: Mapping[str, Any]) -> DeviceRecord:
     statuses: Sequence[Sequence[Any]] = system["statuses"]
-    record = DeviceRecord(bytes.fromhex(system["spki"]), tuple((int(at), str(status)) for at, status in statuses))
-    return KnownDevice(record, token, owner, system)
+    return DeviceRecord(bytes.fromhex(system["spki"]), tuple((int(at), str(status)) for at, status in statuses))
 
 
 def put_devices(connection: Connection, known: Iterable[KnownDevice]) -> int:

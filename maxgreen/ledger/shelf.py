@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection, Engine, and_, bindparam, func, or_, select, tuple_
 
 from maxgreen.ledger.desk import Chain, Desk, Due, Kept
-from maxgreen.ledger.registry import Registry
+from maxgreen.ledger.registry import Records
 from maxgreen.ledger.schema import batches, chains, devices
 from maxgreen.protocol import cbor
 from maxgreen.protocol.reasons import Reason
@@ -20,8 +20,8 @@ _DUES: Final = tuple(Due)
 # made once: to build a statement takes longer than to run it
 _KNOWN: Final = (
     select(
-        devices, chains.c.version, chains.c.state, chains.c.waiting, chains.c.waiting_bytes, chains.c.due,
-        chains.c.credited,
+        devices.c.device, devices.c.system, chains.c.version, chains.c.state, chains.c.waiting, chains.c.waiting_bytes,
+        chains.c.due, chains.c.credited,
     )
     .join(chains, chains.c.device == devices.c.device, isouter=True)
     .where(devices.c.device.in_(bindparam("ids", expanding=True)))
@@ -39,10 +39,10 @@ _DUE: Final = (
 class Shelf:
     """Reads what judging needs, and remembers what it decoded."""
 
-    def __init__(self, engine: Engine, registry: Registry, network: str) -> None:
+    def __init__(self, engine: Engine, network: str) -> None:
         """`engine` is one for readers."""
         self._engine = engine
-        self._registry = registry
+        self._records = Records()
         self._start = ChainState.start(network)
         self._states: OrderedDict[bytes, tuple[int, ChainState]] = OrderedDict()  # by device, with the row's version
 
@@ -51,13 +51,13 @@ class Shelf:
         found: dict[bytes, Chain] = {}
         for some in _portions(list(ids)):
             rows = connection.execute(_KNOWN, {"ids": some})
-            for device, token, owner, system, version, state, waiting, waiting_bytes, due, credited in rows:
-                known = self._registry.known(device, token, owner, system)
+            for device, system, version, state, waiting, waiting_bytes, due, credited in rows:
+                record = self._records.record(device, system)
                 if version is None:
-                    found[device] = Chain(known, self._start)
+                    found[device] = Chain(record, self._start)
                     continue
                 last = self._state(device, version, state)
-                found[device] = Chain(known, last, version, waiting, waiting_bytes, _DUES[due], cbor.read(credited))
+                found[device] = Chain(record, last, version, waiting, waiting_bytes, _DUES[due], cbor.read(credited))
         return found
 
     def kept(self, places: Collection[tuple[bytes, int]]) -> dict[tuple[bytes, int], bytes]:

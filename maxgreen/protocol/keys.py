@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidSignature
@@ -18,6 +19,7 @@ HALF_ORDER: Final = P256_ORDER // 2
 SPKI_PREFIX: Final = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 SPKI_SIZE: Final = 91
 SIGNATURE_SIZE: Final = 64
+_KEYS: Final = 4_096  # OpenSSL's form of a key is 2 kB
 _DETERMINISTIC: Final = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
 
 
@@ -61,19 +63,21 @@ class MemorySigner:
 class Verifier:
     """A P-256 public key that checks signatures (P-SIG-1)."""
 
+    __slots__ = ("_spki", "key_id")
+
     def __init__(self, spki: bytes) -> None:
         """Take the 91-byte SubjectPublicKeyInfo; ValueError when it is not a point of P-256."""
         if not is_spki(spki):
             raise ValueError("not a SubjectPublicKeyInfo of a P-256 key: named curve, uncompressed point, 91 bytes")
+        _public_key(spki)
         self.key_id = key_id(spki)
-        self._point = spki[len(SPKI_PREFIX) :]
-        self._key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), spki[len(SPKI_PREFIX) - 1 :])
+        self._spki = spki
 
     def job(self, message: bytes, signature: bytes) -> bytes | None:
         """Return what `native.p256` checks; None for a signature of another size."""
         if len(signature) != SIGNATURE_SIZE:
             return None
-        return signature + hashlib.sha256(message).digest() + self._point
+        return signature + hashlib.sha256(message).digest() + self._spki[len(SPKI_PREFIX) :]
 
     def verifies(self, message: bytes, signature: bytes) -> bool:
         """Tell whether r ‖ s is a low-s ES256 signature of `message`."""
@@ -83,10 +87,15 @@ class Verifier:
         if not (0 < r < P256_ORDER and 0 < s <= HALF_ORDER):
             return False
         try:
-            self._key.verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
+            _public_key(self._spki).verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             return False
         return True
+
+
+@lru_cache(_KEYS)
+def _public_key(spki: bytes) -> ec.EllipticCurvePublicKey:
+    return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), spki[len(SPKI_PREFIX) - 1 :])
 
 
 def verify_group(signed: Sequence[tuple[Verifier, bytes, bytes]]) -> list[bool]:

@@ -108,13 +108,13 @@ class Memory:
         self.received += 1_000
         read = read_all(messages)
         chains = {
-            device: replace_chain(self.chains.get(device)) or Chain(known, ChainState.start(NETWORK))
+            device: replace_chain(self.chains.get(device)) or Chain(known.record, ChainState.start(NETWORK))
             for device, known in self.known.items()
             if device in named(read) | set(due)
         }
         desk = Desk(chains)
         opened = check_all(
-            messages, read, lambda d: desk.chains[d].known.record if d in desk.chains else None,
+            messages, read, lambda d: desk.chains[d].record if d in desk.chains else None,
             NETWORK, self.received, Inline(),
         )  # fmt: skip
         asked = places_to_ask(desk, opened)
@@ -179,7 +179,7 @@ class Memory:
             assert ChainState.from_bytes(chain.state.to_bytes()) == chain.state
             ahead = [row for row in self._rows(device, chain.state.next_seq) if row.judgement is None]
             assert (chain.waiting, chain.waiting_bytes) == (len(ahead), sum(len(row.message) for row in ahead))
-            replay = Replay(ChainState.start(NETWORK), chain.known.record, self.rules)
+            replay = Replay(ChainState.start(NETWORK), chain.record, self.rules)
             judged = {}
             for row in self._rows(device, 0):
                 if row.judgement is not None:
@@ -206,7 +206,7 @@ def replace_chain(chain):
     if chain is None:
         return None
     return Chain(
-        chain.known, chain.state, chain.version, chain.waiting, chain.waiting_bytes, chain.due, dict(chain.credited)
+        chain.record, chain.state, chain.version, chain.waiting, chain.waiting_bytes, chain.due, dict(chain.credited)
     )
 
 
