@@ -4,12 +4,13 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "maxgreen"
@@ -55,53 +56,162 @@ def stop(process):
         process.wait()
 
 
+class Server:
+    """A server process that can be ended, killed, and begun again with what it had stored."""
+
+    process = None
+
+    def start(self):
+        """Start, and wait until it answers."""
+        self.process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(self.answers, 60, type(self).__name__)
+
+    def stop(self):
+        """End it."""
+        if self.process is not None:
+            stop(self.process)
+
+    def pids(self):
+        """Return all of its processes."""
+        return [self.process.pid]
+
+    def kill(self):
+        """Kill it: nothing more is written."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Mosquitto(Server):
+    """A broker that keeps all that is queued."""
+
+    def __init__(self, folder, *, persistence=False):
+        self.program = found("mosquitto", "mosquitto is not installed (apt-get install mosquitto)")
+        self.port = free_port()
+        self.config = Path(folder) / "mosquitto.conf"
+        self.config.write_text(
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n"
+            "max_inflight_messages 1000\nmax_queued_messages 0\n"
+            + (f"persistence true\npersistence_location {folder}/\n" if persistence else "persistence false\n")
+        )
+
+    def command(self):
+        return [self.program, "-c", self.config]
+
+    def answers(self):
+        return socket.create_connection(("127.0.0.1", self.port), 1).close() is None
+
+
+class Postgres(Server):
+    """A private cluster; `durable`: it synchronises every commit."""
+
+    def __init__(self, *, durable=False):
+        self.programs = _postgres_programs()
+        self.as_owner = []
+        if os.geteuid() == 0:  # the server refuses to run as root
+            user = next((name for name in ("postgres", "nobody") if _has_user(name)), None)
+            if user is None or shutil.which("runuser") is None:
+                raise MissingError("PostgreSQL needs a user that is not root, and runuser")
+            self.as_owner = ["runuser", "-u", user, "--"]
+        self.folder, self.port = Path(tempfile.mkdtemp(prefix="maxgreen-pg-")), free_port()
+        if self.as_owner:
+            shutil.chown(self.folder, user)
+        self.options = f"-c fsync={'on' if durable else 'off'} -c max_connections=200 -c listen_addresses=127.0.0.1"
+        self.url = f"postgresql+psycopg://maxgreen@127.0.0.1:{self.port}"
+        self.data = self.folder / "data"
+        self._run(self.programs / "initdb", "-D", self.data, "-U", "maxgreen", "--auth=trust", "--no-sync")
+
+    def start(self):
+        self._run(
+            self.programs / "pg_ctl", "-D", self.data, "-w", "-l", self.folder / "log",
+            "-o", f"-p {self.port} -k {self.folder} {self.options}", "start",
+        )  # fmt: skip
+
+    def stop(self):
+        self._run(self.programs / "pg_ctl", "-D", self.data, "-m", "immediate", "stop", check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def pids(self):
+        first = int((self.data / "postmaster.pid").read_text().split()[0])
+        return [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
+
+    def kill(self):
+        pids = self.pids()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 30, "the end of PostgreSQL")
+
+    def _run(self, *command, check=True):
+        subprocess.run(
+            [*self.as_owner, *command], check=check, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=self.folder,
+        )  # fmt: skip
+
+
+class Influx(Server):
+    """A real influxd with a bucket `mg`."""
+
+    org, bucket, token = "maxgreen", "mg", INFLUX_TOKEN
+
+    def __init__(self, folder):
+        self.program = found(
+            CACHE / "influxd-2.9.1" / "influxd", "influxd 2.9.1 is not built (make services, with go and cargo)"
+        )
+        self.folder, self.port = Path(folder), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.is_set_up = False
+
+    def command(self):
+        return [
+            self.program, "--bolt-path", self.folder / "b", "--sqlite-path", self.folder / "s",
+            "--engine-path", self.folder / "e", "--http-bind-address", f"127.0.0.1:{self.port}",
+            "--reporting-disabled", "--log-level", "error",
+        ]  # fmt: skip
+
+    def answers(self):
+        return urllib.request.urlopen(f"{self.url}/health", timeout=2).status == 200
+
+    def start(self):
+        super().start()
+        if self.is_set_up:
+            return
+        body = {"username": "u", "password": "password", "org": self.org, "bucket": self.bucket, "token": self.token}
+        request = urllib.request.Request(
+            f"{self.url}/api/v2/setup", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(request, timeout=10).read()
+        self.is_set_up = True
+
+
+@contextmanager
+def running(server):
+    """A server, from its start to its end."""
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
 @contextmanager
 def mosquitto_server(folder):
     """A broker that keeps all that is queued: its port."""
-    program = found("mosquitto", "mosquitto is not installed (apt-get install mosquitto)")
-    port = free_port()
-    config = Path(folder) / "mosquitto.conf"
-    config.write_text(
-        f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 1000\n"
-        "max_queued_messages 0\npersistence false\n"
-    )
-    process = subprocess.Popen([program, "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: socket.create_connection(("127.0.0.1", port), 1).close() is None, what="mosquitto")
-        yield port
-    finally:
-        stop(process)
+    with running(Mosquitto(folder)) as server:
+        yield server.port
 
 
 @contextmanager
 def postgres_server(*, durable=False):
-    """A private cluster: the URL of its server, without a database. `durable`: it synchronises every commit."""
-    programs = _postgres_programs()
-    folder, port = Path(tempfile.mkdtemp(prefix="maxgreen-pg-")), free_port()
-    as_owner = []
-    if os.geteuid() == 0:  # the server refuses to run as root
-        user = next((name for name in ("postgres", "nobody") if _has_user(name)), None)
-        if user is None or shutil.which("runuser") is None:
-            raise MissingError("PostgreSQL needs a user that is not root, and runuser")
-        as_owner = ["runuser", "-u", user, "--"]
-        shutil.chown(folder, user)
-    options = f"-c fsync={'on' if durable else 'off'} -c max_connections=200 -c listen_addresses=127.0.0.1"
+    """A private cluster: the URL of its server, without a database."""
+    with running(Postgres(durable=durable)) as server:
+        yield server.url
 
-    def run(*command, check=True):
-        subprocess.run(
-            [*as_owner, *command], check=check, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
-        )
 
-    try:
-        run(programs / "initdb", "-D", folder / "data", "-U", "maxgreen", "--auth=trust", "--no-sync")
-        run(
-            programs / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log",
-            "-o", f"-p {port} -k {folder} {options}", "start",
-        )  # fmt: skip
-        yield f"postgresql+psycopg://maxgreen@127.0.0.1:{port}"
-    finally:
-        run(programs / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop", check=False)
-        shutil.rmtree(folder, ignore_errors=True)
+@contextmanager
+def influx_server(folder):
+    """A real influxd with a bucket `mg`: (url, token, org, bucket)."""
+    with running(Influx(folder)) as server:
+        yield server.url, server.token, server.org, server.bucket
 
 
 def _postgres_programs():
@@ -116,29 +226,3 @@ def _has_user(name):
         return bool(pwd.getpwnam(name))
     except KeyError:
         return False
-
-
-@contextmanager
-def influx_server(folder):
-    """A real influxd with a bucket `mg`: (url, token, org, bucket)."""
-    program = found(
-        CACHE / "influxd-2.9.1" / "influxd", "influxd 2.9.1 is not built (make services, with go and cargo)"
-    )
-    folder, port = Path(folder), free_port()
-    url, token = f"http://127.0.0.1:{port}", INFLUX_TOKEN
-    process = subprocess.Popen(
-        [
-            program, "--bolt-path", folder / "b", "--sqlite-path", folder / "s", "--engine-path", folder / "e",
-            "--http-bind-address", f"127.0.0.1:{port}", "--reporting-disabled", "--log-level", "error",
-        ]
-    )  # fmt: skip
-    try:
-        wait_for(lambda: urllib.request.urlopen(f"{url}/health", timeout=2).status == 200, what="influxd")
-        body = {"username": "u", "password": "password", "org": "maxgreen", "bucket": "mg", "token": token}
-        request = urllib.request.Request(
-            f"{url}/api/v2/setup", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        urllib.request.urlopen(request, timeout=10).read()
-        yield url, token, "maxgreen", "mg"
-    finally:
-        stop(process)

@@ -43,7 +43,7 @@ class Site:
         with self.engine.begin() as connection:
             Book(connection).set_limits(0, Limits(pow_nbits_min=EASY, late_s=10**8))
 
-    def service(self, name="ingest", http=0, processes=1):
+    def service(self, name="ingest", http=0, processes=1, more=""):
         """Start a service; a chain's file has one owner, so each has its own copy."""
         shutil.copy(self.folder / "deployed.db", self.folder / f"{name}.db")
         config = self.folder / f"{name}.toml"
@@ -51,7 +51,7 @@ class Site:
             f'ledger = "{self.url}"\nprocesses = {processes}\nkey_file = "{self.folder}/backend.pem"\n'
             f'[broker]\nport = {self.broker_port}\nclient_id = "{name}"\n'
             f'[chain]\nrpc = "{self.folder}/{name}.db"\ndeployment = "{self.folder}/deployment.json"\n'
-            f"refresh_s = 3600\n[http]\nport = {http}\n"
+            f"refresh_s = 3600\n[http]\nport = {http}\n{more}"
         )
         log = (self.folder / f"{name}.log").open("a")
         return subprocess.Popen([MAXGREEN, "ingest", "run", "-c", config], stdout=log, stderr=log)
