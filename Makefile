@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 DEMO_DIR ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage check fmt bench fuzz wheels contracts vectors lock services clean
+.PHONY: help venv demo test coverage check fmt bench fuzz chaos wheels contracts vectors lock services clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ fuzz: venv ## fuzz the decoder and judging, ten million runs each (hours)
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=3'
 	@$(BIN)/python -m tests.ingest.fuzz decode -runs=10000000 -max_len=2000 tests/ingest/corpus/decode
 	@$(BIN)/python -m tests.ingest.fuzz judge -runs=10000000 -max_len=400 tests/ingest/corpus/judge
+
+chaos: venv services ## kill and stop ingest's servers 200 times, on each database (a quarter of an hour)
+	@$(BIN)/python -m tests.ingest.chaos /tmp/maxgreen-chaos 200 sqlite
+	@$(BIN)/python -m tests.ingest.chaos /tmp/maxgreen-chaos 200 postgresql
 
 wheels: ## build wheels for this machine and for 64-bit Raspberry Pi OS into dist/
 	@PYTHON=$(PYTHON) scripts/wheels

@@ -112,6 +112,8 @@ def _begin_reading(connection: Any) -> None:
 
 def _translate(context: ExceptionContext) -> None:
     """Let a database that is away raise LedgerAwayError instead of SQLAlchemy's error."""
+    if context.is_pre_ping:  # a connection that broke while it was idle is replaced
+        return
     error = context.original_exception
     passing = context.is_disconnect or isinstance(context.sqlalchemy_exception, (OperationalError, InterfaceError))
     if isinstance(error, sqlite3.Error):

@@ -271,3 +271,20 @@ def test_what_is_committed_around_a_close_is_paid_once(engine, monkeypatch, when
     )
     assert (first == total) == (when == "before")
     assert total > 0.9 * node.meters[0].register_mws
+
+
+def test_a_connection_that_broke_while_it_was_idle_is_replaced_without_a_word(engine):
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has no connections to a server")
+    import psycopg
+
+    with engine.begin() as connection:
+        assert Book(connection).rules_change() >= 0
+    address = engine.url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
+    with psycopg.connect(address, autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [engine.url.database]
+        )
+    for one in (engine, reader(engine)):
+        with one.begin() as connection:
+            assert Book(connection).rules_change() >= 0
