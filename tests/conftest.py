@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import MissingError, free_port, influx_server, postgres_server, stop, wait_for
+from tests.services import MissingError, free_port, influx_server, old_influx_server, postgres_server, stop, wait_for
 
 ROOT = Path(__file__).parent.parent
 TRACES = [
@@ -66,10 +66,10 @@ def ledger_url(request, tmp_path):
     return f"{server}/{name}"
 
 
-@pytest.fixture(scope="session")
-def influx(tmp_path_factory):
-    """A real influxd with a bucket `mg`: (url, token, org, bucket)."""
-    with served(influx_server(tmp_path_factory.mktemp("influx"))) as running:
+@pytest.fixture(scope="session", params=[influx_server, old_influx_server], ids=["influxdb2", "influxdb1"])
+def influx(request, tmp_path_factory):
+    """A real influxd of each version with a bucket `mg`: (url, token, org, bucket)."""
+    with served(request.param(tmp_path_factory.mktemp("influx"))) as running:
         yield running
 
 

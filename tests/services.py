@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -183,6 +184,47 @@ class Influx(Server):
         self.is_set_up = True
 
 
+class OldInflux(Server):
+    """A real influxd of the first version, with users, and a database `mg`."""
+
+    org, bucket, token = "", "mg", "tester:password"
+
+    def __init__(self, folder):
+        self.program = found(
+            CACHE / "influxd-1.13.2" / "influxd", "influxd 1.13.2 is not built (make services, with go)"
+        )
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = Path(folder) / "influxdb.conf"
+        self.config.write_text(
+            f'reporting-disabled = true\nbind-address = "127.0.0.1:{free_port()}"\n[meta]\ndir = "{folder}/meta"\n'
+            f'[data]\ndir = "{folder}/data"\nwal-dir = "{folder}/wal"\n'
+            f'[http]\nbind-address = "127.0.0.1:{self.port}"\nauth-enabled = true\nlog-enabled = false\n'
+            "[monitor]\nstore-enabled = false\n"
+        )
+        self.is_set_up = False
+
+    def command(self):
+        return [self.program, "run", "-config", self.config]
+
+    def answers(self):
+        return urllib.request.urlopen(f"{self.url}/ping", timeout=2).status == 204
+
+    def start(self):
+        super().start()
+        if not self.is_set_up:
+            self.ask("CREATE USER tester WITH PASSWORD 'password' WITH ALL PRIVILEGES")
+            self.ask(f"CREATE DATABASE {self.bucket}")
+            self.is_set_up = True
+
+    def ask(self, text):
+        request = urllib.request.Request(
+            f"{self.url}/query", urllib.parse.urlencode({"q": text}).encode(), {"Authorization": f"Token {self.token}"}
+        )
+        answer = json.loads(urllib.request.urlopen(request, timeout=20).read())
+        assert "error" not in str(answer), answer
+
+
 @contextmanager
 def running(server):
     """A server, from its start to its end."""
@@ -209,8 +251,15 @@ def postgres_server(*, durable=False):
 
 @contextmanager
 def influx_server(folder):
-    """A real influxd with a bucket `mg`: (url, token, org, bucket)."""
+    """A real influxd of version 2 with a bucket `mg`: (url, token, org, bucket)."""
     with running(Influx(folder)) as server:
+        yield server.url, server.token, server.org, server.bucket
+
+
+@contextmanager
+def old_influx_server(folder):
+    """A real influxd of version 1 with a database `mg`: (url, token, org, bucket)."""
+    with running(OldInflux(folder)) as server:
         yield server.url, server.token, server.org, server.bucket
 
 

@@ -377,6 +377,12 @@ def bucket_of(influx, name, *, keep_s=0):
         data = None if body is None else json.dumps(body).encode()
         return json.loads(urllib.request.urlopen(urllib.request.Request(url + path, data, headers), timeout=20).read())
 
+    if not org:  # version 1
+        keeps = f" WITH DURATION {keep_s}s" if keep_s else ""
+        headers = {"Authorization": f"Token {token}"}
+        data = urllib.parse.urlencode({"q": f"CREATE DATABASE {name}{keeps}"}).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{url}/query", data, headers), timeout=20).read()
+        return url, token, org, name
     org_id = api(f"/api/v2/orgs?org={org}")["orgs"][0]["id"]
     rules = [{"type": "expire", "everySeconds": keep_s}] if keep_s else []
     api("/api/v2/buckets", {"orgID": org_id, "name": name, "retentionRules": rules})
