@@ -178,8 +178,7 @@ class Birth:
     _by_channel: dict[int, Sensor] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        # the first one of a channel is its sensor
-        object.__setattr__(self, "_by_channel", {sensor.channel: sensor for sensor in reversed(self.sensors)})
+        object.__setattr__(self, "_by_channel", {sensor.channel: sensor for sensor in self.sensors})
 
     def sensor(self, channel: int) -> Sensor | None:
         """Return the sensor of a channel."""
@@ -521,9 +520,12 @@ def _decode_birth(value: Any) -> Birth:
     if not is_spki(spki):
         raise Malformed("birth.0: not a SubjectPublicKeyInfo of a P-256 key")
     kernel = Fields(fields.raw(6), "kernel", required=range(2)) if 6 in fields else None
+    sensors = fields.items(1, _decode_sensor, 1, MAX_SENSORS)
+    if len({sensor.channel for sensor in sensors}) != len(sensors):
+        raise Malformed("birth.1: a channel twice")
     return Birth(
         spki=spki,
-        sensors=fields.items(1, _decode_sensor, 1, MAX_SENSORS),
+        sensors=sensors,
         software=fields.tstr(2),
         software_sha256=fields.bstr(3, 32),
         hardware=fields.tstr(4),

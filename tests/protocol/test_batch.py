@@ -15,6 +15,7 @@ from maxgreen.protocol.batch import (
     Channel,
     Event,
     Health,
+    Role,
     Sensor,
     Work,
     decode_batch,
@@ -72,6 +73,7 @@ births = st.builds(
         st.builds(Sensor, SMALL, st.integers(0, 4), st.text(max_size=5), *[INT64] * 4, st.text(max_size=5)),
         min_size=1,
         max_size=3,
+        unique_by=lambda sensor: sensor.channel,
     ).map(tuple),
     st.text(max_size=10),
     st.binary(min_size=32, max_size=32),
@@ -249,6 +251,16 @@ def test_a_birth_of_another_key_is_malformed():
         parse_batch(lab.sign(batch))
 
 
+@pytest.mark.rule("P-BAT-8")
+def test_a_birth_that_names_a_channel_twice_is_malformed():
+    lab = Lab()
+    [sensor, *_] = lab.birth.sensors
+    other = replace(sensor, role=Role.SENT, dead_band_ua=1)
+    batch = replace(lab.batch(), birth=replace(lab.birth, sensors=(sensor, other)))
+    with pytest.raises(Malformed, match="twice"):
+        parse_batch(lab.sign(batch))
+
+
 def test_the_protected_header_is_exactly_algorithm_and_key():
     lab = Lab()
     payload = encode_batch(lab.batch())
@@ -280,7 +292,10 @@ def test_every_number_is_bounded():
         "beacon": (2**53 - 1, lambda n: {"work": Work(n, 0x1F100000, (1,))}),
         "attested time": (4_102_444_800, lambda n: {"attestations": (replace(attestation, unix_s=n),)}),
         "shunt": (2**63 - 1, lambda n: {"birth": replace(batch.birth, sensors=(replace(sensor, shunt_uohm=n),))}),
-        "sensors": (256, lambda n: {"birth": replace(batch.birth, sensors=(sensor,) * n)}),
+        "sensors": (
+            256,
+            lambda n: {"birth": replace(batch.birth, sensors=tuple(replace(sensor, channel=k) for k in range(n)))},
+        ),
         "text": (256, lambda n: {"birth": replace(batch.birth, hardware="x" * n)}),
     }
     for what, (bound, change) in bounds.items():
