@@ -7,6 +7,7 @@ A group is acknowledged to the broker when its process has written it; a process
 gets what it had not written. Two that judge one device at once would harm nothing (docs/decisions/0012-the-desk.md).
 """
 
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -27,9 +28,13 @@ from ingest.metrics import Commit, Metrics
 from ingest.source import Source
 from ingest.worker import GROUP, LINGER_S, POLL_S, Worker
 from maxgreen.clock import make_clock
+from maxgreen.errors import Retryable
 from maxgreen.keyfile import load_key_file
+from maxgreen.ledger.desk import NOBODY, Desk, Evidence
 from maxgreen.ledger.engine import open_engine
+from maxgreen.ledger.writing import write
 from maxgreen.mqtt import Incoming
+from maxgreen.protocol.reasons import Reason, Rejected
 from maxgreen.service import collect_seldom, log_to_stderr
 
 _LOG: Final = logging.getLogger(__name__)
@@ -39,6 +44,9 @@ _AGAIN_S: Final = 1.0
 _TELL_S: Final = 1.0
 _STOP_S: Final = 10.0
 _START_S: Final = 20.0
+_LATE_S: Final = 20.0
+_DEATHS: Final = 2  # over one group, before it is parted
+_WAITING: Final = 8_192  # messages that are not written, before no more are taken
 _SHARD: Final = slice(6, 8)  # of a topic mg/v1/<shard>/…
 
 
@@ -56,36 +64,36 @@ class Crew:
     """The processes that judge; one thread calls `step`."""
 
     def __init__(self, settings: IngestSettings, network: str, source: Source, metrics: Metrics) -> None:
-        """`source` is the broker's; nothing runs before the first `step`."""
+        """`source` is the broker's; nothing runs before `start`, or the first `step`."""
         self._source = source
         self._members = [_Member(settings, network, k, source, metrics) for k in range(settings.processes)]
-        self._parts: list[tuple[_Member, list[Incoming]]] = []
 
     def start(self) -> None:
         """Begin the processes, and wait until they judge: before, nothing need come from the broker."""
         for member in self._members:
             member.look_after()
         ends_s = time.monotonic() + _START_S
-        while not all(member.told for member in self._members) and time.monotonic() < ends_s:
-            self._members[0].wait(POLL_S)
+        while not all(member.told or member.trouble for member in self._members) and time.monotonic() < ends_s:
+            time.sleep(POLL_S)
+            for member in self._members:
+                member.look_after()
 
     @property
     def alarm(self) -> str | None:
         """What keeps a process from going on, if anything."""
-        return next((member.trouble for member in self._members if member.trouble), None)
+        return next((trouble for member in self._members if (trouble := member.alarm)), None)
 
     def step(self) -> int:
         """Look after the processes, and hand over what came; return how many messages were handed over."""
         for member in self._members:
             member.look_after()
-        if not self._parts:
-            self._parts = self._divided(self._source.receive(GROUP * len(self._members), POLL_S, LINGER_S))
-        waiting = [(member, part) for member, part in self._parts if not member.hand_over(part)]
-        count = sum(len(part) for _, part in self._parts) - sum(len(part) for _, part in waiting)
-        self._parts = waiting
-        if waiting and not count:
-            waiting[0][0].wait(POLL_S)
-        return count
+        if sum(member.waiting for member in self._members) >= _WAITING:
+            time.sleep(POLL_S)
+            return 0
+        group = self._source.receive(GROUP * len(self._members), POLL_S, LINGER_S)
+        for member, part in self._divided(group):
+            member.hand_over(part)
+        return len(group)
 
     def stop(self) -> None:
         """Let the processes write what they have, and end."""
@@ -104,52 +112,65 @@ class Crew:
 
 
 class _Member:
-    """One process, as the service sees it."""
+    """One process, as the service sees it. What waits for it, it gets in turn, two groups at a time."""
 
     def __init__(self, settings: IngestSettings, network: str, number: int, source: Source, metrics: Metrics) -> None:
         self.trouble: str | None = None
         self.told = False
         self._settings, self._network, self._number = settings, network, number
         self._source, self._metrics = source, metrics
-        self._room = threading.Condition()  # guards the next two
-        self._under_way: deque[list[Incoming]] = deque()  # what it has not written
+        self._room = threading.Condition()  # guards the next four
+        self._groups: deque[list[Incoming]] = deque()  # what is not written, oldest first
+        self._sent = 0  # so many of them the process has
         self._pipe: Connection | None = None
+        self._ending = False
+        self._deaths = 0  # in a row, with the same group under way
         self._process: multiprocessing.process.BaseProcess | None = None
         self._heard_s = 0.0
         self._begin_at_s = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """How many messages are not written."""
+        with self._room:
+            return sum(map(len, self._groups))
+
+    @property
+    def alarm(self) -> str | None:
+        """What is wrong with the process, if anything."""
+        silent_s = time.monotonic() - self._heard_s
+        if self.trouble is None and self._sent and silent_s > _LATE_S:
+            return f"judging process {self._number} has not been heard for {silent_s:.0f} s"
+        return self.trouble
+
     def look_after(self) -> None:
         """Begin the process, and again when it ended or hangs."""
-        now_s = time.monotonic()
+        now_s, hangs = time.monotonic(), False
         if self._process is not None and self._process.is_alive():
             if now_s < self._heard_s + _SILENT_S:
                 return
             self._process.kill()
             self._process.join()
+            hangs = True
         if self._process is not None:
             self.trouble = f"judging process {self._number} ended (status {self._process.exitcode}); it is begun again"
             _LOG.error("%s", self.trouble)
             self._process, self._begin_at_s = None, now_s + _AGAIN_S
+            self._mourn(hangs=hangs)
         if now_s >= self._begin_at_s:
             self._begin()
 
-    def hand_over(self, part: list[Incoming]) -> bool:
-        """Give the process a group; False when it has enough."""
+    def hand_over(self, part: list[Incoming]) -> None:
+        """Let the process have a group in its turn."""
         with self._room:
-            if self._pipe is None or len(self._under_way) >= _AHEAD:
-                return False
-            self._under_way.append(part)
-        self._send(part)
-        return True
-
-    def wait(self, patience_s: float) -> None:
-        """Wait until the process may have room."""
-        with self._room:
-            self._room.wait(patience_s)
+            self._groups.append(part)
+            self._room.notify()
 
     def close(self) -> None:
         """Tell the process to end when it has written what it has."""
-        self._send([])
+        with self._room:
+            self._ending = True
+            self._room.notify()
 
     def join(self, patience_s: float) -> None:
         """Wait for its end, and enforce it."""
@@ -157,6 +178,38 @@ class _Member:
             self._process.join(patience_s)
             self._process.kill()
             self._process.join()
+
+    def _mourn(self, *, hangs: bool) -> None:
+        """Part the group that processes ended over, again and again, until the message that ends them stands alone."""
+        with self._room:
+            self._pipe = None
+            self._room.notify()
+            self._deaths = self._deaths + 1 if self._sent else 0
+            self._sent = 0
+            if self._deaths < _DEATHS or (hangs and len(self._groups[0]) == 1):  # it may wait for others
+                return
+            group = self._groups.popleft()
+            if len(group) > 1:
+                middle = len(group) // 2
+                self._groups.extendleft([group[middle:], group[:middle]])
+                return
+            self._deaths = 0
+        _LOG.error(
+            "a message ends whoever judges it; it is not judged: topic %.200r, %d bytes, SHA-256 %s",
+            group[0].topic,
+            len(group[0].payload),
+            hashlib.sha256(group[0].payload).hexdigest(),
+        )
+        self._set_aside(group[0])
+        self._source.acknowledge(group)
+
+    def _set_aside(self, message: Incoming) -> None:
+        """Keep a message as evidence that was not judged; where the ledger is away, the log has said which it is."""
+        error = Rejected(Reason.INTERNAL_ERROR, "a process that judged it ended")
+        now_ms = make_clock(self._settings.clock_file).now_ms()
+        with suppress(Retryable):
+            desk = Desk(evidence=[Evidence(error, message.topic, message.payload, now_ms, NOBODY, None)])
+            write(open_engine(self._settings.ledger), desk)
 
     def _begin(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -168,16 +221,30 @@ class _Member:
         theirs.close()
         self._heard_s = time.monotonic()
         with self._room:
-            self._pipe = pipe
-            left = list(self._under_way)  # by the one before
-        for part in left:
-            self._send(part)
-        threading.Thread(target=self._listen, args=(pipe,), name="crew", daemon=True).start()
+            self._pipe, self._sent = pipe, 0
+        for run in (self._talk, self._listen):
+            threading.Thread(target=run, args=(pipe,), name="crew", daemon=True).start()
 
-    def _send(self, part: Sequence[Incoming]) -> None:
-        with suppress(OSError):  # it has ended: the next one gets it
-            if self._pipe is not None:
-                self._pipe.send([(message.topic, message.payload) for message in part])
+    def _talk(self, pipe: Connection) -> None:
+        """Send one process its groups; it may block here as long as it likes, nobody waits."""
+        with suppress(OSError):
+            while True:
+                with self._room:
+                    while pipe is self._pipe and not (self._may_send() or self._ending):
+                        self._room.wait()
+                    if pipe is not self._pipe:
+                        return
+                    ending = not self._may_send()
+                    if not ending:
+                        group = self._groups[self._sent]
+                        self._sent += 1
+                if ending:
+                    pipe.send([])
+                    return
+                pipe.send([(message.topic, message.payload) for message in group])
+
+    def _may_send(self) -> bool:
+        return self._sent < min(_AHEAD, len(self._groups))
 
     def _listen(self, pipe: Connection) -> None:
         """Hear one process until its end."""
@@ -191,7 +258,9 @@ class _Member:
                     self.trouble = told.trouble
                     self.told = True
                     if told.group_done:
-                        self._source.acknowledge(self._under_way.popleft())
+                        self._sent -= 1
+                        self._deaths = 0
+                        self._source.acknowledge(self._groups.popleft())
                         self._room.notify()
                 for topic, payload in told.receipts:
                     self._source.publish(topic, payload, retain=True)
@@ -266,9 +335,13 @@ class _Pipe:
             self._pipe.send(told)
 
     def _listen(self) -> None:
-        with suppress(EOFError, OSError):
+        try:
             while group := self._pipe.recv():
                 self._groups.put([Incoming(topic, payload) for topic, payload in group])
+        except (EOFError, OSError):  # the service is no more
+            self.ended.set()
+        if self.trouble():  # what waits for a ledger that is away comes again
+            self.ended.set()
         self._groups.put([])
 
 
@@ -280,15 +353,14 @@ def _judge(settings: IngestSettings, network: str, pipe: Connection) -> None:
     collect_seldom()
     source = _Pipe(pipe)
     source.start()
-    signer, clock = load_key_file(settings.key_file), make_clock(settings.clock_file)
     threads = max(1, (os.cpu_count() or 1) // settings.processes)
     worker: Worker | None = None
 
     def step() -> float:
         nonlocal worker
         if worker is None:  # the ledger may be away
-            engine = open_engine(settings.ledger)
-            worker = Worker(engine, source, network, signer, clock, source, threads=threads)
+            signer, clock = load_key_file(settings.key_file), make_clock(settings.clock_file)
+            worker = Worker(open_engine(settings.ledger), source, network, signer, clock, source, threads=threads)
         worker.step()
         return 0.0
 

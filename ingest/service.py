@@ -59,8 +59,8 @@ class IngestService:
         self._projector: Projector | None = None
         if settings.influx.url:
             name = running(settings.influx)
-            self._projector = Projector(engine, InfluxSink(settings.influx), name)
-            self._view_lease = Lease(engine, name)  # two writers would write what is old over what is new
+            self._view_lease = Lease(engine, name)
+            self._projector = Projector(engine, InfluxSink(settings.influx), name, self._view_lease.held)
         self._judging = Loop("judging", self._judge, self._stopping)
         self._beside = [Loop("housekeeping", self._keep_house, self._stopping)]
         if self._projector is not None:

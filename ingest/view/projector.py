@@ -57,10 +57,35 @@ def _rejected(row: Any) -> Item:
     return Item(int(row.id), b"", int(row.id), rejected_line(row), 1)
 
 
+class _Attempt:
+    """The requests of one step: after the first that fails, or that is not ours to make, no other begins."""
+
+    def __init__(self, write: Callable[[Sequence[Item]], list[tuple[Item, str]]], may: Callable[[], bool]) -> None:
+        self._write = write
+        self._may = may
+        self._failure: Exception | None = None
+
+    def write(self, part: Sequence[Item]) -> list[tuple[Item, str]]:
+        """Write a part, as long as nothing failed."""
+        if self._failure is None and not self._may():
+            self._failure = Retryable("another service writes the view")
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return self._write(part)
+        except Exception as error:
+            self._failure = error
+            raise
+
+
 class Projector:
     """One reader of the ledger's changes; `name` is that of its position."""
 
-    def __init__(self, engine: Engine, sink: Sink, name: str = RUNNING) -> None:
+    def __init__(
+        self, engine: Engine, sink: Sink, name: str = RUNNING, may_write: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`may_write` is asked before each request: two writers would write what is old over what is new."""
+        self._may_write = may_write
         self._engine = engine
         self._readers = reader(engine)
         self._sink = sink
@@ -94,7 +119,8 @@ class Projector:
             # at the end of the pool nothing is under way any more: what is old never comes after what is new
             with ThreadPoolExecutor(_BESIDE if self._failures < _PATIENCE else 1, "view") as pool:
                 # lines are made while others are written
-                writing = [(part[-1].at, pool.submit(self._write, part)) for part in _parts(items, self._most())]
+                attempt = _Attempt(self._write, self._may_write)
+                writing = [(part[-1].at, pool.submit(attempt.write, part)) for part in _parts(items, self._most())]
                 try:
                     for at, one in writing:
                         refused += one.result()
@@ -107,7 +133,7 @@ class Projector:
             self._failures = 1 if written is not None else self._failures + 1
             raise
         finally:
-            if written is not None:
+            if written is not None and self._may_write():
                 with self._engine.begin() as connection:
                     book = Book(connection)
                     for item, text in refused:

@@ -14,7 +14,7 @@ from ingest.config import InfluxSettings
 from maxgreen.errors import Fatal, MaxgreenError, Retryable
 
 MAX_LINES: Final = 5_000
-_TIMEOUT_MS: Final = 30_000
+_TIMEOUT_MS: Final = 10_000  # below the term of the lease: a request never outlives its right to be made
 _REFUSED: Final = {400, 422}
 _HOLD: Final = {401, 403, 404}
 _TOO_LARGE: Final = 413

@@ -178,11 +178,11 @@ class Book:
     def add_decision(self, decision: Decision) -> None:
         """Record a decision of the operator or the DAO; the worker lets the device's chain go on by it."""
         self._db.execute(insert(decisions).values(**{**asdict(decision), "action": decision.action.value}))
-        self._rules_changed()
         # another version: whoever judges this chain by the rules of before reads it again
         due = Due.CONTINUED if decision.action is Action.CONTINUE else Due.DECIDED
         decided = {"due": case((chains.c.due > due, chains.c.due), else_=int(due)), "version": chains.c.version + 1}
         self._db.execute(update(chains).where(chains.c.device == decision.device).values(decided))
+        self._rules_changed()  # last, as a writer does: chains are locked before counters
 
     def rules(self, network: str) -> Rules:
         """Return limits, every beacon and decisions as the verifier takes them."""

@@ -36,6 +36,7 @@ _POSTGRES: Final = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": _SILENT_MS,
+    "options": f"-c lock_timeout={2 * _SILENT_MS}",
 }
 
 

@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ class Lease:
         self._engine = engine
         self._name = name
         self._holder = f"{_machine()}:{os.getpid()}:{secrets.token_hex(6)}"
+        self._lock = threading.Lock()
         self._renewed_s: float | None = None  # when we last had it for sure
         self._ask_at_s = 0.0
         self._seen: tuple[str, int] | None = None
@@ -37,12 +39,13 @@ class Lease:
 
     def held(self) -> bool:
         """Tell whether it is ours now; asks the ledger about once a second, or every five while it is ours."""
-        now_s = time.monotonic()
-        if now_s >= self._ask_at_s:
-            ours = self._ask(now_s)
-            self._renewed_s = now_s if ours else None
-            self._ask_at_s = now_s + (_RENEW_S if ours else _ASK_S)
-        return self._renewed_s is not None and time.monotonic() < self._renewed_s + TERM_S
+        with self._lock:
+            now_s = time.monotonic()
+            if now_s >= self._ask_at_s:
+                ours = self._ask(now_s)
+                self._renewed_s = now_s if ours else None
+                self._ask_at_s = now_s + (_RENEW_S if ours else _ASK_S)
+            return self._renewed_s is not None and time.monotonic() < self._renewed_s + TERM_S
 
     def release(self) -> None:
         """Give it up; where the ledger is away, its term ends by itself."""

@@ -18,7 +18,7 @@ from maxgreen.protocol.cose import parse
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason
 from simulator.lab import NETWORK, Lab
-from tests.ingest.desks import LATER, Wire, made, reasons
+from tests.ingest.desks import LATER, Wire, kept_evidence, made, reasons
 
 LABS = [Lab(secret) for secret in range(1, 9)]
 EACH = 40
@@ -106,3 +106,41 @@ def test_a_crew_ends_at_once_also_while_its_processes_begin(rig):
     rig.wire.waiting += rig.messages
     rig.crew.step()
     rig.crew.stop()
+
+
+def test_a_process_that_hangs_keeps_nobody_waiting(rig):
+    """Neither the service nor the devices of another process, also where what it is sent fills the pipe."""
+    rig.crew.start()
+    first = rig.crew._divided(rig.messages)[0][1]
+    hung = rig.pids()[0]
+    os.kill(hung, signal.SIGSTOP)
+    large = [Incoming(message.topic, bytes(60_000), packet=1, qos=1) for message in first[:24]]
+    others = [message for message in rig.messages if message not in first]
+    assert others
+    rig.wire.waiting += large
+    for start in range(0, len(others), 10):
+        rig.wire.waiting += others[start : start + 10]
+        rig.crew.step()
+    rig.run(lambda: len(rig.wire.acknowledged) == len(others))
+    os.kill(hung, signal.SIGCONT)
+    rig.run(lambda: len(rig.wire.acknowledged) == len(others) + len(large))
+
+
+def test_a_message_that_ends_who_judges_it_is_found_and_set_aside(rig):
+    member, group = rig.crew._members[0], rig.messages[:5]
+    member._groups.extend([list(group), rig.messages[5:8]])
+    for _ in range(6):  # as if each process had ended over what it had first
+        member._sent = min(2, len(member._groups))
+        member._mourn(hangs=False)
+        if len(rig.wire.acknowledged) == 1:
+            break
+    assert rig.wire.acknowledged == group[:1]
+    assert [len(part) for part in member._groups] == [1, 3, 3]
+    [row] = kept_evidence(rig.engine)
+    assert (row.reason, row.message) == (Reason.INTERNAL_ERROR, group[0].payload)
+    member._sent = 1
+    for _ in range(4):
+        member._mourn(hangs=True)
+        member._sent = 1
+    assert len(rig.wire.acknowledged) == 1  # who hangs may wait for others
+    member._groups.clear()
