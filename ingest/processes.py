@@ -46,7 +46,7 @@ _STOP_S: Final = 10.0
 _START_S: Final = 20.0
 _LATE_S: Final = 20.0
 _DEATHS: Final = 2  # over one group, before it is parted
-_WAITING: Final = 8_192  # messages that are not written, before no more are taken
+_WAITING_BYTES: Final = 16 * 2**20  # of messages that are not written, before no more are taken
 _SHARD: Final = slice(6, 8)  # of a topic mg/v1/<shard>/…
 
 
@@ -87,7 +87,7 @@ class Crew:
         """Look after the processes, and hand over what came; return how many messages were handed over."""
         for member in self._members:
             member.look_after()
-        if sum(member.waiting for member in self._members) >= _WAITING:
+        if sum(member.waiting_bytes for member in self._members) >= _WAITING_BYTES:
             time.sleep(POLL_S)
             return 0
         group = self._source.receive(GROUP * len(self._members), POLL_S, LINGER_S)
@@ -119,7 +119,8 @@ class _Member:
         self.told = False
         self._settings, self._network, self._number = settings, network, number
         self._source, self._metrics = source, metrics
-        self._room = threading.Condition()  # guards the next four
+        self.waiting_bytes = 0  # of the messages that are not written
+        self._room = threading.Condition()  # guards this, and the next four
         self._groups: deque[list[Incoming]] = deque()  # what is not written, oldest first
         self._sent = 0  # so many of them the process has
         self._pipe: Connection | None = None
@@ -128,12 +129,6 @@ class _Member:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._heard_s = 0.0
         self._begin_at_s = 0.0
-
-    @property
-    def waiting(self) -> int:
-        """How many messages are not written."""
-        with self._room:
-            return sum(map(len, self._groups))
 
     @property
     def alarm(self) -> str | None:
@@ -161,9 +156,13 @@ class _Member:
             self._begin()
 
     def hand_over(self, part: list[Incoming]) -> None:
-        """Let the process have a group in its turn."""
+        """Let the process have messages in their turn; those that wait become one group."""
         with self._room:
-            self._groups.append(part)
+            if self._sent < len(self._groups) and len(self._groups[-1]) + len(part) <= GROUP:
+                self._groups[-1] = self._groups[-1] + part
+            else:
+                self._groups.append(part)
+            self.waiting_bytes += _size(part)
             self._room.notify()
 
     def close(self) -> None:
@@ -194,6 +193,7 @@ class _Member:
                 self._groups.extendleft([group[middle:], group[:middle]])
                 return
             self._deaths = 0
+            self.waiting_bytes -= _size(group)
         _LOG.error(
             "a message ends whoever judges it; it is not judged: topic %.200r, %d bytes, SHA-256 %s",
             group[0].topic,
@@ -260,12 +260,18 @@ class _Member:
                     if told.group_done:
                         self._sent -= 1
                         self._deaths = 0
-                        self._source.acknowledge(self._groups.popleft())
+                        written = self._groups.popleft()
+                        self.waiting_bytes -= _size(written)
+                        self._source.acknowledge(written)
                         self._room.notify()
                 for topic, payload in told.receipts:
                     self._source.publish(topic, payload, retain=True)
                 for commit in told.commits:
                     self._metrics.add(commit)
+
+
+def _size(group: Sequence[Incoming]) -> int:
+    return sum([len(message.payload) for message in group])
 
 
 def _shard(topic: str) -> int:
