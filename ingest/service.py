@@ -16,7 +16,7 @@ from ingest.metrics import Metrics
 from ingest.processes import Crew
 from ingest.source import MqttSource
 from ingest.view.projector import Projector, running
-from ingest.view.sink import InfluxSink
+from ingest.view.sink import REQUEST_S, InfluxSink
 from ingest.worker import Worker
 from maxgreen.chain.client import connect
 from maxgreen.chain.deployment import Addresses, Deployment
@@ -60,7 +60,9 @@ class IngestService:
         if settings.influx.url:
             name = running(settings.influx)
             self._view_lease = Lease(engine, name)
-            self._projector = Projector(engine, InfluxSink(settings.influx), name, self._view_lease.held)
+            self._projector = Projector(
+                engine, InfluxSink(settings.influx), name, lambda: self._view_lease.held(REQUEST_S)
+            )
         self._judging = Loop("judging", self._judge, self._stopping)
         self._beside = [Loop("housekeeping", self._keep_house, self._stopping)]
         if self._projector is not None:

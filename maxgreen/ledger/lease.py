@@ -37,15 +37,15 @@ class Lease:
         self._seen: tuple[str, int] | None = None
         self._seen_since_s = 0.0
 
-    def held(self) -> bool:
-        """Tell whether it is ours now; asks the ledger about once a second, or every five while it is ours."""
+    def held(self, for_s: float = 0.0) -> bool:
+        """Tell whether it is ours, and stays so for a while; asks about once a second, or every five while it is."""
         with self._lock:
             now_s = time.monotonic()
             if now_s >= self._ask_at_s:
                 ours = self._ask(now_s)
                 self._renewed_s = now_s if ours else None
                 self._ask_at_s = now_s + (_RENEW_S if ours else _ASK_S)
-            return self._renewed_s is not None and time.monotonic() < self._renewed_s + TERM_S
+            return self._renewed_s is not None and time.monotonic() + for_s < self._renewed_s + TERM_S
 
     def release(self) -> None:
         """Give it up; where the ledger is away, its term ends by itself."""

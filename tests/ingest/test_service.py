@@ -164,6 +164,8 @@ def test_a_reader_stops_no_writer_and_sees_one_state(engine):
 def test_a_lease_has_one_holder_and_passes_on(engine, monkeypatch):
     one, two = Lease(engine, "x"), Lease(engine, "x")
     assert one.held()
+    assert one.held(TERM_S - 1)
+    assert not one.held(TERM_S + 1)
     assert not two.held()
     assert Lease(engine, "y").held()
     now = time.monotonic()

@@ -19,7 +19,7 @@ from ingest.http import make_app
 from ingest.metrics import Metrics
 from ingest.view.compare import Compared, asker, compare
 from ingest.view.lines import decimal, sample_line
-from ingest.view.projector import REBUILDING, Projector, rebuilding, running
+from ingest.view.projector import REBUILDING, RUNNING, Projector, rebuilding, running
 from ingest.view.sink import BadLinesError, InfluxSink, TooLargeError
 from maxgreen.errors import Fatal, Retryable
 from maxgreen.ledger.book import Book
@@ -118,6 +118,25 @@ def test_a_batch_is_one_point_whatever_becomes_of_it(engine):
     bench.send(*undated)
     project(projector)
     assert len([key for key, _ in fake.lines if key.startswith("batch,")]) == 23
+
+
+def test_who_lost_the_lease_in_the_middle_of_a_step_writes_no_more_and_leaves_the_position(engine, monkeypatch):
+    monkeypatch.setattr("ingest.view.projector.MAX_LINES", 50)
+    monkeypatch.setattr("ingest.view.projector._BESIDE", 1)
+    lab, fake, asked = Lab(), FakeSink(), []
+    Bench(engine).send(*[lab.next() for _ in range(20)])
+
+    def ours():
+        asked.append(1)
+        return len(asked) <= 2
+
+    with pytest.raises(Retryable, match="another service"):
+        Projector(engine, fake, may_write=ours).step()
+    assert fake.requests == 2
+    with engine.begin() as connection:
+        assert Book(connection).position(RUNNING) == 0
+    Projector(engine, fake).rebuild()
+    assert verdicts(fake) == {"accepted": 20}
 
 
 def test_a_bad_row_is_set_aside_and_the_others_are_written_then_it_is_replayed(engine):
