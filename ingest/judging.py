@@ -1,23 +1,21 @@
 """A group of messages to verdicts: pure, on a desk that was read before and is written after (P-ING-3).
 
-The way of a message: `Opened` (its form, topic, device and signature: no chain named), a place in its chain, its
-content. What waited behind it follows, some at a time: a chain with more to do is `due`.
+The way of a message: opened (`ingest.opening`), a place in its chain, its content. What waited behind it follows, some
+at a time: a chain with more to do is `due`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from ingest.difficulty import steered
+from ingest.opening import Message
 from maxgreen.ledger.desk import NOBODY, Chain, Desk, Due, Evidence, Kept, Row
 from maxgreen.protocol.batch import SignedBatch, parse_batch
-from maxgreen.protocol.cose import check_group
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
-from maxgreen.protocol.work import WINDOW_MS, credit_of, nbits_of_credit, window_of
 from maxgreen.verify.chain import ChainState
-from maxgreen.verify.rules import Action, DeviceRecord, Limits, Rules
-from maxgreen.verify.shares import ShareCheck, Shares, check_together
+from maxgreen.verify.rules import Action, Rules
+from maxgreen.verify.shares import ShareCheck
 from maxgreen.verify.verdict import (
     MAX_HELD_BEYOND,
     Judgement,
@@ -26,31 +24,13 @@ from maxgreen.verify.verdict import (
     date,
     dated,
     place,
-    read_message,
     reinstate,
-    sender_of,
     take,
 )
 
 MOST_WAITING_BYTES: Final = 32 * 2**20  # of one device, ahead of its chain
 FOLLOW: Final = 256  # batches that follow, or get a date, in one transaction
 _FETCH: Final = 64
-_PART: Final = 96  # signatures that one thread checks in a row, beside other threads
-_STEERING_WINDOWS: Final = 6
-
-
-class Message(Protocol):
-    """What came from a broker."""
-
-    @property
-    def topic(self) -> str:
-        """The topic that it was sent to."""
-        ...
-
-    @property
-    def payload(self) -> bytes:
-        """Its bytes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,75 +56,6 @@ class Waiters(Protocol):
     def suspended(self, device: bytes, limit: int) -> list[Kept]:
         """Return batches in the chain that are held since the device was suspended."""
         ...
-
-
-def read_all(messages: Sequence[Message]) -> list[SignedBatch | Rejected]:
-    """Read the form of each message."""
-    return [_read(message) for message in messages]
-
-
-def check_all(
-    messages: Sequence[Message],
-    read: Sequence[SignedBatch | Rejected],
-    find: Callable[[bytes], DeviceRecord | None],
-    network: str,
-    received_ms: int,
-    pool: Executor,
-) -> list[SignedBatch | Rejected]:
-    """Check topic, device and signature of each message whose form is right, on the threads of a pool."""
-    opened: list[SignedBatch | Rejected] = []
-    signed: list[tuple[int, DeviceRecord, SignedBatch]] = []  # by their place in the group
-    for message, one in zip(messages, read, strict=True):
-        if not isinstance(one, Rejected):
-            try:
-                signed.append((len(opened), sender_of(one, message.topic, received_ms, find), one))
-            except Rejected as rejected:
-                opened.append(rejected)
-                continue
-        opened.append(one)
-    parts = [signed[start : start + _PART] for start in range(0, len(signed), _PART)]
-    run = map if len(parts) == 1 else pool.map  # a thread more costs a part of what it saves
-    checked = run(
-        lambda part: check_group([(one.envelope, record.verifier) for _, record, one in part], network, "batch"), parts
-    )
-    for part, errors in zip(parts, checked, strict=True):
-        for (where, _, _), error in zip(part, errors, strict=True):
-            if error is not None:
-                opened[where] = error
-    return opened
-
-
-def named(read: Iterable[SignedBatch | Rejected]) -> set[bytes]:
-    """Return the devices that messages name: whose key signed them, and the ones that they succeed."""
-    found = set()
-    for signed in read:
-        if not isinstance(signed, Rejected):
-            found.add(signed.envelope.key_id)
-            if signed.batch.succeeds is not None:
-                found.add(signed.batch.succeeds[0])
-    return found
-
-
-def places_to_ask(desk: Desk, opened: Iterable[SignedBatch | Rejected]) -> set[tuple[bytes, int]]:
-    """Return the places of which the ledger may hold a message already: below the chain's end, or ahead of it."""
-    asked = set()
-    for signed in opened:
-        if not isinstance(signed, Rejected):
-            chain = desk.chains[signed.envelope.key_id]
-            if signed.batch.seq < chain.state.next_seq or chain.waiting:
-                asked.add((chain.device, signed.batch.seq))
-    return asked
-
-
-def shares_of(opened: Iterable[SignedBatch | Rejected], rules: Rules, pool: Executor) -> ShareCheck:
-    """Check the shares of a group together."""
-    asked = []
-    for signed in opened:
-        if not isinstance(signed, Rejected) and (work := signed.batch.work) is not None:
-            beacon = rules.beacons.get(work.beacon)
-            if beacon is not None:
-                asked.append(Shares(signed.envelope.key_id, signed.batch.prev, beacon, work.nbits, work.nonces))
-    return check_together(asked, pool)
 
 
 @dataclass(slots=True)
@@ -391,33 +302,9 @@ class Judge:
         return old.state if old is not None and old.version else None
 
 
-def steered(credited: Mapping[int, int], t0_ms: int, hashes: int) -> dict[int, int]:
-    """Return the hashes credited by window, with those of one more batch: only the newest windows are kept."""
-    window = window_of(t0_ms)
-    counts = {**credited, window: credited.get(window, 0) + hashes}
-    if len(counts) > _STEERING_WINDOWS + 1:
-        counts.pop(min(counts))
-    return counts
-
-
-def wanted_nbits(credited: Mapping[int, int], limits: Limits, now_ms: int) -> int:
-    """Return the difficulty that gives `shares_per_window` at the rate of the last hour (P-POW-4)."""
-    since_s = (now_ms - _STEERING_WINDOWS * WINDOW_MS) // 1000
-    hashes = sum(count for window, count in credited.items() if window >= since_s)
-    per_share = hashes // (_STEERING_WINDOWS * limits.shares_per_window)
-    return limits.pow_nbits_min if per_share <= credit_of(limits.pow_nbits_min) else nbits_of_credit(per_share)
-
-
 def _held(kept: Kept) -> Waiting:
     """Return a batch that holds its place, with the state of that place."""
     if kept.state_before is None:
         raise AssertionError("a batch that is held in its place has the state of it")
     state = ChainState.from_bytes(kept.state_before)
     return Waiting(parse_batch(kept.message), kept.received_ms, state, kept.skipped_to)
-
-
-def _read(message: Message) -> SignedBatch | Rejected:
-    try:
-        return read_message(message.payload)
-    except Rejected as error:
-        return error

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-from ingest.judging import Judge, wanted_nbits
+from ingest.difficulty import wanted_nbits
+from ingest.judging import Judge
 from maxgreen.ledger.desk import Chain, Desk
 from maxgreen.protocol.backend import Receipt, sign_receipt
 from maxgreen.protocol.keys import Signer

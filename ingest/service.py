@@ -9,11 +9,11 @@ import uvicorn
 from sqlalchemy import Engine
 
 from ingest.config import IngestSettings
+from ingest.crew import Crew
 from ingest.housekeeping import Housekeeping
 from ingest.http import make_app
 from ingest.loop import Loop
 from ingest.metrics import Metrics
-from ingest.processes import Crew
 from ingest.source import MqttSource
 from ingest.view.projector import Projector, running
 from ingest.view.sink import REQUEST_S, InfluxSink

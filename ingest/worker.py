@@ -12,8 +12,9 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from ingest.judging import Judge, Message, Outcome, check_all, named, places_to_ask, read_all, shares_of
+from ingest.judging import Judge, Outcome
 from ingest.metrics import Commit, Counting
+from ingest.opening import Message, check_all, named, places_to_ask, read_all, shares_of
 from ingest.receipts import LIST, add_receipts, seqs_waiting
 from ingest.source import Source
 from maxgreen.clock import Clock

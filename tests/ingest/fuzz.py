@@ -10,7 +10,8 @@ import sys
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 
-from ingest.judging import Judge, check_all, named, places_to_ask, read_all, shares_of
+from ingest.judging import Judge
+from ingest.opening import check_all, named, places_to_ask, read_all, shares_of
 from ingest.receipts import LIST, add_receipts, seqs_waiting
 from maxgreen.ledger.desk import Chain, Desk, Due, Kept
 from maxgreen.ledger.registry import KnownDevice

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from ingest import processes
+from ingest import crew
 from ingest.config import IngestSettings
+from ingest.crew import Crew
 from ingest.metrics import Metrics
-from ingest.processes import Crew
 from maxgreen.clock import FileClock
 from maxgreen.keyfile import create_key_file
 from maxgreen.mqtt import Incoming
@@ -95,7 +95,7 @@ def test_a_process_that_ends_or_hangs_is_begun_again_and_nothing_is_lost(rig, mo
     rig.run(lambda: len(rig.wire.acknowledged) == 2 * third)
     os.kill(rig.pids()[1], signal.SIGSTOP)
     rig.wire.waiting += rig.messages[2 * third :]
-    monkeypatch.setattr(processes, "_SILENT_S", 2.0)
+    monkeypatch.setattr(crew, "_SILENT_S", 2.0)
     rig.run(begun_again)
     monkeypatch.undo()  # what begins anew may take its time
     rig.run(lambda: len(rig.wire.acknowledged) == len(rig.messages) and rig.crew.alarm is None)
