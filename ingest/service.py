@@ -60,9 +60,7 @@ class IngestService:
         if settings.influx.url:
             name = running(settings.influx)
             self._view_lease = Lease(engine, name)
-            self._projector = Projector(
-                engine, InfluxSink(settings.influx), name, lambda: self._view_lease.held(REQUEST_S)
-            )
+            self._projector = Projector(engine, InfluxSink(settings.influx), name, self._may_write_view)
         self._judging = Loop("judging", self._judge, self._stopping)
         self._beside = [Loop("housekeeping", self._keep_house, self._stopping)]
         if self._projector is not None:
@@ -121,6 +119,9 @@ class IngestService:
     def stop(self) -> None:
         """Ask `run` to end; any thread or signal handler may call it."""
         self._stopping.set()
+
+    def _may_write_view(self) -> bool:
+        return not self._stopping.is_set() and self._view_lease.held(REQUEST_S)
 
     def _judge(self) -> float:
         self._judges.step()

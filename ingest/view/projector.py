@@ -68,7 +68,7 @@ class _Attempt:
     def write(self, part: Sequence[Item]) -> list[tuple[Item, str]]:
         """Write a part, as long as nothing failed."""
         if self._failure is None and not self._may():
-            self._failure = Retryable("another service writes the view")
+            self._failure = Retryable("it is not this service that writes the view now")
         if self._failure is not None:
             raise self._failure
         try:

@@ -130,7 +130,7 @@ def test_who_lost_the_lease_in_the_middle_of_a_step_writes_no_more_and_leaves_th
         asked.append(1)
         return len(asked) <= 2
 
-    with pytest.raises(Retryable, match="another service"):
+    with pytest.raises(Retryable, match="not this service"):
         Projector(engine, fake, may_write=ours).step()
     assert fake.requests == 2
     with engine.begin() as connection:
