@@ -1,6 +1,6 @@
 """How fast ingest drains a backlog, how soon a receipt comes, and how the cost grows.
 
-    python benchmarks/ingest.py [ledger|latency|growth|view|all] [--batches N] [--devices N] [--rounds N]
+    python benchmarks/ingest.py [ledger|latency|growth|memory|view|all] [--batches N] [--devices N] [--rounds N]
                                 [--processes N] [--database sqlite|postgresql|both] [--telegraf PATH] [--json]
 
 Every server is started here, on the loopback interface, and stopped at the end: Mosquitto, PostgreSQL, InfluxDB 2.9.1.
@@ -10,6 +10,7 @@ ledger: batches of 60 samples and one share, queued in Mosquitto for the service
 runs from the service's connection to the last commit.
 latency: batches that come at a steady rate; from the publish to the receipt at a subscriber.
 growth: processor time a batch, in one process and without a broker, by the number of devices and of batches held.
+memory: of the service, after a batch of each of `--fleet` devices; the largest of its processes.
 view: as ledger, until every sample is in InfluxDB; with --telegraf alternated with Telegraf, which reads the same
 samples as line protocol and verifies nothing.
 """
@@ -74,7 +75,9 @@ SYSTEM = {"kind": "miner", "channels": [], "place_deci": None, "since_ms": 0}
 def main() -> None:
     """Measure, and print a table or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("ledger", "latency", "growth", "view", "all"), default="all")
+    parser.add_argument(
+        "what", nargs="?", choices=("ledger", "latency", "growth", "memory", "view", "all"), default="all"
+    )
     parser.add_argument("--batches", type=int, default=15_000)
     parser.add_argument("--devices", type=int, default=200)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that judge")
@@ -82,6 +85,7 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=500, help="batches a second, for latency")
     parser.add_argument("--seconds", type=int, default=20, help="of the latency run")
     parser.add_argument("--held", type=int, nargs="*", default=[0, 100_000], help="batches held before, for growth")
+    parser.add_argument("--fleet", type=int, default=100_000, help="devices, for memory")
     parser.add_argument("--database", choices=("sqlite", "postgresql", "both"), default="both")
     parser.add_argument("--telegraf", type=Path, help="its program: the peer of `view`")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -100,6 +104,9 @@ def main() -> None:
         if options.what in {"growth", "all"}:
             for database in databases:
                 result |= bench.growth(database)
+        if options.what == "memory":  # it takes minutes to sign for so many
+            for database in databases:
+                result |= bench.memory(database)
         if options.what in {"view", "all"}:
             for database in databases:
                 result |= bench.view(database)
@@ -259,6 +266,19 @@ class Bench:
                 raise RuntimeError("not every batch was accepted")
         engine.dispose()
         return round(cost)
+
+    def memory(self, database: str) -> dict[str, Any]:
+        """Let a fleet send a batch each, and look at the service's resident memory."""
+        self.options.devices = fleet = self.options.fleet
+        messages = self.messages(fleet, fleet)
+        engine = self.fresh(database)
+        self.queue("ingest", [(device_topic(device, "batch"), message) for device, message in messages])
+        with self.service(engine) as process:
+            self.connected(process)
+            wait_for(lambda: revision(engine) >= fleet, 600, "the fleet's batches")
+            largest = max(resident_mib(pid) for pid in family(process.pid))
+        engine.dispose()
+        return {f"mib_{fleet}_devices_{database}": largest}
 
     def view(self, database: str) -> dict[str, Any]:
         """Drain until the samples are in InfluxDB, alternated with Telegraf where its program is given."""
@@ -534,9 +554,22 @@ def revision(engine: Engine) -> int:
 
 def cpu_s(pid: int) -> float:
     """Return the processor time that a process and those that it began have used, s."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = 0
+    for one in family(pid):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mib(pid: int) -> int:
+    """Return a process's resident memory, MiB."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and those that it began."""
     begun = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(cpu_s(int(child)) for child in begun)
+    return [pid, *(one for child in begun for one in family(int(child)))]
 
 
 if __name__ == "__main__":
