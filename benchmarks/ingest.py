@@ -67,6 +67,7 @@ from native.lines import sample_lines
 from simulator.lab import EASY, T0_MS, Lab, beacon
 from tests.services import influx_server, mosquitto_server, postgres_server, stop, wait_for
 
+WHAT = ("ledger", "latency", "growth", "memory", "view", "all")
 FIRST_SECRET = 1_000
 SAMPLES = 60
 SYSTEM = {"kind": "miner", "channels": [], "place_deci": None, "since_ms": 0}
@@ -75,9 +76,7 @@ SYSTEM = {"kind": "miner", "channels": [], "place_deci": None, "since_ms": 0}
 def main() -> None:
     """Measure, and print a table or one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "what", nargs="?", choices=("ledger", "latency", "growth", "memory", "view", "all"), default="all"
-    )
+    parser.add_argument("what", nargs="?", choices=WHAT, default="all")
     parser.add_argument("--batches", type=int, default=15_000)
     parser.add_argument("--devices", type=int, default=200)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that judge")
