@@ -170,7 +170,7 @@ def chaos(folder, kills, database, seed):
         stack.callback(lambda: stop(service.process))
         devices = Devices(site.network, broker.port)
         stack.callback(devices.end)
-        wait_for(lambda: sum(devices.told.values()) > 0, 60, "the first receipt")
+        wait_for(lambda: sum(devices.told.values()) > 0, 300, "the first receipt")
         for _ in range(kills):
             time.sleep(chance.uniform(0.1, 1.5))
             name = chance.choice(sorted(servers))
@@ -186,7 +186,7 @@ def chaos(folder, kills, database, seed):
                 batches.c.verdict == "accepted"
             )
             held = {row[0]: (row[1], row[2] + 1) for row in connection.execute(query.group_by(batches.c.device))}
-        wait_for(lambda: _says(site, "compare-view"), 120, "the view as the ledger")
+        wait_for(lambda: _says(site, "compare-view"), 300, "the view as the ledger")
         made = {device: len(messages) for device, messages in devices.made.items()}
         return {
             "database": database,

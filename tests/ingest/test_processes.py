@@ -42,7 +42,7 @@ class Rig:
             for lab in labs
         ]
 
-    def run(self, until, patience_s=60):
+    def run(self, until, patience_s=400):
         ends = time.monotonic() + patience_s
         while not until():
             assert time.monotonic() < ends, self.crew.alarm
