@@ -36,7 +36,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_for(done, seconds=30.0, what="it"):
+def wait_for(done, seconds=120.0, what="it"):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
