@@ -421,9 +421,10 @@ class Bench:
         owner.loop_stop()
         publisher = self.client("publisher")
         publisher.loop_start()
-        for name, payload in messages:
+        for k, (name, payload) in enumerate(messages, 1):
             last = publisher.publish(name, payload, qos=1)
-        last.wait_for_publish(120)
+            if k % 10_000 == 0 or k == len(messages):  # paho queues 65,535 at most
+                last.wait_for_publish(120)
         publisher.disconnect()
         publisher.loop_stop()
 
