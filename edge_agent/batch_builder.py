@@ -91,7 +91,7 @@ def attested(batch: Batch, signer: Signer, network: str) -> Batch:
             signer,
             network,
             channel.number,
-            (batch.t0_ms + channel.last[2]) // 1000,
+            (batch.t0_ms + channel.last_offset_ms) // 1000,
             channel.register_mws,
             batch.seq,
         )

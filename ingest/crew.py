@@ -53,13 +53,11 @@ class Crew:
 
     def start(self) -> None:
         """Begin the processes, and wait until they judge: before, nothing need come from the broker."""
-        for member in self._members:
-            member.look_after()
         ends_s = time.monotonic() + _START_S
+        self._look_after()
         while not all(member.told or member.trouble for member in self._members) and time.monotonic() < ends_s:
             time.sleep(POLL_S)
-            for member in self._members:
-                member.look_after()
+            self._look_after()
 
     @property
     def alarm(self) -> str | None:
@@ -68,8 +66,7 @@ class Crew:
 
     def step(self) -> int:
         """Look after the processes, and hand over what came; return how many messages were handed over."""
-        for member in self._members:
-            member.look_after()
+        self._look_after()
         if sum(member.waiting_bytes for member in self._members) >= _WAITING_BYTES:
             time.sleep(POLL_S)
             return 0
@@ -85,6 +82,10 @@ class Crew:
         ends = time.monotonic() + _STOP_S
         for member in self._members:
             member.join(max(0.0, ends - time.monotonic()))
+
+    def _look_after(self) -> None:
+        for member in self._members:
+            member.look_after()
 
     def _divided(self, group: Sequence[Incoming]) -> list[tuple["_Member", list[Incoming]]]:
         """Return the messages by process: one device's go to one, in their order."""

@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Engine
@@ -41,12 +41,17 @@ _ALARM_S: Final = 3_600.0
 _ATTEMPTS: Final = 20
 
 
-class _Here(Executor):
-    """Computes in the thread that asks."""
+class _Checks(ThreadPoolExecutor):
+    """Threads that check parts of a group beside each other; one part, or one thread, is the caller's own work."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, "checks")
+        self._is_one = threads == 1
 
     def map(self, fn: Callable[..., T], *iterables: Iterable[Any], **_options: Any) -> Iterator[T]:
         """Return what `map` returns."""
-        return map(fn, *iterables)
+        parts = [list(values) for values in iterables]
+        return map(fn, *parts) if self._is_one or len(parts[0]) < 2 else super().map(fn, *parts)
 
 
 class Worker:
@@ -73,8 +78,7 @@ class Worker:
         self._counting = counting
         self._shelf = Shelf(self._readers, network)
         self._rulings = Rulings(self._readers, network)
-        count = threads or os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="checks") if count > 1 else _Here()
+        self._pool = _Checks(threads or os.cpu_count() or 1)
         self._group: Sequence[Incoming] = ()
         self._due_at = 0.0
         self._aside: dict[bytes, float] = {}  # chains that broke us, until when

@@ -116,7 +116,7 @@ class Lab:
                 self.signer,
                 NETWORK,
                 c.number,
-                (batch.t0_ms + c.last[2]) // 1000,
+                (batch.t0_ms + c.last_offset_ms) // 1000,
                 c.register_mws,
                 batch.seq,
             )

@@ -41,7 +41,7 @@ def _batch_parts(row: Any) -> Iterator[str]:
         tags = f"device={device},channel={channel.number},role={channel.role}"
         samples = sample_lines(tags, channel.voltage, channel.current, channel.offsets, row.t0_ms)
         yield samples.decode()[:-1]
-        last_ns = (row.t0_ms + channel.last[2]) * NS_PER_MS
+        last_ns = (row.t0_ms + channel.last_offset_ms) * NS_PER_MS
         yield (
             f"register,{tags} forward_kwh={channel.register_mws / 3.6e9},reverse_kwh={channel.reverse_mws / 3.6e9},"
             f"gap_s={decimal(channel.gap_ms, 3)} {last_ns}"

@@ -115,8 +115,13 @@ class Channel:
         return (
             int.from_bytes(self.voltage[-_ITEM:], "little", signed=True),
             int.from_bytes(self.current[-_ITEM:], "little", signed=True),
-            int.from_bytes(self.offsets[-_ITEM:], "little"),
+            self.last_offset_ms,
         )
+
+    @property
+    def last_offset_ms(self) -> int:
+        """The time of the last sample from t0, ms."""
+        return int.from_bytes(self.offsets[-_ITEM:], "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +212,7 @@ class Batch:
     last_offset_ms: int = field(init=False, compare=False)  # of the last sample of all channels; 0 without samples
 
     def __post_init__(self) -> None:
-        last = max([int.from_bytes(channel.offsets[-_ITEM:], "little") for channel in self.channels], default=0)
+        last = max([channel.last_offset_ms for channel in self.channels], default=0)
         object.__setattr__(self, "last_offset_ms", last)
 
     def channel(self, number: int) -> Channel | None:

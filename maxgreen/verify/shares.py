@@ -47,9 +47,8 @@ def check_together(group: Iterable[Shares], pool: Executor) -> ShareCheck:
     asked = list(group)
     headers, targets = b"".join(one.headers() for one in asked), b"".join(one.targets() for one in asked)
     starts = range(0, len(targets) // HASH_BYTES, _PART)
-    run = map if len(starts) == 1 else pool.map  # a thread more costs a part of what it saves
     verdicts = b"".join(
-        run(
+        pool.map(
             scrypt.verify_many,
             (headers[start * HEADER_BYTES : (start + _PART) * HEADER_BYTES] for start in starts),
             (targets[start * HASH_BYTES : (start + _PART) * HASH_BYTES] for start in starts),

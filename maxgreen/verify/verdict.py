@@ -416,7 +416,7 @@ def _attested(batch: Batch, record: DeviceRecord, network: str) -> bool:
         if (
             attestation.seq != batch.seq
             or attestation.register_mws != channel.register_mws
-            or attestation.unix_s != (batch.t0_ms + channel.last[2]) // 1000
+            or attestation.unix_s != (batch.t0_ms + channel.last_offset_ms) // 1000
             or not attestation.verified_by(record.verifier, network)
         ):
             return False
