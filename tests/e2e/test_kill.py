@@ -186,7 +186,10 @@ wait = true
         return found
 
     def spooled(self, name):
+        """Return the batches that a device holds; none before its spool has tables (it may have been killed then)."""
         with sqlite3.connect(self.folder / "site" / name / "spool.db") as db:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'batches'").fetchone():
+                return []
             return [bytes(m) for (m,) in db.execute("SELECT message FROM batches ORDER BY seq")]
 
     def close(self):
