@@ -1,4 +1,4 @@
-"""Is the ledger whole? Every message by its digest, every chain judged again, every counter counted again."""
+"""Is the ledger whole? Every message by its digest, every chain judged again, counters and sums made again."""
 
 import hashlib
 from collections import Counter
@@ -12,13 +12,17 @@ from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.rulings import Rulings
 from maxgreen.ledger.schema import REVISION, batches, chains, counters, verdicts
+from maxgreen.ledger.sums import read_sums, replace_sums
+from maxgreen.ledger.writing import next_revision
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import DeviceRecord, Rules
+from maxgreen.verify.sums import Sums
 from maxgreen.verify.verdict import Judgement
 
+MAX_WINDOW_S: Final = 2**40
 # of messages that took no place: what was rejected is trimmed, so its count cannot be counted again
 _NO_PLACE: Final = {
     Reason.OVERSIZE, Reason.MALFORMED, Reason.UNKNOWN_DEVICE, Reason.BAD_SIGNATURE, Reason.EQUIVOCATION,
@@ -28,7 +32,7 @@ _NO_PLACE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was found: damages, verdicts that would be others today, and counters that were wrong."""
+    """What was found: damages, verdicts that would be others today, and counters and sums that were wrong."""
 
     devices: int
     batches: int
@@ -45,10 +49,12 @@ class Checked:
 def check(
     engine: Engine, network: str, *, repair: bool = False, progress: Callable[[int], object] = lambda _count: None
 ) -> Checked:
-    """Check a ledger, also beside the running service; `repair` counts counters again, while the service is stopped."""
+    """Check a ledger, also beside the running service; `repair` makes counters and sums again, while it is stopped."""
     readers = reader(engine)
     damages: list[str] = []
     differing: list[str] = []
+    wrong: list[str] = []
+    wrong_sums: dict[bytes, Sums] = {}
     count = devices = 0
     with readers.begin() as connection:
         book = Book(connection)
@@ -57,20 +63,32 @@ def check(
         states = book.states()
         for device, record in known.items():
             devices += 1
-            for number, kind, text in _chain(book, record, states.get(device), rules):
+            sums, damaged = Sums(), False
+            for number, kind, text in _chain(book, record, states.get(device), rules, sums):
                 count = count + 1 if kind == "" else count
                 if kind:
+                    damaged = damaged or kind == "damage"
                     (damages if kind == "damage" else differing).append(f"device {device.hex()} seq {number}: {text}")
+            if not damaged and (text := _sums_differ(sums, read_sums(connection, device, 0, MAX_WINDOW_S))):
+                wrong.append(f"device {device.hex()}: {text}")
+                wrong_sums[device] = sums
             progress(count)
-        wrong = list(_counters(connection))
+        wrong += _counters(connection)
     if repair and wrong:
         with engine.begin() as connection:
             _count_again(connection)
+            for device, sums in wrong_sums.items():
+                replace_sums(connection, device, sums, next_revision(connection, 1))
     return Checked(devices, count, tuple(damages), tuple(differing), tuple(wrong))
 
 
-def _chain(book: Book, record: DeviceRecord, stated: ChainState | None, rules: Rules) -> Iterator[tuple[int, str, str]]:
-    """Yield (seq, "", "") for each batch of a chain, and (seq, kind, text) for what is wrong with it."""
+def _chain(
+    book: Book, record: DeviceRecord, stated: ChainState | None, rules: Rules, sums: Sums
+) -> Iterator[tuple[int, str, str]]:
+    """Yield (seq, "", "") for each batch of a chain, and (seq, kind, text) for what is wrong with it.
+
+    What its batches add up to, with the verdicts that they have, is added to `sums`.
+    """
     replay = Replay(ChainState.start(rules.network), record, rules)
     said: dict[int, Any] = {}
     judged: dict[int, Judgement] = {}
@@ -93,7 +111,7 @@ def _chain(book: Book, record: DeviceRecord, stated: ChainState | None, rules: R
         if not row.skipped_to and signed.batch.prev != replay.state.head:
             yield row.seq, "damage", "it does not follow from the batch before"
             return
-        said[row.seq] = (row.reason, row.t0_ms, row.shares)
+        said[row.seq] = (row.reason, row.t0_ms, row.shares, int(row.hashes))
         for judgement in replay.take(signed, row.received_ms, skipped_to=row.skipped_to):
             judged[judgement.seq] = judgement
     ended = replay.state
@@ -105,13 +123,26 @@ def _chain(book: Book, record: DeviceRecord, stated: ChainState | None, rules: R
         yield stated.next_seq, "damage", f"the chain's state ends there, its batches at {ended.next_seq}"
         return
     for seq, judgement in judged.items():
-        again = (int(judgement.reason), judgement.t0_ms, judgement.shares)
+        reason, t0_ms, shares, hashes = said[seq]
+        sums.add(record.device, replace(judgement, reason=Reason(reason), t0_ms=t0_ms, shares=shares, hashes=hashes))
+        again = (int(judgement.reason), judgement.t0_ms, judgement.shares, judgement.hashes)
         waits = stated.dating and said[seq][0] == Reason.CLOCK_UNSYNCHRONISED
         if said[seq] != again and not waits:
             was, now = Reason(said[seq][0]).label, judgement.reason.label
             yield seq, "differs", f"judged {was} then, {now} now"
     if not stated.dating and replace(stated, halted=False) != ended:
         yield stated.next_seq, "differs", "the chain's state is another when it is judged again"
+
+
+def _sums_differ(counted: Sums, kept: Sums) -> str:
+    """Say where sums are not what the batches add up to; empty where they are."""
+    pairs: list[tuple[Any, Any]] = [(counted.devices, kept.devices), (counted.channels, kept.channels)]
+    wrong = {
+        place[1] for one, other in pairs for place in one.keys() | other.keys() if one.get(place) != other.get(place)
+    }
+    if not wrong:
+        return ""
+    return f"{len(wrong)} windows have other sums than their batches, the first at {min(wrong)}"
 
 
 def _counters(connection: Connection) -> Iterator[str]:

@@ -20,10 +20,10 @@ from ingest.source import Source
 from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
 from maxgreen.ledger.desk import NOBODY, Desk, Evidence
-from maxgreen.ledger.engine import LedgerAwayError, reader
+from maxgreen.ledger.engine import ConflictError, LedgerAwayError, reader
 from maxgreen.ledger.rulings import Rulings
 from maxgreen.ledger.shelf import Shelf
-from maxgreen.ledger.writing import ConflictError, write
+from maxgreen.ledger.writing import write
 from maxgreen.mqtt import Incoming
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.keys import Signer
@@ -187,9 +187,9 @@ class Worker:
             signed.batch.work.beacon for signed in read if not isinstance(signed, Rejected) and signed.batch.work
         }
         with self._readers.begin() as connection:
-            desk = Desk(self._shelf.known(connection, named(read) | set(due)))
-            # read after the chains: a decision that marked one is among them
-            rules = self._rulings.rules(connection, beacons)
+            known, change = self._shelf.known(connection, named(read) | set(due))
+            rules = self._rulings.rules(connection, beacons, change=change)
+        desk = Desk(known)
         desk.rules_change = self._rulings.change
         opened = check_all(
             group,

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import DeviceRecord
+from maxgreen.verify.sums import Sums
 from maxgreen.verify.verdict import Judgement
 
 NOBODY: Final = b""
@@ -95,6 +96,7 @@ class Desk:
     evidence: list[Evidence] = field(default_factory=list)
     receipts: list[tuple[bytes, int, bytes]] = field(default_factory=list)  # device, server time, message
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    sums: Sums = field(default_factory=Sums)  # what is to be added to the ledger's
     rules_change: int | None = None  # of the rules that it was judged by
 
     def add(self, row: Row) -> None:
@@ -103,6 +105,8 @@ class Desk:
         self.rows[place] = row
         self.kept[place] = row.digest
         self.counts[_counted(row.judgement, row.reason)] += 1
+        if row.judgement is not None:
+            self.sums.add(row.device, row.judgement)
 
     def judge(self, device: bytes, was: Reason, judgement: Judgement, state_before: bytes | None) -> None:
         """Give a batch that is held its place, or its verdict; `was` is the reason for which it was held."""
@@ -110,6 +114,7 @@ class Desk:
         row = self.rows.get(place)
         self.counts[Verdict.HELD.value, int(was)] -= 1
         self.counts[_counted(judgement, Reason.NONE)] += 1
+        self.sums.add(device, judgement, was=was)
         if row is None:
             self.judged[place] = (judgement, state_before)
         else:

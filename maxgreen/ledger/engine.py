@@ -40,6 +40,10 @@ _POSTGRES: Final = {
 }
 
 
+class ConflictError(Exception):
+    """Another process was first: what was read is no more so, and nothing was written."""
+
+
 class LedgerAwayError(Retryable):
     """The database does not answer, has no room, or somebody holds its lock."""
 

@@ -68,10 +68,14 @@ class Rulings:
         """The change that the rules returned last stand at."""
         return self._change
 
-    def rules(self, connection: Connection, beacon_numbers: Iterable[int] = ()) -> Rules:
-        """Return the rules as a connection sees them; these beacons are at hand."""
+    def rules(self, connection: Connection, beacon_numbers: Iterable[int] = (), *, change: int | None = None) -> Rules:
+        """Return the rules as a connection sees them; these beacons are at hand.
+
+        `change` is where they stand by this connection's snapshot, where that is known.
+        """
         book = Book(connection)
-        change = book.rules_change()
+        if change is None:
+            change = book.rules_change()
         if change != self._change:
             self._rules = Rules(self._network, limits=book.limits(), beacons=self._beacons, decisions=book.decisions())
             self._change = change

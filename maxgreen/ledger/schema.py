@@ -32,6 +32,7 @@ class Bytes(LargeBinary):
 metadata: Final = MetaData()
 REVISION: Final = "revision"  # counters: the newest change of a verdict
 RULES: Final = "rules"  # counters: the newest change of limits or decisions
+SQUARE_UNIT: Final = 10**12
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
 devices: Final = Table(
@@ -80,6 +81,39 @@ batches: Final = Table(
     Index("batches_by_revision", "revision"),
     Index("batches_by_time", "device", "t0_ms"),
     Index("batches_waiting", "device", "seq", sqlite_where=text("NOT in_chain"), postgresql_where=text("NOT in_chain")),
+)
+
+# what batches add up to by proof window (verify.sums); `revision` is the newest that changed it
+windows: Final = Table(
+    "windows",
+    metadata,
+    Column("device", Bytes, primary_key=True),
+    Column("window_s", BigInteger, primary_key=True),
+    Column("accepted", Integer, nullable=False),
+    Column("rejected", Integer, nullable=False),
+    Column("suspended", Integer, nullable=False),
+    Column("shares", BigInteger, nullable=False),
+    Column("hashes", BigInteger, nullable=False),
+    Column("interval_ms", Integer, nullable=False),
+    Column("breaks", Integer, nullable=False),
+    Column("revision", _Id, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+sums: Final = Table(
+    "sums",
+    metadata,
+    Column("device", Bytes, primary_key=True),
+    Column("window_s", BigInteger, primary_key=True),
+    Column("channel", Integer, primary_key=True),
+    Column("energy_mws", BigInteger, nullable=False),
+    Column("reverse_mws", BigInteger, nullable=False),
+    Column("square_high", BigInteger, nullable=False),  # Q is over 2^63: square_high · SQUARE_UNIT + square_low
+    Column("square_low", BigInteger, nullable=False),
+    Column("counted_ms", BigInteger, nullable=False),
+    Column("unmetered_ms", BigInteger, nullable=False),
+    Column("longest_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 verdicts: Final = Table(

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, and_, bindparam, func, or_, select, t
 
 from maxgreen.ledger.desk import Chain, Desk, Due, Kept
 from maxgreen.ledger.registry import Records
-from maxgreen.ledger.schema import batches, chains, devices
+from maxgreen.ledger.schema import RULES, batches, chains, counters, devices
 from maxgreen.protocol import cbor
 from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.chain import ChainState
@@ -21,7 +21,7 @@ _DUES: Final = tuple(Due)
 _KNOWN: Final = (
     select(
         devices.c.device, devices.c.system, chains.c.version, chains.c.state, chains.c.waiting, chains.c.waiting_bytes,
-        chains.c.due, chains.c.credited,
+        chains.c.due, chains.c.credited, select(counters.c.value).where(counters.c.name == RULES).scalar_subquery(),
     )
     .join(chains, chains.c.device == devices.c.device, isouter=True)
     .where(devices.c.device.in_(bindparam("ids", expanding=True)))
@@ -46,19 +46,24 @@ class Shelf:
         self._start = ChainState.start(network)
         self._states: OrderedDict[bytes, tuple[int, ChainState]] = OrderedDict()  # by device, with the row's version
 
-    def known(self, connection: Connection, ids: Collection[bytes]) -> dict[bytes, Chain]:
-        """Return the chains of the devices that are registered."""
+    def known(self, connection: Connection, ids: Collection[bytes]) -> tuple[dict[bytes, Chain], int | None]:
+        """Return the chains of the devices that are registered, and at which change the rules stand.
+
+        One statement reads both, so a decision that marked a chain is among those rules; None where no device is known.
+        """
         found: dict[bytes, Chain] = {}
+        change: int | None = None
         for some in _portions(list(ids)):
             rows = connection.execute(_KNOWN, {"ids": some})
-            for device, system, version, state, waiting, waiting_bytes, due, credited in rows:
+            for device, system, version, state, waiting, waiting_bytes, due, credited, change_now in rows:
+                change = change_now
                 record = self._records.record(device, system)
                 if version is None:
                     found[device] = Chain(record, self._start)
                     continue
                 last = self._state(device, version, state)
                 found[device] = Chain(record, last, version, waiting, waiting_bytes, _DUES[due], cbor.read(credited))
-        return found
+        return found, change
 
     def kept(self, places: Collection[tuple[bytes, int]]) -> dict[tuple[bytes, int], bytes]:
         """Return the SHA-256 of the messages that hold these places."""

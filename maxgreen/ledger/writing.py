@@ -1,17 +1,16 @@
 """Writing a desk: one transaction, a few statements, nothing where another process was first."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Table, bindparam, case, delete, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, bindparam, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from maxgreen.ledger.bulk import ADD, NEW, insert_many, update_many, upsert_many
 from maxgreen.ledger.desk import Chain, Desk
-from maxgreen.ledger.engine import LedgerAwayError, is_passing
-from maxgreen.ledger.schema import REVISION, RULES, batches, counters, evidence, receipts, verdicts
+from maxgreen.ledger.engine import ConflictError
+from maxgreen.ledger.schema import REVISION, RULES, batches, chains, counters, evidence, receipts, verdicts
+from maxgreen.ledger.sums import add_sums
 from maxgreen.protocol import cbor
 from maxgreen.protocol.reasons import Reason, Verdict
 from maxgreen.verify.verdict import Judgement
@@ -25,10 +24,6 @@ _TAKE_REVISIONS: Final = (
     .values(value=counters.c.value + case((counters.c.name == REVISION, bindparam("count")), else_=0))
     .returning(counters.c.name, counters.c.value)
 )
-
-
-class ConflictError(Exception):
-    """Another process wrote one of the chains in the meantime."""
 
 
 def write(engine: Engine, desk: Desk) -> int:
@@ -51,10 +46,10 @@ def _write(connection: Connection, desk: Desk) -> int:
     changed = desk.changed()
     old = [(*_chain_values(chain), chain.device, chain.version) for chain in changed if chain.version]
     new = [(chain.device, *_chain_values(chain)) for chain in changed if not chain.version]
-    if old and _update_many(connection, "chains", _CHAIN, ("device", "version"), old) != len(old):
+    if old and update_many(connection, chains, _CHAIN, ("device", "version"), old) != len(old):
         raise ConflictError
     if new:
-        _insert_many(connection, "chains", ("device", *_CHAIN), new)
+        insert_many(connection, chains, ("device", *_CHAIN), new)
     count = len(desk.rows) + len(desk.judged)
     if desk.removed:
         _remove(connection, desk)
@@ -69,32 +64,20 @@ def _write(connection: Connection, desk: Desk) -> int:
             )
             for row in desk.rows.values()
         ]  # fmt: skip
-        _insert_many(connection, "batches", _ROW, rows)
+        insert_many(connection, batches, _ROW, rows)
     if desk.judged:
         judged = [
             (*_judged_values(judgement, Reason.NONE, before, next(revisions)), device, seq)
             for (device, seq), (judgement, before) in desk.judged.items()
         ]
-        _update_many(connection, "batches", _JUDGED, ("device", "seq"), judged)
+        update_many(connection, batches, _JUDGED, ("device", "seq"), judged)
+    add_sums(connection, desk.sums, last)
     if desk.evidence:
         _add_evidence(connection, desk)
-    moved = [
-        {"verdict": verdict, "reason": reason, "count": number}
-        for (verdict, reason), number in sorted(desk.counts.items())
-        if number
-    ]
-    if moved:
-        _upsert(connection, verdicts, moved, add="count")
-    if desk.receipts:
-        _upsert(
-            connection,
-            receipts,
-            [
-                {"device": device, "day": server_ms // _DAY_MS, "server_ms": server_ms, "message": message}
-                for device, server_ms, message in sorted(desk.receipts)
-            ],
-            newest="server_ms",
-        )
+    moved = [(verdict, reason, number) for (verdict, reason), number in sorted(desk.counts.items()) if number]
+    upsert_many(connection, verdicts, {"count": ADD}, moved)
+    kept = [(device, server_ms // _DAY_MS, server_ms, message) for device, server_ms, message in sorted(desk.receipts)]
+    upsert_many(connection, receipts, {"server_ms": NEW, "message": NEW}, kept, newest="server_ms")
     return last
 
 
@@ -151,44 +134,6 @@ def _judged_values(
     )
 
 
-def _insert_many(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows by the quickest way that the database's driver has."""
-    names = ", ".join(columns)
-    if connection.dialect.name == "postgresql":
-        _copy(connection, f"COPY {table} ({names}) FROM STDIN", rows)
-        return
-    marks = ", ".join("?" * len(columns))
-    statement = f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - names of this module
-    connection.exec_driver_sql(statement, list(rows))
-
-
-def _copy(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Copy rows into PostgreSQL; its driver's errors become what SQLAlchemy's would."""
-    import psycopg  # noqa: PLC0415 - only where PostgreSQL is used
-
-    cursor: Any = connection.connection.cursor()
-    try:
-        with cursor, cursor.copy(statement) as copy:
-            for row in rows:
-                copy.write_row(row)
-    except psycopg.IntegrityError as error:
-        raise ConflictError(str(error)) from error
-    except psycopg.Error as error:
-        away = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) or is_passing(error.sqlstate)
-        raise (LedgerAwayError(f"the ledger's database: {error}") if away else error) from error
-
-
-def _update_many(
-    connection: Connection, table: str, columns: Sequence[str], keys: Sequence[str], rows: Sequence[tuple[Any, ...]]
-) -> int:
-    """Update rows, given as values of `columns` and `keys`; return how many there were."""
-    mark = "%s" if connection.dialect.name == "postgresql" else "?"
-    values = ", ".join(f"{name} = {mark}" for name in columns)
-    where = " AND ".join(f"{name} = {mark}" for name in keys)
-    statement = f"UPDATE {table} SET {values} WHERE {where}"  # noqa: S608 - names of this module
-    return connection.exec_driver_sql(statement, list(rows)).rowcount
-
-
 def _add_evidence(connection: Connection, desk: Desk) -> None:
     """Keep rejected messages, the same bytes once, and of each device only the newest ones."""
     fresh = {(hashlib.sha256(item.message).digest(), item.device): item for item in desk.evidence}
@@ -237,22 +182,3 @@ def _add_evidence(connection: Connection, desk: Desk) -> None:
 def printable(text: str) -> str:
     """Return text as every database takes it: no NUL, no surrogate."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-
-
-def _upsert(
-    connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, add: str = "", newest: str = ""
-) -> None:
-    """Insert rows, or replace what their keys have; `add` is added to, and what has a higher `newest` stays."""
-    connection.execute(_upserting(connection.dialect.name, table, add, newest), list(rows))
-
-
-@cache
-def _upserting(dialect_name: str, table: Table, add: str, newest: str) -> Any:
-    dialect = postgresql if dialect_name == "postgresql" else sqlite
-    statement = dialect.insert(table)
-    keys = [column.name for column in table.primary_key]
-    values = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}
-    if add:
-        values[add] = table.c[add] + statement.excluded[add]
-    newer = table.c[newest] <= statement.excluded[newest] if newest else None
-    return statement.on_conflict_do_update(index_elements=keys, set_=values, where=newer)

@@ -92,6 +92,8 @@ class Judgement:
     shares: int  # credited
     hashes: int  # credited
     skipped_to: bool  # the chain went on here over a hole (P-ING-4)
+    interval_ms: int  # the nominal one
+    begins_boot: bool  # nothing of its boot was covered before it
 
     @property
     def verdict(self) -> Verdict:
@@ -273,6 +275,8 @@ def judge(
         shares=len(batch.work.nonces) if credited and batch.work else 0,
         hashes=len(batch.work.nonces) * credit_of(batch.work.nbits) if credited and batch.work else 0,
         skipped_to=skipped_to,
+        interval_ms=batch.interval_ms,
+        begins_boot=state.boot_ms is None,
     )
 
 

@@ -78,7 +78,7 @@ class Bench:
     def known(self, lab):
         """Return chains by device, as a worker reads them: this one's."""
         with self.worker._readers.begin() as connection:
-            return self.worker._shelf.known(connection, [lab.device])
+            return self.worker._shelf.known(connection, [lab.device])[0]
 
     def run(self):
         """Judge all that was put, and what is due."""

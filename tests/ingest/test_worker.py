@@ -14,8 +14,7 @@ from ingest.worker import GROUP
 from maxgreen.errors import Retryable
 from maxgreen.ledger import writing
 from maxgreen.ledger.book import Book
-from maxgreen.ledger.engine import LedgerAwayError
-from maxgreen.ledger.writing import ConflictError
+from maxgreen.ledger.engine import ConflictError, LedgerAwayError
 from maxgreen.protocol import cose
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.identity import device_topic

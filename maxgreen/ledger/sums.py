@@ -1,0 +1,76 @@
+"""The sums by proof window in the ledger: added with every batch, read by the day (verify.sums)."""
+
+from typing import Final
+
+from sqlalchemy import Connection, delete, func, select
+
+from maxgreen.ledger.bulk import ADD, MOST, NEW, OR, upsert_many
+from maxgreen.ledger.schema import SQUARE_UNIT, sums, windows
+from maxgreen.verify.sums import Break, ChannelSum, DeviceSum, Sums
+
+_WINDOW_MERGES: Final = {
+    **dict.fromkeys(("accepted", "rejected", "suspended", "shares", "hashes"), ADD),
+    "interval_ms": MOST,
+    "breaks": OR,
+    "revision": NEW,
+}
+_SUM_MERGES: Final = {
+    **dict.fromkeys(("energy_mws", "reverse_mws", "square_high", "square_low", "counted_ms", "unmetered_ms"), ADD),
+    "longest_ms": MOST,
+}
+
+
+def add_sums(connection: Connection, added: Sums, revision: int) -> None:
+    """Add what batches add up to; the windows that they touch get a revision."""
+    whole = [
+        (
+            device, window_s, one.accepted, one.rejected, one.suspended, one.shares, one.hashes, one.interval_ms,
+            int(one.breaks), revision,
+        )
+        for (device, window_s), one in sorted(added.devices.items())
+    ]  # fmt: skip
+    upsert_many(connection, windows, _WINDOW_MERGES, whole)
+    channels = [
+        (
+            *place, one.energy_mws, one.reverse_mws, *divmod(one.square_current, SQUARE_UNIT), one.counted_ms,
+            one.unmetered_ms, one.longest_ms,
+        )
+        for place, one in sorted(added.channels.items())
+    ]  # fmt: skip
+    upsert_many(connection, sums, _SUM_MERGES, channels)
+
+
+def read_sums(connection: Connection, device: bytes, from_s: int, until_s: int) -> Sums:
+    """Return what a device's batches add up to in the windows that begin in from ≤ t < until."""
+    found = Sums()
+    of_device = (windows.c.device == device, windows.c.window_s >= from_s, windows.c.window_s < until_s)
+    for row in connection.execute(select(windows).where(*of_device).order_by(windows.c.window_s)):
+        found.devices[device, row.window_s] = DeviceSum(
+            row.accepted, row.rejected, row.suspended, row.shares, row.hashes, row.interval_ms, Break(row.breaks)
+        )
+    of_channels = (sums.c.device == device, sums.c.window_s >= from_s, sums.c.window_s < until_s)
+    for row in connection.execute(select(sums).where(*of_channels).order_by(sums.c.window_s, sums.c.channel)):
+        found.channels[device, row.window_s, row.channel] = ChannelSum(
+            row.energy_mws,
+            row.reverse_mws,
+            row.square_high * SQUARE_UNIT + row.square_low,
+            row.counted_ms,
+            row.unmetered_ms,
+            row.longest_ms,
+        )
+    return found
+
+
+def sums_revision(connection: Connection, device: bytes, from_s: int, until_s: int) -> int:
+    """Return the newest revision that changed a window of from ≤ t < until; 0 where nothing is."""
+    query = select(func.max(windows.c.revision)).where(
+        windows.c.device == device, windows.c.window_s >= from_s, windows.c.window_s < until_s
+    )
+    return int(connection.execute(query).scalar() or 0)
+
+
+def replace_sums(connection: Connection, device: bytes, counted: Sums, revision: int) -> None:
+    """Let a device's sums be these."""
+    for table in (windows, sums):
+        connection.execute(delete(table).where(table.c.device == device))
+    add_sums(connection, counted, revision)
