@@ -23,7 +23,9 @@ from edge_agent.report import Report
 from edge_agent.sealer import Sealer
 from edge_agent.source import DelayHistogram, LiveSource, Tick
 from edge_agent.supervisor import Supervisor
+from maxgreen.protocol.batch import EventKind
 from maxgreen.protocol.keys import key_id
+from maxgreen.protocol.reasons import Refusal
 
 __all__ = ["Agent", "AgentParts", "Retired"]
 _LOG: Final = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ class Agent:
             state_birth=self.sealer.state_birth,
             want_interval=self.supervisor.want_interval,
             is_dated=lambda: self.supervisor.is_dated,
+            tell=self._tell_fate,
         )
         parts.uplink.listen(self.obedience.hear)
         self.supervisor.report = self.supervisor.look()
@@ -268,7 +271,11 @@ class Agent:
         self._happened += self.guard.happened()
         while self._happened and (up_to_ms is None or self._happened[0].boot_ms <= up_to_ms):
             happening = self._happened.pop(0)
-            self.sealer.event(happening.kind, happening.boot_ms, happening.command)
+            self.sealer.event(happening.kind, happening.boot_ms, happening.command, happening.refusal)
+
+    def _tell_fate(self, kind: EventKind, command: int, refusal: Refusal | None) -> None:
+        self._happened += self.guard.happened()  # what it led to comes first
+        self._happened.append(Happening(kind, self._parts.source.boot_ms(), command, refusal))
 
     def _end_transfer(self) -> None:
         self.guard.stop("the agent stops")

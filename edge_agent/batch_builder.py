@@ -63,7 +63,7 @@ def build(
         channels=tuple(channels),
         work=work,
         health=health,
-        events=tuple(Event(int(h.kind), h.boot_ms - t0_boot_ms, h.command) for h in draft.happenings),
+        events=tuple(Event(int(h.kind), h.boot_ms - t0_boot_ms, h.command, h.refusal) for h in draft.happenings),
         birth=birth if draft.stating_birth or birth_digest != tip.birth else None,
         succeeds=predecessor if tip.next_seq == 0 else None,
     )

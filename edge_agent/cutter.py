@@ -15,7 +15,10 @@ _SAMPLE_BYTES: Final = 12  # voltage, current, offset
 _CHANNEL_BYTES: Final = 200  # registers, tags and an attestation
 _REST_BYTES: Final = 2_500  # envelope, 64 nonces, health, events
 _MOST_PENDING: Final = 50  # events that wait for a reading
-_SPARE: Final = {EventKind.SENSOR_FAULT, EventKind.CLOCK_STEP}  # sensors that flap for days make no more of them
+# sensors that flap for days, or commands while nothing is read, make no more of them
+_SPARE: Final = {
+    EventKind.SENSOR_FAULT, EventKind.CLOCK_STEP, EventKind.COMMAND_OBEYED, EventKind.COMMAND_REFUSED,
+}  # fmt: skip
 
 
 @dataclass(slots=True)

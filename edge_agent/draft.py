@@ -5,17 +5,19 @@ from typing import Final
 
 from edge_agent.source import Tick
 from maxgreen.protocol.batch import EventKind
+from maxgreen.protocol.reasons import Refusal
 
 ATTESTING: Final = {EventKind.TRANSFER_START, EventKind.TRANSFER_STOP, EventKind.LAST_OF_KEY}  # P-ATT-1
 
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """An event at an instant, ms since boot, with the number of the command that asked for it."""
+    """An event at an instant, ms since boot, with the number of the command that it is about."""
 
     kind: EventKind
     boot_ms: int
     command: int | None = None
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)

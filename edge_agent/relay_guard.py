@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from edge_agent.board.base import Board, NoBoard
 from edge_agent.draft import Happening
@@ -20,6 +20,7 @@ from edge_agent.light import Pattern
 from edge_agent.source import Tick
 from edge_agent.transfer import Transfer
 from maxgreen.protocol.batch import Birth, EventKind
+from maxgreen.protocol.reasons import Refusal
 
 TRANSFER_INTERVAL_MS: Final = 1_000  # while a transfer runs the line is read at least so often
 _BLIND_MS: Final = 2 * TRANSFER_INTERVAL_MS
@@ -27,6 +28,13 @@ _CHECK_S: Final = 0.05
 _UNATTENDED_S: Final = 60.0  # an agent whose main loop hangs for so long sends no energy
 _CASE_SETTLES_MS: Final = 1_000  # a switch that bounces is open
 _LOG: Final = logging.getLogger(__name__)
+
+
+class Refused(NamedTuple):
+    """Why something is not done, for the backend and in words."""
+
+    reason: Refusal
+    text: str
 
 
 class RelayGuard:
@@ -105,25 +113,25 @@ class RelayGuard:
         """Tell that the agent's main loop goes on."""
         self._attended_s = time.monotonic()
 
-    def refusal(self, channel: int, boot_ms: int) -> str | None:
+    def refusal(self, channel: int, boot_ms: int) -> Refused | None:
         """Return why no transfer can begin on a channel, None when one can."""
         with self._lock:
             self._look_at_case(boot_ms)
             if not self._board.has_relay:
-                return "no relay is wired ([board] relay_pin)"
+                return Refused(Refusal.NO_RELAY, "no relay is wired ([board] relay_pin)")
             if channel != self._channel:
-                return f"the relay's line is channel {self._channel}, not {channel}"
+                return Refused(Refusal.OTHER_CHANNEL, f"the relay's line is channel {self._channel}, not {channel}")
             if self._sensor is None:
-                return f"channel {channel} is not metered"
+                return Refused(Refusal.OTHER_CHANNEL, f"channel {channel} is not metered")
             if self._stopping.is_set():
-                return "the agent stops"
+                return Refused(Refusal.STOPPED, "the agent stops")
             if self.fault or self._must_open:
-                return f"the board fails: {self.fault}"
+                return Refused(Refusal.BOARD_FAULT, f"the board fails: {self.fault}")
             if self._tamper_open:
-                return "the case is open"
+                return Refused(Refusal.CASE_OPEN, "the case is open")
             # before a transfer the line may be read less often
             if self._read_ms is None or boot_ms - self._read_ms > max(2 * self._interval_ms, _BLIND_MS):
-                return "the line's sensor gives no readings"
+                return Refused(Refusal.NO_READING, "the line's sensor gives no readings")
         return None
 
     def begin(
@@ -133,15 +141,15 @@ class RelayGuard:
         most_ms: int,
         most_mws: int,
         stops: int | None = None,
-        void: Callable[[], str | None] = lambda: None,
-    ) -> str | None:
+        void: Callable[[], Refused | None] = lambda: None,
+    ) -> Refused | None:
         """Close the relay for a transfer (one that runs ends first); return why not, None when it did.
 
         `stops`: how many stops there were when the command came; `void` says whether it may still be obeyed.
         """
         with self._lock:
             if stops is not None and self._stops != stops:
-                return "a stop came in between"
+                return Refused(Refusal.STOPPED, "a stop came in between")
             self._end("another transfer begins", command)
             boot_ms = self._boot_ms()
             if refused := void() or self.refusal(self._channel, boot_ms):
@@ -154,7 +162,7 @@ class RelayGuard:
                 self._board.connect(line=True)
             if self.fault:
                 self._end("the board fails")
-                return f"the board fails: {self.fault}"
+                return Refused(Refusal.BOARD_FAULT, f"the board fails: {self.fault}")
         _LOG.info("transfer %d begins: at most %d s, %.3f Wh", command, most_ms / 1000, most_mws / 3.6e6)
         return None
 

@@ -16,6 +16,7 @@ from edge_agent.spool import Spool
 from edge_agent.undated import Reading, Undated
 from maxgreen.protocol.batch import Batch, Birth, EventKind, Health, Work
 from maxgreen.protocol.keys import Signer
+from maxgreen.protocol.reasons import Refusal
 
 _AT_ONCE: Final = 8  # batches written in one call: a slow medium must not keep relay, network and watchdog waiting
 _STOP_S: Final = 10.0
@@ -87,9 +88,9 @@ class Sealer:
         self._add(self._cutter, ready)
         self.work()
 
-    def event(self, kind: EventKind, boot_ms: int, command: int | None = None) -> None:
+    def event(self, kind: EventKind, boot_ms: int, command: int | None = None, refusal: Refusal | None = None) -> None:
         """Note an event; it closes the batch, with attestations where P-ATT-1 wants them."""
-        happening = Happening(kind, boot_ms, command)
+        happening = Happening(kind, boot_ms, command, refusal)
         if not self._undated.event(happening):
             self._seal(self._cutter.event(happening))
         self.work()

@@ -14,7 +14,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn
 from sqlalchemy.engine import make_url
 
-from ingest.commands import MWS_PER_KWH, give
+from ingest.commands import MWS_PER_KWH, command_json, give
 from ingest.config import IngestSettings
 from maxgreen.chain.deployment import Addresses
 from maxgreen.clock import make_clock
@@ -23,9 +23,8 @@ from maxgreen.keyfile import load_key_file
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine, reader
 from maxgreen.ledger.registry import KnownDevice
-from maxgreen.protocol.backend import CommandKind, decode_command
+from maxgreen.protocol.backend import CommandKind
 from maxgreen.protocol.batch import MAX_SEQ
-from maxgreen.protocol.cose import parse
 from maxgreen.service import collect_seldom, log_to_stderr
 from maxgreen.settings import config_commands, load
 from maxgreen.verify.rules import Action, Decision
@@ -267,34 +266,23 @@ def list_commands(
     as_json: Annotated[bool, typer.Option("--json", help="a JSON list on stdout")] = False,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """List the newest commands; whether a device obeyed one, its batches tell."""
-    with reader(open_engine(load(IngestSettings, config).ledger)).begin() as connection:
-        rows = Book(connection).all_commands()
-    given = [(row.who, decode_command(parse(bytes(row.message)).payload)) for row in rows]
+    """List the newest commands, and what became of them by what the devices say."""
+    settings = load(IngestSettings, config)
+    now_ms = make_clock(settings.clock_file).now_ms()
+    with reader(open_engine(settings.ledger)).begin() as connection:
+        given = [command_json(row, now_ms) for row in Book(connection).all_commands()]
     if as_json:
-        print(
-            json.dumps(
-                [
-                    {
-                        "device": command.device.hex(),
-                        "number": command.number,
-                        "issued_ms": command.issued_ms,
-                        "expires_ms": command.expires_ms,
-                        "kind": command.kind.name.lower(),
-                        "arguments": dict(command.arguments),
-                        "who": who,
-                    }
-                    for who, command in given
-                ]
-            )
-        )
+        print(json.dumps(given))
         return
     if not given:
         print("no command was given yet")
-    for who, command in given:
-        issued = datetime.fromtimestamp(command.issued_ms / 1000, UTC)
-        kind = command.kind.name.lower().replace("_", " ")
-        print(f"{issued:%Y-%m-%d %H:%M:%S} UTC  {command.device.hex()}  {kind} {dict(command.arguments)}  by {who}")
+    for one in given:
+        issued = datetime.fromtimestamp(one["issued_ms"] / 1000, UTC)
+        kind, why = one["kind"].replace("_", " "), f": {one['refusal']}" if one["refusal"] else ""
+        print(
+            f"{issued:%Y-%m-%d %H:%M:%S} UTC  {one['device']}  {kind} {one['arguments']}  by {one['who']}  "
+            f"{one['fate']}{why}"
+        )
 
 
 def _give(config: Path, device: str, kind: CommandKind, arguments: Mapping[int, int], who: str, valid_s: int) -> None:

@@ -1,13 +1,15 @@
 """Commands to devices: numbered, signed and kept in the ledger, from where the running service sends them (P-CMD-1)."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.registry import KnownDevice
-from maxgreen.protocol.backend import Command, CommandKind, sign_command
+from maxgreen.protocol.backend import Command, CommandKind, decode_command, sign_command
+from maxgreen.protocol.cose import parse
 from maxgreen.protocol.keys import Signer
+from maxgreen.protocol.reasons import Refusal
 from maxgreen.verify.chain import ChainState
 
 MWS_PER_KWH: Final = 3_600_000_000
@@ -42,3 +44,35 @@ def give(
     command = Command(device, number, now_ms, now_ms + valid_ms, kind, arguments)
     book.add_command(command, who, sign_command(command, signer, network))
     return command
+
+
+def command_json(row: Any, now_ms: int) -> dict[str, Any]:
+    """Return a command of the ledger, and its fate: waiting, sent, obeyed, refused, or expired and nothing heard."""
+    command = decode_command(parse(bytes(row.message)).payload)
+    if row.obeyed is not None:
+        fate = "obeyed" if row.obeyed else "refused"
+    elif now_ms >= command.expires_ms:
+        fate = "expired"
+    else:
+        fate = "waiting" if row.sent_ms is None else "sent"
+    return {
+        "device": command.device.hex(),
+        "number": command.number,
+        "issued_ms": command.issued_ms,
+        "expires_ms": command.expires_ms,
+        "kind": command.kind.name.lower(),
+        "arguments": dict(command.arguments),
+        "who": row.who,
+        "fate": fate,
+        "refusal": None if row.refusal is None else _label(row.refusal),
+        "sent_ms": row.sent_ms,
+        "told_ms": row.told_ms,
+    }
+
+
+def _label(refusal: int) -> str:
+    """Return a refusal's name; a device may know more of them than we do."""
+    try:
+        return Refusal(refusal).label
+    except ValueError:
+        return f"reason {refusal}"

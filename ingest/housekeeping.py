@@ -118,9 +118,14 @@ class Housekeeping:
         if self._command_again.is_set():
             self._command_again.clear()
             self._command_sent = 0
+        now_ms, sent = self._clock.now_ms(), []
         with self._readers.begin() as connection:
-            waiting = Book(connection).commands_to_send(self._clock.now_ms(), after=self._command_sent)
+            waiting = Book(connection).commands_to_send(now_ms, after=self._command_sent)
         for row in waiting:
             if not self._source.publish(device_topic(row.device, "command"), row.message, retain=False):
-                return
+                break
             self._command_sent = row.id
+            sent.append(row.id)
+        if sent:
+            with self._engine.begin() as connection:
+                Book(connection).set_sent(sent, now_ms)

@@ -1,6 +1,6 @@
 """Pages for people, JSON for scripts, health and metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Annotated, Any, Final
@@ -11,7 +11,9 @@ from jinja2 import Environment, FunctionLoader, select_autoescape
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import Engine, select
 
+from ingest.commands import command_json
 from ingest.metrics import Metrics
+from maxgreen.clock import Clock
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.registry import KnownDevice
 from maxgreen.ledger.schema import periods
@@ -20,6 +22,7 @@ from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.chain import ChainState
 
 _RECENT: Final = 50
+_COMMANDS: Final = 10
 _EXPLANATIONS: Final = {
     Reason.GAP_BEFORE: "waits for an earlier batch that has not arrived yet",
     Reason.CLOCK_UNSYNCHRONISED: "waits until the device's clock is set and gives it a date",
@@ -33,7 +36,7 @@ _EXPLANATIONS: Final = {
 }
 
 
-def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None]) -> FastAPI:
+def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None], clock: Clock) -> FastAPI:
     """Return the web application; `engine` is one for readers, `ready` says what is missing, or None."""
     app = FastAPI(title="MaxCoin Green Energy ingest", docs_url="/docs", redoc_url=None)
     pages = Environment(
@@ -67,6 +70,13 @@ def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None]) 
             book = Book(connection)
             known = _find(book, device)
             return [_batch_json(row) for row in book.recent_batches(known.record.device, limit)]
+
+    @app.get("/api/devices/{device}/commands")
+    def commands(device: str, limit: Annotated[int, Query(ge=1, le=1_000)] = _RECENT) -> list[dict[str, Any]]:
+        with engine.begin() as connection:
+            book = Book(connection)
+            rows = book.all_commands(limit, device=_find(book, device).record.device)
+        return [command_json(row, clock.now_ms()) for row in rows]
 
     @app.get("/api/verdicts")
     def verdicts() -> list[dict[str, Any]]:
@@ -109,7 +119,9 @@ def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None]) 
             known = _find(book, device)
             rows = [_batch_json(row) for row in book.recent_batches(known.record.device, _RECENT)]
             state = book.state(known.record.device)
-        return pages.get_template("device.html").render(device=device_json(known, state), batches=rows)
+            given = book.all_commands(_COMMANDS, device=known.record.device)
+        told = [_command_page(command_json(row, clock.now_ms())) for row in given]
+        return pages.get_template("device.html").render(device=device_json(known, state), batches=rows, commands=told)
 
     return app
 
@@ -159,6 +171,16 @@ def _batch_json(row: Any) -> dict[str, Any]:
         "shares": row.shares,
         "samples": sum(channel.count for channel in batch.channels),
         "sha256": bytes(row.digest).hex(),
+    }
+
+
+def _command_page(command: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "issued": _iso(command["issued_ms"]),
+        "kind": command["kind"].replace("_", " "),
+        "who": command["who"],
+        "fate": command["fate"],
+        "refusal": (command["refusal"] or "").replace("_", " "),
     }
 
 

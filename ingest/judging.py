@@ -9,8 +9,8 @@ from typing import Final, Protocol
 
 from ingest.difficulty import steered
 from ingest.opening import Message
-from maxgreen.ledger.desk import NOBODY, Chain, Desk, Due, Evidence, Kept, Row
-from maxgreen.protocol.batch import SignedBatch, parse_batch
+from maxgreen.ledger.desk import NOBODY, Chain, Desk, Due, Evidence, Fate, Kept, Row
+from maxgreen.protocol.batch import EventKind, SignedBatch, parse_batch
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.verify.chain import ChainState
@@ -31,6 +31,8 @@ from maxgreen.verify.verdict import (
 MOST_WAITING_BYTES: Final = 32 * 2**20  # of one device, ahead of its chain
 FOLLOW: Final = 256  # batches that follow, or get a date, in one transaction
 _FETCH: Final = 64
+_FATES: Final = {EventKind.TRANSFER_START, EventKind.COMMAND_OBEYED, EventKind.COMMAND_REFUSED}
+_MOST_FATES: Final = 64  # of one batch; agents state one or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +285,23 @@ class Judge:
                 judgement.seq, signed.message, received_ms, judgement.reason, state_before, skipped_to
             )
         self._note(chain, judgement)
+        self._note_fates(chain, signed, received_ms)
         self._move(chain, state)
         return judgement
+
+    def _note_fates(self, chain: Chain, signed: SignedBatch, received_ms: int) -> None:
+        """Note what a batch says of commands (P-CMD-2), whatever becomes of its energy."""
+        fates = [
+            Fate(
+                chain.device,
+                event.command,
+                event.refusal or 0 if event.kind == EventKind.COMMAND_REFUSED else None,
+                received_ms,
+            )
+            for event in signed.batch.events
+            if event.kind in _FATES and event.command is not None
+        ]
+        self._desk.fates += fates[:_MOST_FATES]
 
     def _note(self, chain: Chain, judgement: Judgement) -> None:
         self._verdicts.setdefault(chain.device, []).append((judgement.seq, int(judgement.reason)))

@@ -67,7 +67,7 @@ class IngestService:
             self._beside.append(Loop("the view", self._project, self._stopping))
         self._server: uvicorn.Server | None = None
         if settings.http.port:
-            app = make_app(reader(engine), self.metrics, self.missing)
+            app = make_app(reader(engine), self.metrics, self.missing, clock)
             config = uvicorn.Config(app, host=settings.http.host, port=settings.http.port, log_level="warning")
             self._server = uvicorn.Server(config)
 

@@ -47,7 +47,7 @@ def messages() -> dict[str, Any]:
         clock_error_ms=3,
         work=lab.work(challenge),
         health=Health(48_000, 0, 1, 900, False, 500),
-        events=(Event(0, 0), Event(1, 9_000, 4)),
+        events=(Event(0, 0), Event(1, 9_000, 4), Event(9, 9_500, 5, 7)),
     )
     receipt = Receipt(
         lab.device, 1, hashlib.sha256(b"head").digest(), T0_MS, EASY, (3,), ((0, 0),), {0: (1, 2, 3)}, (1, 60)

@@ -171,9 +171,14 @@ class Book:
         waiting = (commands.c.id > after, commands.c.expires_ms > now_ms)
         return list(self._db.execute(select(commands).where(*waiting).order_by(commands.c.id)))
 
-    def all_commands(self, limit: int = 100) -> list[Any]:
-        """Return the newest commands, newest first."""
-        return list(self._db.execute(select(commands).order_by(commands.c.id.desc()).limit(limit)))
+    def set_sent(self, ids: list[int], now_ms: int) -> None:
+        """Note that commands were handed to the broker."""
+        self._db.execute(update(commands).where(commands.c.id.in_(ids)).values(sent_ms=now_ms))
+
+    def all_commands(self, limit: int = 100, *, device: bytes | None = None) -> list[Any]:
+        """Return the newest commands, of all devices or of one, newest first."""
+        query = select(commands).order_by(commands.c.id.desc()).limit(limit)
+        return list(self._db.execute(query if device is None else query.where(commands.c.device == device)))
 
     def add_decision(self, decision: Decision) -> None:
         """Record a decision of the operator or the DAO; the worker lets the device's chain go on by it."""

@@ -84,6 +84,15 @@ class Evidence:
     seq: int | None
 
 
+class Fate(NamedTuple):
+    """What a device says in a batch of a command (P-CMD-2)."""
+
+    device: bytes
+    number: int
+    refusal: int | None  # None: obeyed
+    told_ms: int
+
+
 @dataclass(slots=True)
 class Desk:
     """The chains of a group's devices, what is kept under the seqs that it names, and what it changes."""
@@ -96,6 +105,7 @@ class Desk:
     evidence: list[Evidence] = field(default_factory=list)
     receipts: list[tuple[bytes, int, bytes]] = field(default_factory=list)  # device, server time, message
     counts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    fates: list[Fate] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)  # what is to be added to the ledger's
     rules_change: int | None = None  # of the rules that it was judged by
 

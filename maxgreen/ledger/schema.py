@@ -96,7 +96,7 @@ windows: Final = Table(
     Column("hashes", BigInteger, nullable=False),
     Column("interval_ms", Integer, nullable=False),
     Column("breaks", Integer, nullable=False),
-    Column("revision", _Id, nullable=False),
+    Column("revision", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -169,6 +169,10 @@ commands: Final = Table(
     Column("expires_ms", BigInteger, nullable=False),
     Column("who", Text, nullable=False),
     Column("message", Bytes, nullable=False),
+    Column("sent_ms", BigInteger),  # when it was last handed to the broker
+    Column("obeyed", Boolean),  # what the device says of it; empty while it says nothing (P-CMD-2)
+    Column("refusal", Integer),  # protocol.reasons.Refusal
+    Column("told_ms", BigInteger),  # when the batch came that says so
     UniqueConstraint("device", "number"),
 )
 

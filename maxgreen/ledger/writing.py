@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from maxgreen.ledger.bulk import ADD, NEW, insert_many, update_many, upsert_many
 from maxgreen.ledger.desk import Chain, Desk
 from maxgreen.ledger.engine import ConflictError
-from maxgreen.ledger.schema import REVISION, RULES, batches, chains, counters, evidence, receipts, verdicts
+from maxgreen.ledger.schema import REVISION, RULES, batches, chains, commands, counters, evidence, receipts, verdicts
 from maxgreen.ledger.sums import add_sums
 from maxgreen.protocol import cbor
 from maxgreen.protocol.reasons import Reason, Verdict
@@ -23,6 +23,12 @@ _TAKE_REVISIONS: Final = (
     .where(counters.c.name.in_([REVISION, RULES]))
     .values(value=counters.c.value + case((counters.c.name == REVISION, bindparam("count")), else_=0))
     .returning(counters.c.name, counters.c.value)
+)
+# what was obeyed stays obeyed: a device that has forgotten refuses a number that comes again
+_NOTE_FATE: Final = (
+    update(commands)
+    .where(commands.c.device == bindparam("of"), commands.c.number == bindparam("at"), commands.c.obeyed.is_not(True))
+    .values(obeyed=bindparam("obeyed"), refusal=bindparam("refusal"), told_ms=bindparam("told_ms"))
 )
 
 
@@ -74,6 +80,12 @@ def _write(connection: Connection, desk: Desk) -> int:
     add_sums(connection, desk.sums, last)
     if desk.evidence:
         _add_evidence(connection, desk)
+    if desk.fates:
+        told = [
+            {"of": f.device, "at": f.number, "obeyed": f.refusal is None, "refusal": f.refusal, "told_ms": f.told_ms}
+            for f in desk.fates
+        ]
+        connection.execute(_NOTE_FATE, told)
     moved = [(verdict, reason, number) for (verdict, reason), number in sorted(desk.counts.items()) if number]
     upsert_many(connection, verdicts, {"count": ADD}, moved)
     kept = [(device, server_ms // _DAY_MS, server_ms, message) for device, server_ms, message in sorted(desk.receipts)]

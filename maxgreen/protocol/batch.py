@@ -55,6 +55,8 @@ class EventKind(IntEnum):
     SPOOL_LIMIT = 5
     LAST_OF_KEY = 6
     TAMPER = 7
+    COMMAND_OBEYED = 8
+    COMMAND_REFUSED = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ class Event:
     kind: int
     offset_ms: int
     command: int | None = None
+    refusal: int | None = None  # reasons.Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +325,7 @@ def encode_batch(batch: Batch) -> bytes:
     if batch.health is not None:
         value[10] = _encode_health(batch.health)
     if batch.events:
-        value[11] = [_drop_none({0: e.kind, 1: e.offset_ms, 2: e.command}) for e in batch.events]
+        value[11] = [_drop_none({0: e.kind, 1: e.offset_ms, 2: e.command, 3: e.refusal}) for e in batch.events]
     if batch.attestations:
         value[12] = [
             {0: a.channel, 1: a.unix_s, 2: a.register_mws, 3: a.seq, 4: a.signature} for a in batch.attestations
@@ -502,10 +505,15 @@ def _decode_health(value: Any) -> Health:
 
 
 def _decode_event(value: Any) -> Event:
-    fields = Fields(value, "event", required=range(2), optional=(2,))
+    fields = Fields(value, "event", required=range(2), optional=(2, 3))
     # an event may lie before t0: a reading came long after it
     offset_ms = fields.integer(1, -MAX_BOOT_MS, MAX_BOOT_MS)
-    return Event(fields.uint(0, MAX_CHANNEL), offset_ms, fields.uint(2, MAX_INT64) if 2 in fields else None)
+    return Event(
+        fields.uint(0, MAX_CHANNEL),
+        offset_ms,
+        fields.uint(2, MAX_INT64) if 2 in fields else None,
+        fields.uint(3, MAX_CHANNEL) if 3 in fields else None,
+    )
 
 
 def _decode_attestation(value: Any) -> Attestation:

@@ -54,6 +54,27 @@ class Reason(IntEnum):
         return "accepted" if self is Reason.NONE else self.name.lower()
 
 
+class Refusal(IntEnum):
+    """Why a device does not obey a command that its backend signed (P-CMD-2)."""
+
+    UNSYNCHRONISED = 1
+    EXPIRED = 2
+    OUT_OF_ORDER = 3  # a higher number was obeyed
+    OUT_OF_BOUNDS = 4  # a number that the device cannot hold, an interval that it cannot keep
+    NO_RELAY = 5
+    OTHER_CHANNEL = 6  # not the relay's, or not metered
+    CASE_OPEN = 7
+    BOARD_FAULT = 8
+    NO_READING = 9
+    STOPPED = 10  # a stop came in between, or the device stops
+    MEDIUM = 11  # it cannot be noted, so it might be obeyed twice
+
+    @property
+    def label(self) -> str:
+        """The name as protocol and pages write it."""
+        return self.name.lower()
+
+
 class Verdict(StrEnum):
     """What ingest decided about a message."""
 

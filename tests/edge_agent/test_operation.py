@@ -27,7 +27,7 @@ from maxgreen.protocol.batch import EventKind, Work
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 from maxgreen.protocol.keys import MemorySigner
-from maxgreen.protocol.reasons import Reason
+from maxgreen.protocol.reasons import Reason, Refusal
 from maxgreen.verify.meter import Sample
 from simulator.lab import NETWORK, T0_MS, Lab
 from tests.conftest import free_port
@@ -259,13 +259,57 @@ def test_a_restart_obeys_no_command_again(tmp_path):
     assert not again.board.closed
 
 
-@given(
-    st.integers(-1, 50), st.integers(0, 50), st.integers(0, 2_000), st.integers(0, 2_000), st.booleans(), st.booleans()
-)
-def test_only_a_newer_command_for_this_device_in_its_time_is_obeyed(last, number, now, expires, dated, ours):
-    command = Command(bytes(16) if ours else b"x" * 16, number, 0, expires, CommandKind.SEND_REGISTERS)
-    reason = obedience.refusal(command, device=bytes(16), last_number=last, now_ms=now, synchronised=dated)
-    assert (reason is None) == (ours and dated and number > last and now < expires)
+@given(st.integers(-1, 50), st.integers(0, 50), st.integers(0, 2_000), st.integers(0, 2_000), st.booleans())
+def test_only_a_newer_command_in_its_time_is_obeyed(last, number, now, expires, dated):
+    command = Command(bytes(16), number, 0, expires, CommandKind.SEND_REGISTERS)
+    refused = obedience.refusal(command, last_number=last, now_ms=now, synchronised=dated)
+    assert (refused is None) == (dated and number > last and now < expires)
+
+
+@pytest.mark.rule("P-CMD-2")
+def test_a_device_says_once_what_became_of_each_command(rig):
+    def fates():
+        return [(e.kind, e.command, e.refusal) for b in sealed(rig.spool) for e in b.events if e.command is not None]
+
+    obeyed, refused = EventKind.COMMAND_OBEYED, EventKind.COMMAND_REFUSED
+    rig.start(number=5, channel=0)
+    rig.start(number=6)
+    rig.tick(2)
+    for _ in range(3):  # each comes again after a connection
+        rig.command(7, CommandKind.STOP_TRANSFER, {0: 1})
+        rig.command(8, CommandKind.SEND_REGISTERS)
+        rig.command(9, CommandKind.SAMPLING_INTERVAL, {0: 1})
+        rig.command(10, CommandKind.SEND_REGISTERS, life_ms=-1)
+        rig.command(4, CommandKind.SEND_REGISTERS, device=bytes(16))
+        rig.command(2, CommandKind.SEND_REGISTERS)
+        rig.tick(2)
+    rig.tick(60)
+    assert fates() == [
+        (refused, 5, Refusal.OTHER_CHANNEL),
+        (EventKind.TRANSFER_START, 6, None),
+        (EventKind.TRANSFER_STOP, 7, None),
+        (obeyed, 7, None),
+        (obeyed, 8, None),
+        (refused, 9, Refusal.OUT_OF_BOUNDS),
+        (refused, 10, Refusal.EXPIRED),
+        (refused, 2, Refusal.OUT_OF_ORDER),
+    ]
+    ledger = Ledger(Lab())
+    assert {ledger.send(m) for _, m in rig.spool.messages(0, 100)} == {Reason.NONE}
+
+
+@pytest.mark.rule("P-CMD-2")
+def test_a_command_without_a_clock_is_refused_and_then_obeyed_and_nothing_piles_up(tmp_path):
+    rig = Rig(tmp_path)
+    rig.tick(3, wall_ms=None)
+    for number in range(200, 300):
+        rig.command(number, CommandKind.SEND_REGISTERS)
+    rig.tick(3)
+    rig.command(300, CommandKind.SEND_REGISTERS)
+    rig.tick(70)
+    events = rig.events(EventKind.COMMAND_REFUSED)
+    assert {event.refusal for _, event in events} == {Refusal.UNSYNCHRONISED}
+    assert [event.command for _, event in rig.events(EventKind.COMMAND_OBEYED)] == [300]
 
 
 def test_any_fault_of_the_lines_sensor_and_every_stop_open_the_relay(rig):

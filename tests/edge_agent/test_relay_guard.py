@@ -141,7 +141,7 @@ def test_the_start_is_in_the_chain_before_the_stop_also_when_both_come_at_once(r
     rig.agent.exchange()
     rig.tick(5)
     kinds = [e.kind for b in rig_batches(rig) for e in b.events if e.command in {1, 2}]
-    assert kinds == [EventKind.TRANSFER_START, EventKind.TRANSFER_STOP]
+    assert kinds == [EventKind.TRANSFER_START, EventKind.TRANSFER_STOP, EventKind.COMMAND_OBEYED]
 
 
 def next_notice(rig):
@@ -289,7 +289,7 @@ def test_hearing_garbage_does_nothing():
     keys = BackendKeys((BACKEND.spki,), NETWORK)
     obedience = Obedience(
         Lab().device, keys, None, guard, None,
-        boot_ms=None, before_transfer=None, state_birth=None, want_interval=None, is_dated=None,
+        boot_ms=None, before_transfer=None, state_birth=None, want_interval=None, is_dated=None, tell=None,
     )  # fmt: skip
     for payload in (b"", b"\xff" * 50, bytes(70_000)):
         obedience.hear(payload)

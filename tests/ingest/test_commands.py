@@ -15,7 +15,9 @@ from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.backend import CommandKind
+from maxgreen.protocol.batch import Event, EventKind
 from maxgreen.protocol.identity import device_topic
+from maxgreen.protocol.reasons import Refusal
 from simulator.lab import NETWORK, T0_MS, Lab
 from tests.edge_agent.test_agent import BACKEND, BACKEND_SECRET, Clock
 from tests.edge_agent.test_operation import Rig
@@ -41,10 +43,14 @@ class Station:
             f'ledger = "sqlite:///{folder}/ledger.db"\nkey_file = "{folder}/backend.pem"\n'
             f'clock_file = "{self.clock_file}"\n[chain]\ndeployment = "{folder}/deployment.json"\n'
         )
-        self.wire, self.clock = Wire(), Clock()
+        self.wire, self.clock, self.bench = Wire(), Clock(), Bench(engine)
         deployment = type("Deployment", (), {"network": NETWORK, "chain": None})()
         self.house = Housekeeping(engine, self.wire, deployment, BACKEND, self.clock, refresh_s=1)
         self.at(T0_MS + 10_000)
+
+    def hear(self, rig):
+        """Judge all that a device has sealed."""
+        self.bench.send(*[message for _, message in rig.spool.messages(0, 1_000)], received_ms=rig.clock.t_ms + 1)
 
     def at(self, t_ms):
         self.clock.t_ms = t_ms
@@ -72,10 +78,11 @@ def station(tmp_path, engine):
 
 
 @pytest.mark.rule("P-CMD-1")
-def test_an_operators_command_closes_and_opens_a_devices_relay(station, tmp_path):
-    rig = Rig(tmp_path)
+def test_an_operators_command_closes_and_opens_a_devices_relay(engine, tmp_path):
+    rig, station = Rig(tmp_path), Station(tmp_path, engine)
     rig.tick(3)
     device = rig.lab.device.hex()
+    station.hear(rig)
     station.at(rig.clock.t_ms)
     assert (
         station.run("start-transfer", device, "--channel", 1, "--seconds", 60, "--kwh", 0.5, "--who", "Ann").exit_code
@@ -91,10 +98,47 @@ def test_an_operators_command_closes_and_opens_a_devices_relay(station, tmp_path
     rig.link.deliver(topic, message)
     rig.agent.exchange()
     assert not rig.board.closed
+    said = [entry["fate"] for entry in json.loads(station.run("list", "--json").stdout)]
+    assert said == ["sent", "sent"]
+    rig.tick(70)
+    station.hear(rig)
     listed = json.loads(station.run("list", "--json").stdout)
+    assert [entry["fate"] for entry in listed] == ["obeyed", "obeyed"]
     assert [(entry["kind"], entry["who"]) for entry in listed] == [("stop_transfer", "Ann"), ("start_transfer", "Ann")]
     assert listed[1]["arguments"] == {"0": 1, "1": 60, "2": 1_800_000_000}
     assert "start transfer" in station.run("list").stdout
+
+
+@pytest.mark.rule("P-CMD-2")
+def test_the_operator_reads_why_a_device_refused_and_an_obeyed_command_stays_obeyed(station, engine):
+    device, lab = Lab().device.hex(), Lab()
+    lab.next()
+    for command in (("interval", device, 500), ("registers", device), ("interval", device, 1), ("registers", device)):
+        station.run(*command, "--who", "Ann", "--valid-s", 20)
+    numbers = [entry["number"] for entry in json.loads(station.run("list", "--json").stdout)][::-1]
+    station.sends()
+    events = (
+        Event(EventKind.COMMAND_OBEYED, 0, numbers[0]),
+        Event(EventKind.COMMAND_REFUSED, 0, numbers[1], Refusal.UNSYNCHRONISED),
+        Event(EventKind.COMMAND_REFUSED, 0, numbers[2], 999),
+        Event(EventKind.COMMAND_REFUSED, 0, 1),
+    )
+    station.bench.send(lab.next(events=events))
+    assert fates(station) == [
+        ("sent", None), ("refused", "reason 999"), ("refused", "unsynchronised"), ("obeyed", None)
+    ]  # fmt: skip
+    events = (
+        Event(EventKind.COMMAND_REFUSED, 0, numbers[0], Refusal.OUT_OF_ORDER),
+        Event(EventKind.COMMAND_OBEYED, 0, numbers[1]),
+    )
+    station.bench.send(lab.next(events=events))
+    station.at(station.clock.t_ms + 20_000)
+    assert fates(station) == [("expired", None), ("refused", "reason 999"), ("obeyed", None), ("obeyed", None)]
+    assert "refused: reason 999" in station.run("list").stdout
+
+
+def fates(station):
+    return [(entry["fate"], entry["refusal"]) for entry in json.loads(station.run("list", "--json").stdout)]
 
 
 def test_a_command_is_sent_once_a_connection_until_it_expires(station):

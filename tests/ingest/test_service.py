@@ -199,16 +199,23 @@ def test_the_schema_goes_up_and_down(ledger_url):
     from importlib.resources import files
 
     from alembic import command
+    from alembic.autogenerate import compare_metadata
     from alembic.config import Config
+    from alembic.migration import MigrationContext
     from sqlalchemy import inspect
 
     engine = open_engine(ledger_url)
-    assert set(metadata.tables) <= set(inspect(engine).get_table_names())
+    with engine.begin() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, metadata) == []
     config = Config()
     config.set_main_option("script_location", str(files("maxgreen.ledger").joinpath("migrations")))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        for _ in range(3):
+            command.downgrade(config, "-1")
+            command.upgrade(config, "+1")
+            command.downgrade(config, "-1")
     assert set(inspect(engine).get_table_names()) == {"alembic_version"}
     register(open_engine(ledger_url), Lab())
 

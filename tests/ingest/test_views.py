@@ -27,7 +27,7 @@ from maxgreen.protocol.batch import Channel
 from native.lines import sample_lines
 from simulator.lab import NETWORK, Lab
 from tests.conftest import ROOT
-from tests.ingest.desks import LATER, Bench, register, rows
+from tests.ingest.desks import LATER, Bench, Clock, register, rows
 
 pytestmark = pytest.mark.services
 
@@ -483,7 +483,7 @@ def test_pages_and_api_show_the_device(engine):
     send(engine, lab.next())
     send(engine, b"noise")
     metrics = Metrics()
-    client = TestClient(make_app(engine, metrics, lambda: None))
+    client = TestClient(make_app(engine, metrics, lambda: None, Clock()))
     device = lab.device.hex()
     [known] = client.get("/api/devices").json()
     assert (known["device"], known["batches"]) == (device, 1)
@@ -498,5 +498,5 @@ def test_pages_and_api_show_the_device(engine):
     assert client.get("/health/live").json() == {"status": "ok"}
     metrics.batches.labels("accepted", "").inc(3)
     assert 'maxgreen_ingest_batches_total{reason="",verdict="accepted"} 3.0' in client.get("/metrics").text
-    waiting = TestClient(make_app(engine, Metrics(), lambda: "no connection to the broker"))
+    waiting = TestClient(make_app(engine, Metrics(), lambda: "no connection to the broker", Clock()))
     assert waiting.get("/health/ready").status_code == 503

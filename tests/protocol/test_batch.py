@@ -109,7 +109,9 @@ def batches(draw):
             )
         ),
         health=draw(optional(st.builds(Health, optional(st.integers(-(2**63), 2**63 - 1)), optional(INT64)))),
-        events=tuple(draw(st.lists(st.builds(Event, SMALL, st.integers(-5, 5), optional(INT64)), max_size=2))),
+        events=tuple(
+            draw(st.lists(st.builds(Event, SMALL, st.integers(-5, 5), optional(INT64), optional(SMALL)), max_size=2))
+        ),
         attestations=tuple(
             draw(
                 st.lists(
@@ -285,6 +287,7 @@ def test_every_number_is_bounded():
         "reverse": (2**62 - 1, lambda n: {"channels": (replace(channel, reverse_mws=n),)}),
         "gap": (2**62 - 1, lambda n: {"channels": (replace(channel, gap_ms=n),)}),
         "event": (65_535, lambda n: {"events": (Event(n, 0),)}),
+        "refusal": (65_535, lambda n: {"events": (Event(9, 0, 1, n),)}),
         "event time": (315_576_000_000, lambda n: {"events": (Event(0, n),)}),
         "event time before": (315_576_000_000, lambda n: {"events": (Event(0, -n),)}),
         "command": (2**63 - 1, lambda n: {"events": (Event(0, 0, n),)}),
