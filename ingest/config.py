@@ -1,6 +1,7 @@
 """The ingest service's settings."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +16,17 @@ class BrokerSettings(BrokerTable):
     """The MQTT broker."""
 
     client_id: str = Field(default="ingest", description="client id of the persistent session")
+
+
+class NatsSettings(Table):
+    """The NATS cluster behind the MQTT broker, where several machines judge."""
+
+    servers: list[str] = Field(default=[], description="nats://HOST:PORT of its nodes; empty = batches come by MQTT")
+    ca: NoPath = Field(default=None, description="certificate authority; empty = no TLS (trials only)")
+    certificate: NoPath = Field(default=None, description="this client's TLS certificate")
+    key: NoPath = Field(default=None, description="its key")
+    credentials: NoPath = Field(default=None, description="a .creds file, where the cluster asks for one")
+    ack_wait_s: float = Field(default=30, ge=1, le=3_600, description="when a message that was not judged comes again")
 
 
 class ChainSettings(Table):
@@ -53,6 +65,7 @@ class IngestSettings(ServiceSettings):
         default=1, ge=1, le=64, description="how many judge; for a fleet as many as there are processors"
     )
     broker: BrokerSettings = Field(default=BrokerSettings(), description="the MQTT broker")
+    nats: NatsSettings = Field(default=NatsSettings(), description="the NATS cluster behind it, if any")
     chain: ChainSettings = Field(default=ChainSettings(), description="registry and beacons")
     http: HttpSettings = Field(default=HttpSettings(), description="pages, API and metrics")
     influx: InfluxSettings = Field(default=InfluxSettings(), description="the view for Grafana")
@@ -67,8 +80,14 @@ class IngestSettings(ServiceSettings):
             ("influx.token_file", self.influx.token_file),
             ("clock_file", self.clock_file),
             *((f"broker.{name}", getattr(self.broker, name)) for name in ("ca", "certificate", "key")),
+            *((f"nats.{name}", getattr(self.nats, name)) for name in ("ca", "certificate", "key", "credentials")),
         ):
             yield from missing_file(name, path)
+        for server in self.nats.servers:
+            if urlsplit(server).scheme not in {"nats", "tls"} or not urlsplit(server).hostname:
+                yield f"nats.servers: {server!r}: expected nats://HOST:PORT or tls://HOST:PORT"
+        if self.nats.servers and find_spec("nats") is None:
+            yield "nats.servers: install maxgreen[nats]"
         view = urlsplit(self.influx.url)
         if self.influx.url and (view.scheme not in {"http", "https"} or not view.hostname):
             yield f"influx.url = {self.influx.url!r}: expected http://HOST:PORT or https://HOST"

@@ -46,6 +46,8 @@ class _Pipe:
         self._commits: list[Commit] = []
         self._tell_at_s = 0.0
 
+    alarm = None
+
     def start(self) -> None:
         """Begin to listen to the service."""
         threading.Thread(target=self._listen, name="pipe", daemon=True).start()

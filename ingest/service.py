@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import uvicorn
@@ -14,7 +15,8 @@ from ingest.housekeeping import Housekeeping
 from ingest.http import make_app
 from ingest.loop import Loop
 from ingest.metrics import Metrics
-from ingest.source import MqttSource
+from ingest.shards import Shards
+from ingest.source import MqttSource, Source
 from ingest.view.projector import Projector, running
 from ingest.view.sink import REQUEST_S, InfluxSink
 from ingest.worker import Worker
@@ -43,11 +45,8 @@ class IngestService:
         self.metrics = Metrics()
         self.engine = engine
         self._stopping = threading.Event()
-        self._source = MqttSource(
-            settings.broker,
-            lambda: self._housekeeping.greet(),  # noqa: PLW0108 - made below
-            self.metrics.connected.set,
-        )
+        self._shards = Shards(engine) if settings.nats.servers else None
+        self._source = _source(settings, self._shards, self._greet, self.metrics)
         self._judges: Worker | Crew = (
             Worker(engine, self._source, deployment.network, signer, clock, self.metrics)
             if settings.processes == 1
@@ -84,12 +83,9 @@ class IngestService:
 
     def missing(self) -> str | None:
         """Return what keeps the service from being ready, or None."""
-        if not self._source.connected.is_set():
-            return "no connection to the broker"
-        if self._source.denied:
-            return f"the broker does not let us listen to {self._source.denied}"
         troubles = [loop.trouble for loop in (self._judging, *self._beside)]
-        return next(filter(None, [*troubles, self._judges.alarm, self._housekeeping.alarm]), None)
+        alarms = [self._source.alarm, *troubles, self._judges.alarm, self._housekeeping.alarm]
+        return next(filter(None, alarms), None)
 
     def run(self) -> None:
         """Judge messages until `stop`."""
@@ -113,12 +109,17 @@ class IngestService:
                 if thread is not None:
                     thread.join()
             self._housekeeping.stop()
+            if self._shards is not None:
+                self._shards.release()
             if self._projector is not None:
                 self._view_lease.release()
 
     def stop(self) -> None:
         """Ask `run` to end; any thread or signal handler may call it."""
         self._stopping.set()
+
+    def _greet(self) -> None:
+        self._housekeeping.greet()
 
     def _may_write_view(self) -> bool:
         return not self._stopping.is_set() and self._view_lease.held(REQUEST_S)
@@ -135,6 +136,14 @@ class IngestService:
         if self._projector is None or not self._view_lease.held():
             return _PROJECT_EVERY_S
         return 0.0 if self._projector.step() else _PROJECT_EVERY_S
+
+
+def _source(settings: IngestSettings, shards: Shards | None, greet: Callable[[], None], metrics: Metrics) -> Source:
+    if shards is None:
+        return MqttSource(settings.broker, greet, metrics.connected.set)
+    from ingest.nats_source import NatsSource  # noqa: PLC0415 - nats-py only where it is used
+
+    return NatsSource(settings.nats, settings.broker, shards.step, greet, metrics.connected.set)
 
 
 def _opened(url: str) -> Engine:

@@ -40,41 +40,32 @@ class Source(Protocol):
         """Send a message at QoS 1; False when it can't go now."""
         ...
 
+    @property
+    def alarm(self) -> str | None:
+        """What keeps messages from coming, if anything."""
+        ...
+
     def stop(self) -> None:
         """Close the connection."""
         ...
 
 
-class MqttSource:
-    """MQTT with manual acknowledgement and a persistent session."""
+class Inbox:
+    """What came and is not judged yet, bounded in messages and bytes; one thread puts, one receives."""
 
-    def __init__(
-        self, settings: BrokerSettings, on_connect: Callable[[], None], is_up: Callable[[bool], None] = lambda _up: None
-    ) -> None:
-        """`on_connect` is called after each connection, `is_up` when it comes and goes."""
-        self.connected = threading.Event()
-        self.denied = ""  # what the broker does not let us listen to
+    def __init__(self) -> None:
         self._deliveries: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
         self._put_bytes = 0  # by the connection's thread
         self._taken_bytes = 0  # by the worker's
-        self._greet = on_connect
-        self._is_up = is_up
-        self._connection = Connection(
-            settings,
-            settings.client_id,
-            sink=self._take,
-            has_room=self._has_room,
-            subscriptions=[(f"{ROOT}/+/+/batch", 1)],
-            versions=(mqtt.MQTTv311,),
-            manual_ack=True,
-            in_flight=_IN_FLIGHT,
-            waiting=_WAITING,
-            max_retry_s=_MAX_RETRY_S,
-        )
 
-    def start(self) -> None:
-        """Begin to connect, and reconnect for ever."""
-        self._connection.start()
+    def has_room(self) -> bool:
+        """Tell whether more may come."""
+        return self._deliveries.qsize() < QUEUE and self._put_bytes - self._taken_bytes < QUEUE_BYTES
+
+    def put(self, message: Incoming) -> None:
+        """Add a message, whether there is room or not."""
+        self._put_bytes += len(message.payload)
+        self._deliveries.put(message)
 
     def receive(self, most: int, wait_s: float, linger_s: float) -> list[Incoming]:
         """Return messages: none after `wait_s` without any, up to `most` within `linger_s` of the first."""
@@ -92,6 +83,36 @@ class MqttSource:
         self._taken_bytes += size
         return group
 
+
+class MqttSource:
+    """MQTT with manual acknowledgement and a persistent session."""
+
+    def __init__(
+        self, settings: BrokerSettings, on_connect: Callable[[], None], is_up: Callable[[bool], None] = lambda _up: None
+    ) -> None:
+        """`on_connect` is called after each connection, `is_up` when it comes and goes."""
+        self._inbox = Inbox()
+        self._up = threading.Event()
+        self._denied = ""  # what the broker does not let us listen to
+        self._greet = on_connect
+        self._is_up = is_up
+        self._connection = connection(settings, self._take, self._inbox.has_room, [(f"{ROOT}/+/+/batch", 1)])
+
+    def start(self) -> None:
+        """Begin to connect, and reconnect for ever."""
+        self._connection.start()
+
+    @property
+    def alarm(self) -> str | None:
+        """What keeps messages from coming, if anything."""
+        if not self._up.is_set():
+            return "no connection to the broker"
+        return f"the broker does not let us listen to {self._denied}" if self._denied else None
+
+    def receive(self, most: int, wait_s: float, linger_s: float) -> list[Incoming]:
+        """Return messages: none after `wait_s` without any, up to `most` within `linger_s` of the first."""
+        return self._inbox.receive(most, wait_s, linger_s)
+
     def acknowledge(self, deliveries: Sequence[Incoming]) -> None:
         """Tell the broker that the ledger has messages."""
         self._connection.acknowledge(deliveries)
@@ -104,23 +125,40 @@ class MqttSource:
         """Close the connection."""
         self._connection.stop()
 
-    def _has_room(self) -> bool:
-        return self._deliveries.qsize() < QUEUE and self._put_bytes - self._taken_bytes < QUEUE_BYTES
-
     def _take(self, notice: Notice) -> None:
         match notice:
             case Incoming():
-                self._put_bytes += len(notice.payload)
-                self._deliveries.put(notice)
+                self._inbox.put(notice)
             case Connected():
-                self.connected.set()
+                self._up.set()
                 self._is_up(True)
                 self._greet()
             case Disconnected():
-                self.denied = ""
-                self.connected.clear()
+                self._denied = ""
+                self._up.clear()
                 self._is_up(False)
             case Denied(topic, reason):
-                self.denied = f"{topic}: {reason}"
+                self._denied = f"{topic}: {reason}"
             case _:
                 pass  # a receipt that the broker has; devices say when it does not reach them
+
+
+def connection(
+    settings: BrokerSettings,
+    sink: Callable[[Notice], None],
+    has_room: Callable[[], bool] = lambda: True,
+    subscriptions: Sequence[tuple[str, int]] = (),
+) -> Connection:
+    """Return ingest's connection to an MQTT broker."""
+    return Connection(
+        settings,
+        settings.client_id,
+        sink=sink,
+        has_room=has_room,
+        subscriptions=subscriptions,
+        versions=(mqtt.MQTTv311,),
+        manual_ack=True,
+        in_flight=_IN_FLIGHT,
+        waiting=_WAITING,
+        max_retry_s=_MAX_RETRY_S,
+    )

@@ -27,7 +27,7 @@ from cryptography import x509
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from maxgreen.settings import NoPath, Table
 
@@ -40,6 +40,7 @@ _FIRST_RETRY_S: Final = 1.0
 _GREETED_RETRY_S: Final = 60.0
 _CLOSE_S: Final = 2.0  # what is under way may still go out
 _GREETING_S: Final = 10.0
+_MOST_PORT: Final = 65_535
 _POLL_S: Final = 0.5  # keep-alive has to be looked after
 _READS: Final = 64  # packets between two looks at what waits to go out
 _UNGREETED: Final = 5  # so often a broker that has accepted us once may close before it greets
@@ -51,9 +52,24 @@ class BrokerTable(Table):
 
     host: str = Field(default="127.0.0.1", min_length=1, max_length=255, description="host name")
     port: int = Field(default=8883, ge=1, le=65_535, description="port; 8883 is MQTT over TLS")
+    others: list[str] = Field(default=[], description="more addresses of this broker, HOST:PORT, tried in turn")
     ca: NoPath = Field(default=None, description="certificate authority; empty = no TLS (trials only)")
     certificate: NoPath = Field(default=None, description="this client's TLS certificate; CN = its client id")
     key: NoPath = Field(default=None, description="this client's TLS key, never a signing key (P-ID-1)")
+
+    @field_validator("others")
+    @classmethod
+    def _check_others(cls, others: list[str]) -> list[str]:
+        for other in others:
+            host, _, port = other.rpartition(":")
+            if not host or not port.isdecimal() or not 1 <= int(port) <= _MOST_PORT:
+                raise ValueError(f"{other!r}: expected HOST:PORT")
+        return others
+
+    def addresses(self) -> list[tuple[str, int]]:
+        """Return every address, the first one to try first."""
+        parted = [other.rpartition(":") for other in self.others]
+        return [(self.host, self.port), *((host.strip("[]"), int(port)) for host, _, port in parted)]
 
     def files(self) -> tuple[Path, ...]:
         """Return the files that a connection reads."""
@@ -149,6 +165,7 @@ class Connection:
         A packet of more than `largest` bytes ends the connection.
         """
         self._settings = settings
+        self._addresses = deque(settings.addresses())
         self._client_id = client_id
         self._sink = sink
         self._has_room = has_room
@@ -235,6 +252,7 @@ class Connection:
             if held_s > longest_s:
                 longest_s = _FIRST_RETRY_S
             self._down(reason)
+            self._addresses.rotate(-1)
             if not self._stopping.is_set():
                 self._wait(random.uniform(0, longest_s))
             # a broker that greets and then lets go is not away: a device must not be, for minutes
@@ -314,7 +332,7 @@ class Connection:
             session.SessionExpiryInterval = SESSION_EXPIRY_S
             session.MaximumPacketSize = self._largest
             options = {"clean_start": False, "properties": session}
-        client.connect(self._settings.host, self._settings.port, KEEPALIVE_S, **options)
+        client.connect(*self._addresses[0], KEEPALIVE_S, **options)
         self._opened = True
 
     def _serve(self, client: "_Client") -> None:
@@ -394,7 +412,7 @@ class Connection:
             self._answers.clear()
             self._in_flight.clear()
         if reason != self._said and not self._stopping.is_set():
-            _LOG.warning("broker %s:%d: %s", self._settings.host, self._settings.port, reason)
+            _LOG.warning("broker %s:%d: %s", *self._addresses[0], reason)
             self._said = reason
         self._sink(Disconnected(reason, bool(self._refusal)))
 
@@ -424,7 +442,7 @@ class Connection:
     def _accept(self) -> None:
         with self._lock:
             self._up = True
-        _LOG.info("broker %s:%d: connected", self._settings.host, self._settings.port)
+        _LOG.info("broker %s:%d: connected", *self._addresses[0])
         self._said = ""
         self._sink(Connected(self._session))
 

@@ -102,6 +102,60 @@ class Mosquitto(Server):
         return socket.create_connection(("127.0.0.1", self.port), 1).close() is None
 
 
+class Nats:
+    """A NATS cluster with JetStream and MQTT, whose nodes can be ended, killed, and begun again."""
+
+    def __init__(self, folder, nodes=1):
+        program = found(
+            CACHE / "nats-server-2.15.2" / "nats-server", "nats-server 2.15.2 is not built (make services, with go)"
+        )
+        ports = [(free_port(), free_port(), free_port()) for _ in range(nodes)]
+        routes = ", ".join(f"nats://127.0.0.1:{route}" for _, _, route in ports)
+        cluster = (
+            "" if nodes == 1 else "cluster {{ name: mg, listen: 127.0.0.1:{2}, routes: [{3}], no_advertise: true }}\n"
+        )
+        self.nodes = [
+            NatsNode(program, Path(folder) / f"n{k}", one, cluster.format(*one, routes), nodes)
+            for k, one in enumerate(ports)
+        ]
+        self.servers = [f"nats://127.0.0.1:{client}" for client, _, _ in ports]
+        self.ports = [mqtt for _, mqtt, _ in ports]
+
+    def start(self):
+        for node in self.nodes:
+            node.process = subprocess.Popen(node.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for node in self.nodes:
+            wait_for(node.answers, 60, "NATS")
+
+    def stop(self):
+        for node in self.nodes:
+            node.stop()
+
+
+class NatsNode(Server):
+    """One node of a cluster."""
+
+    def __init__(self, program, folder, ports, cluster, nodes):
+        self.program, self.port = program, ports[1]
+        folder.mkdir(parents=True)
+        self.config = folder / "nats.conf"
+        self.config.write_text(
+            f"server_name: {folder.name}\nlisten: 127.0.0.1:{ports[0]}\nmax_payload: 128KB\n"
+            f'jetstream {{ store_dir: "{folder}", max_memory_store: 64MB, max_file_store: 2GB }}\n{cluster}'
+            f"mqtt {{ listen: 127.0.0.1:{ports[1]}, stream_replicas: {nodes}, max_ack_pending: 1024 }}\n"
+        )
+
+    def command(self):
+        return [self.program, "-c", self.config]
+
+    def answers(self):
+        """Tell whether an MQTT client is taken: its streams have a leader."""
+        with socket.create_connection(("127.0.0.1", self.port), 30) as probe:
+            probe.settimeout(30)
+            probe.sendall(b"\x10\x11\x00\x04MQTT\x04\x02\x00\x3c\x00\x05probe")
+            return probe.recv(4) == b"\x20\x02\x00\x00"
+
+
 class Postgres(Server):
     """A private cluster; `durable`: it synchronises every commit."""
 

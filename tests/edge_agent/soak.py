@@ -9,13 +9,10 @@ nobody made.
 import hashlib
 import json
 import random
-import select
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -35,66 +32,19 @@ from maxgreen.protocol.keys import MemorySigner
 from simulator.lab import NETWORK, Lab
 from tests.conftest import ROOT, free_port, stop, wait_for
 from tests.edge_agent.test_agent import make_sealer, ticks
+from tests.proxy import Proxy
 
 BACKEND = MemorySigner.from_secret(2)
 DEVICE = Lab().device
 
 
-class Proxy:
-    """Passes TCP on, and cuts all that it passes when told."""
-
-    def __init__(self, target):
-        self.target, self.pairs = target, []
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(20)
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                ours, _ = self.listener.accept()
-                theirs = socket.create_connection(("127.0.0.1", self.target), timeout=5)
-            except OSError:
-                return
-            self.pairs.append((ours, theirs))
-            threading.Thread(target=self._pass, args=(ours, theirs), daemon=True).start()
-
-    @staticmethod
-    def _pass(ours, theirs):
-        try:
-            while True:
-                for one in select.select([ours, theirs], [], [])[0]:
-                    data = one.recv(65_536)
-                    if not data:
-                        raise OSError
-                    (theirs if one is ours else ours).sendall(data)
-        except (OSError, ValueError):
-            for one in (ours, theirs):
-                one.close()
-
-    def cut(self):
-        pairs, self.pairs = self.pairs, []
-        for pair in pairs:
-            for one in pair:
-                try:
-                    one.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
-
-    def close(self):
-        self.listener.close()
-        self.cut()
-
-
 class TlsBroker:
     """The project's own broker settings, on certificates of its own."""
 
-    def __init__(self, program, folder):
-        self.folder, self.port = folder, free_port()
+    def __init__(self, program, folder, devices=(DEVICE,)):
+        self.program, self.folder, self.port = program, folder, free_port()
         subprocess.run(
-            [ROOT / "broker_config/make-certs", folder / "certs", "127.0.0.1", "ingest", DEVICE.hex()],
+            [ROOT / "broker_config/make-certs", folder / "certs", "127.0.0.1", "ingest", *[d.hex() for d in devices]],
             check=True, capture_output=True,
         )  # fmt: skip
         shutil.copy(ROOT / "broker_config/acl", folder / "acl")
@@ -102,10 +52,12 @@ class TlsBroker:
         text = text.replace("/etc/mosquitto/maxgreen/", f"{folder}/").replace("/var/lib/mosquitto/", f"{folder}/")
         text = text.replace("listener 8883", f"listener {self.port} 127.0.0.1") + "\nuser root\n"
         (folder / "mosquitto.conf").write_text(text)
-        self.process = subprocess.Popen(
-            [program, "-c", folder / "mosquitto.conf"], stderr=(folder / "broker.log").open("w")
-        )
-        wait_for(lambda: "running" in (folder / "broker.log").read_text(), what="mosquitto")
+        self.start()
+
+    def start(self):
+        log = self.folder / "broker.log"
+        self.process = subprocess.Popen([self.program, "-c", self.folder / "mosquitto.conf"], stderr=log.open("w"))
+        wait_for(lambda: "running" in log.read_text(), what="mosquitto")
 
     def files(self, name):
         certs = self.folder / "certs"
