@@ -57,9 +57,11 @@ fuzz: venv ## fuzz the decoder and judging, ten million runs each (hours)
 	@$(BIN)/python -m tests.ingest.fuzz decode -runs=10000000 -max_len=2000 tests/ingest/corpus/decode
 	@$(BIN)/python -m tests.ingest.fuzz judge -runs=10000000 -max_len=400 tests/ingest/corpus/judge
 
-chaos: venv services ## kill and stop ingest's servers 200 times, on each database (a quarter of an hour)
+chaos: venv services ## trouble ingest's servers, networks, disk and clock 200 times, on each database and broker (an hour)
 	@$(BIN)/python -m tests.ingest.chaos /tmp/maxgreen-chaos 200 sqlite
 	@$(BIN)/python -m tests.ingest.chaos /tmp/maxgreen-chaos 200 postgresql
+	@$(BIN)/python -m tests.ingest.chaos /tmp/maxgreen-chaos 200 postgresql 1 nats
+	@$(BIN)/python -m tests.ingest.chaos /tmp/maxgreen-chaos 30 postgresql 1 nats 20 'nats node'
 
 wheels: ## build wheels for this machine and for 64-bit Raspberry Pi OS into dist/
 	@PYTHON=$(PYTHON) scripts/wheels

@@ -23,7 +23,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from ingest.config import BrokerSettings, NatsSettings
-from ingest.shards import shards_of
+from ingest.shards import PARTS, shards_of
 from ingest.source import Inbox, connection
 from maxgreen.mqtt import Connected, Disconnected, Incoming, Notice
 from maxgreen.protocol.identity import ROOT
@@ -60,7 +60,7 @@ class NatsSource:
         self._held: dict[int, Msg] = {}  # by their place in the stream: not acknowledged; the thread's own
         self._mqtt_up = threading.Event()
         self._trouble = "no connection to NATS"
-        self._unread: frozenset[int] = frozenset()  # of our parts
+        self._unread = frozenset(range(PARTS))  # of our parts; before we know which they are, of all
         self._stopping = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._client: Client | None = None

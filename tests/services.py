@@ -172,7 +172,7 @@ class Postgres(Server):
             shutil.chown(self.folder, user)
         self.options = f"-c fsync={'on' if durable else 'off'} -c max_connections=200 -c listen_addresses=127.0.0.1"
         self.url = f"postgresql+psycopg://maxgreen@127.0.0.1:{self.port}"
-        self.data = self.folder / "data"
+        self.data, self.environment = self.folder / "data", {}
         self._run(self.programs / "initdb", "-D", self.data, "-U", "maxgreen", "--auth=trust", "--no-sync")
 
     def start(self):
@@ -199,7 +199,7 @@ class Postgres(Server):
     def _run(self, *command, check=True):
         subprocess.run(
             [*self.as_owner, *command], check=check, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            cwd=self.folder,
+            cwd=self.folder, env={**os.environ, **self.environment},
         )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """A site for the real service: chain, key, clock and settings in a folder; `maxgreen ingest run` as a process."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,9 @@ MAXGREEN = Path(sys.executable).parent / "maxgreen"
 class Site:
     """Devices by secret; their batches are made for this deployment."""
 
-    def __init__(self, folder, url, broker_port, labs):
-        self.folder, self.url, self.broker_port = folder, url, broker_port
+    def __init__(self, folder, url, broker_port, labs, behind=""):
+        """`behind`: more lines of the broker's settings."""
+        self.folder, self.url, self.broker_port, self.behind = folder, url, broker_port, behind
         accounts = [Account.from_key(dev_secret(k)) for k in range(3)]
         chain = connect(str(folder / "deployed.db"), SystemClock())
         deployment = deploy(chain, accounts[0], accounts[1].address, [accounts[2].address], Governance())
@@ -43,18 +45,20 @@ class Site:
         with self.engine.begin() as connection:
             Book(connection).set_limits(0, Limits(pow_nbits_min=EASY, late_s=10**8))
 
-    def service(self, name="ingest", http=0, processes=1, more=""):
-        """Start a service; a chain's file has one owner, so each has its own copy."""
+    def service(self, name="ingest", http=0, processes=1, more="", environment=None, before=()):
+        """Start a service; a chain's file has one owner, so each has its own copy. `before`: what starts the command."""
         shutil.copy(self.folder / "deployed.db", self.folder / f"{name}.db")
         config = self.folder / f"{name}.toml"
         config.write_text(
             f'ledger = "{self.url}"\nprocesses = {processes}\nkey_file = "{self.folder}/backend.pem"\n'
-            f'[broker]\nport = {self.broker_port}\nclient_id = "{name}"\n'
+            + (f'clock_file = "{self.folder}/clock"\n' if (self.folder / "clock").exists() else "")
+            + f'[broker]\nport = {self.broker_port}\nclient_id = "{name}"\n{self.behind}'
             f'[chain]\nrpc = "{self.folder}/{name}.db"\ndeployment = "{self.folder}/deployment.json"\n'
             f"refresh_s = 3600\n[http]\nport = {http}\n{more}"
         )
         log = (self.folder / f"{name}.log").open("a")
-        return subprocess.Popen([MAXGREEN, "ingest", "run", "-c", config], stdout=log, stderr=log)
+        command = [*before, MAXGREEN, "ingest", "run", "-c", config]
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
 
     def log(self, name="ingest"):
         return (self.folder / f"{name}.log").read_text()

@@ -9,10 +9,13 @@ from tests.services import MissingError
 pytestmark = pytest.mark.services
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_servers_that_are_killed_and_stopped_lose_and_double_nothing(tmp_path, database):
+@pytest.mark.timeout(1_800)  # as long as it takes on a busy machine
+@pytest.mark.parametrize(
+    ("database", "broker"), [("sqlite", "mosquitto"), ("postgresql", "mosquitto"), ("postgresql", "nats")]
+)
+def test_servers_networks_disks_and_clocks_in_trouble_lose_and_double_nothing(tmp_path, database, broker):
     try:
-        found = chaos(tmp_path, 8, database, 5)
+        found = chaos(tmp_path, 8, database, 5, broker)
     except MissingError as error:
         need(None, str(error))
     assert found["batches"] > 0

@@ -1,6 +1,8 @@
 """Where batches come from, one suite: Mosquitto, Mosquitto with the project's TLS and ACL, NATS alone and in a cluster."""
 
 import shutil
+import socket
+import subprocess
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from ingest.shards import PARTS
 from ingest.source import QUEUE, MqttSource
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 from simulator.lab import Lab
-from tests.conftest import need, served
+from tests.conftest import ROOT, need, served
 from tests.edge_agent.soak import TlsBroker
 from tests.services import Mosquitto, Nats, running, wait_for
 
@@ -71,7 +73,7 @@ class ProjectsBroker(PlainBroker):
     def start(self):
         program = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
         self.broker = TlsBroker(program, self.folder, DEVICES)
-        self.ports = [self.broker.port]
+        self.ports, self.certs = [self.broker.port], self.folder / "certs"
 
     def stop(self):
         if self.broker is not None:
@@ -83,11 +85,16 @@ class ProjectsBroker(PlainBroker):
         self.broker.start()
 
     def source(self, parts=lambda: ALL):
-        return MqttSource(BrokerSettings(port=self.ports[0], **self.broker.files("ingest")), lambda: None)
+        return MqttSource(BrokerSettings(port=self.ports[0], **self.files("ingest")), lambda: None)
+
+    def files(self, name):
+        return {
+            "ca": self.certs / "ca.crt", "certificate": self.certs / f"{name}.crt", "key": self.certs / f"{name}.key"
+        }  # fmt: skip
 
     def client(self, name):
-        client = super().client(name)
-        files = self.broker.files(name)
+        client = PlainBroker.client(self, name)
+        files = self.files(name)
         client.tls_set(str(files["ca"]), str(files["certificate"]), str(files["key"]))
         return client
 
@@ -117,13 +124,49 @@ class NatsBroker(PlainBroker):
         )
 
 
+class ProjectsNats(NatsBroker):
+    """One node with the project's own settings: TLS, certificates, users."""
+
+    def __init__(self, folder):
+        need(shutil.which("openssl"), "openssl is not installed (apt-get install openssl)")
+        super().__init__(folder)
+        node, files = self.server.nodes[0], folder / "files"
+        shutil.copytree(ROOT / "broker_config", files)
+        names = [device.hex() for device in DEVICES]
+        make = [files / "make-certs", files / "certs", "127.0.0.1", "ingest", *names]
+        subprocess.run(make, check=True, capture_output=True)
+        users = subprocess.run([files / "nats-users", *names], check=True, capture_output=True, text=True).stdout
+        (files / "users.conf").write_text(users)
+        text = (files / "nats.conf").read_text().replace("/etc/nats/maxgreen", str(files))
+        text = text.replace("/var/lib/nats/", f"{folder}/store").replace("0.0.0.0:8883", f"127.0.0.1:{node.port}")
+        node.config = files / "nats.conf"
+        node.config.write_text(text.replace("0.0.0.0:4222", self.server.servers[0].removeprefix("nats://")))
+        node.answers = lambda: socket.create_connection(("127.0.0.1", node.port), 1).close() is None
+        self.certs = files / "certs"
+
+    files = ProjectsBroker.files
+    client = ProjectsBroker.client
+
+    def source(self, parts=lambda: ALL):
+        files = self.files("ingest")
+        return NatsSource(
+            NatsSettings(servers=self.server.servers, ack_wait_s=4, **files),
+            BrokerSettings(port=self.ports[0], **files),
+            parts,
+            lambda: None,
+        )
+
+
 class NatsCluster(NatsBroker):
     """Three nodes, three copies of everything."""
 
     nodes = 3
 
 
-@pytest.fixture(params=[PlainBroker, ProjectsBroker, NatsBroker, NatsCluster], ids=["plain", "tls", "nats", "cluster"])
+BROKERS = [PlainBroker, ProjectsBroker, NatsBroker, ProjectsNats, NatsCluster]
+
+
+@pytest.fixture(params=BROKERS, ids=["mosquitto", "mosquitto over TLS", "nats", "nats over TLS", "nats cluster"])
 def broker(request, tmp_path):
     @contextmanager
     def made():
@@ -291,3 +334,21 @@ def test_only_batches_come_and_what_is_hostile_in_them_ends_nothing(broker, flee
         assert [len(message.payload) for message in found] == [0, 65_000, 4]
         source.acknowledge(found)
         assert source.receive(1, 0.5, 0.0) == []
+
+
+@pytest.mark.parametrize("broker", [ProjectsBroker, ProjectsNats], indirect=True, ids=["mosquitto", "nats"])
+def test_no_device_writes_where_another_does(broker, fleet):
+    thief, victim = DEVICES[:2]
+    with listening(broker) as source:
+        fleet.clients[thief].publish(device_topic(victim, "batch"), b"forged", qos=1)
+        fleet.clients[thief].publish(device_topic(thief, "receipt"), b"forged", qos=1, retain=True)
+        fleet.clients[thief].publish(BEACON_TOPIC, b"forged", qos=1, retain=True)
+        fleet.clients[victim].publish(device_topic(victim, "batch"), b"own", qos=1)
+        assert [message.payload for message in receive(source, 1)] == [b"own"]
+        assert source.receive(1, 0.5, 0.0) == []
+    heard = []
+    client = fleet.clients[victim]
+    client.on_message = lambda _client, _data, message: heard.append(message.payload)
+    client.subscribe([(device_topic(thief, "receipt"), 1), (BEACON_TOPIC, 0)])
+    time.sleep(1)
+    assert heard == []
