@@ -1,35 +1,33 @@
-"""Housekeeping beside judging: registry, beacons and commands; a thread of its own waits for the chain."""
+"""Housekeeping beside judging: registry, beacons and commands; one leader of all services on a ledger does it.
 
-import logging
+Each has a thread of its own, so that no chain that hangs keeps a command back.
+"""
+
 import threading
-import time
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import Engine
 
 from ingest.beacons import BeaconIssuer
-from ingest.mirror import mirror_devices
+from ingest.mirror import Registry
 from ingest.source import Source
 from maxgreen.chain.deployment import Deployment
-from maxgreen.chain.registry import RegisteredSystem, each_system
 from maxgreen.clock import Clock
-from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.lease import Lease
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 from maxgreen.protocol.keys import Signer
 
-_LOG: Final = logging.getLogger(__name__)
-_COMMANDS_EVERY_S: Final = 1.0
 _LEASE: Final = "housekeeping"
-_SYSTEMS: Final = 20  # read in one step
+_IDLE_S: Final = 1.0
+_BEACONS_EVERY_S: Final = 0.2
+_COMMANDS_EVERY_S: Final = 1.0
 
 
 class Housekeeping:
-    """One leader of all ingest services on a ledger does it; one thread calls `step`."""
+    """What one leader does; each of `tasks` is called by a thread of its own."""
 
     def __init__(
         self,
@@ -41,66 +39,55 @@ class Housekeeping:
         *,
         refresh_s: float,
     ) -> None:
-        self._engine = engine
-        self._readers = reader(engine)
         self._lease = Lease(engine, _LEASE)
-        self._source = source
-        self._deployment = deployment
-        self._clock = clock
-        self._refresh_s = refresh_s
-        self._refresh_due = 0.0
-        self._systems: Iterator[RegisteredSystem] | None = None  # of the pass through the registry that runs
-        self._issuer = BeaconIssuer(deployment.chain, signer, deployment.network)
-        self._greet = threading.Event()
-        self._commands_due = 0.0
-        self._command_again = threading.Event()
-        self._command_sent = 0  # the ledger's row
+        self.registry = Registry(engine, deployment, refresh_s=refresh_s)
+        self.beacons = Beacons(engine, source, BeaconIssuer(deployment.chain, signer, deployment.network), clock)
+        self.commands = Commands(engine, source, clock)
 
     @property
     def alarm(self) -> str | None:
         """What is wrong with beacons, if anything."""
-        return self._issuer.alarm
+        return self.beacons.alarm
+
+    def tasks(self) -> dict[str, Callable[[], float]]:
+        """Return what is to be called again and again, by name; each returns how long to pause, s."""
+        steps = {"registry": self.registry.step, "beacons": self.beacons.step, "commands": self.commands.step}
+        return {name: self._if_leader(step) for name, step in steps.items()}
 
     def greet(self) -> None:
         """Publish the newest beacon and the waiting commands again: a broker may have lost them."""
-        self._greet.set()
-        self._command_again.set()
-
-    def step(self) -> None:
-        """Look after what is due; Retryable while the ledger is away."""
-        if not self._lease.held():
-            return
-        self._refresh()
-        self._issue()
-        self._command()
+        self.beacons.greet()
+        self.commands.greet()
 
     def stop(self) -> None:
         """Let another take over at once."""
         self._lease.release()
 
-    def _refresh(self) -> None:
-        """Read some systems of the registry; a pass through a large one takes many steps, and stops no beacon."""
-        if self._systems is None:
-            if time.monotonic() < self._refresh_due:
-                return
-            self._refresh_due = time.monotonic() + self._refresh_s
-            self._systems = each_system(self._deployment)
-        try:
-            some = list(islice(self._systems, _SYSTEMS))  # before the ledger is locked
-        except Retryable as error:
-            _LOG.warning("registry not read: %s", error)
-            self._systems = None
-            return
-        if not some:
-            self._systems = None
-            return
-        with self._engine.begin() as connection:
-            mirror_devices(connection, some)
+    def _if_leader(self, step: Callable[[], float]) -> Callable[[], float]:
+        return lambda: step() if self._lease.held() else _IDLE_S
 
-    def _issue(self) -> None:
+
+class Beacons:
+    """Publishes a beacon when one is due."""
+
+    def __init__(self, engine: Engine, source: Source, issuer: BeaconIssuer, clock: Clock) -> None:
+        self._engine, self._source, self._issuer, self._clock = engine, source, issuer, clock
+        self._greet = threading.Event()
+
+    @property
+    def alarm(self) -> str | None:
+        """Why there is no beacon, if there is none."""
+        return self._issuer.alarm
+
+    def greet(self) -> None:
+        """Publish the newest one again."""
+        self._greet.set()
+
+    def step(self) -> float:
+        """Issue what is due; return how long to pause, s. Retryable while the ledger is away."""
         now_s = self._clock.now_ms() // 1000
         if not self._greet.is_set() and not self._issuer.is_due(now_s):
-            return
+            return _BEACONS_EVERY_S
         block = self._issuer.fetch()  # before the ledger is locked
         with self._engine.begin() as connection:
             book = Book(connection)
@@ -109,23 +96,35 @@ class Housekeeping:
                 issued = book.newest_beacon()
         if issued is not None and self._source.publish(BEACON_TOPIC, issued[1], retain=True):
             self._greet.clear()
+        return _BEACONS_EVERY_S
 
-    def _command(self) -> None:
-        """Send the commands that came into the ledger, and after a connection all that have not expired."""
-        if time.monotonic() < self._commands_due:
-            return
-        self._commands_due = time.monotonic() + _COMMANDS_EVERY_S
-        if self._command_again.is_set():
-            self._command_again.clear()
-            self._command_sent = 0
+
+class Commands:
+    """Sends the commands that came into the ledger, and after a connection all that have not expired."""
+
+    def __init__(self, engine: Engine, source: Source, clock: Clock) -> None:
+        self._engine, self._readers, self._source, self._clock = engine, reader(engine), source, clock
+        self._again = threading.Event()
+        self._sent = 0  # the ledger's row
+
+    def greet(self) -> None:
+        """Send all that have not expired again."""
+        self._again.set()
+
+    def step(self) -> float:
+        """Send what waits; return how long to pause, s. Retryable while the ledger is away."""
+        if self._again.is_set():
+            self._again.clear()
+            self._sent = 0
         now_ms, sent = self._clock.now_ms(), []
         with self._readers.begin() as connection:
-            waiting = Book(connection).commands_to_send(now_ms, after=self._command_sent)
+            waiting = Book(connection).commands_to_send(now_ms, after=self._sent)
         for row in waiting:
             if not self._source.publish(device_topic(row.device, "command"), row.message, retain=False):
                 break
-            self._command_sent = row.id
+            self._sent = row.id
             sent.append(row.id)
         if sent:
             with self._engine.begin() as connection:
                 Book(connection).set_sent(sent, now_ms)
+        return _COMMANDS_EVERY_S

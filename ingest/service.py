@@ -31,7 +31,6 @@ from maxgreen.service import notify, scrypt_kernel
 
 _LOG: Final = logging.getLogger(__name__)
 _PROJECT_EVERY_S: Final = 1.0
-_HOUSE_EVERY_S: Final = 0.05
 _OPEN_EVERY_S: Final = 2.0
 _PATIENCE_US: Final = 60_000_000
 
@@ -61,7 +60,7 @@ class IngestService:
             self._view_lease = Lease(engine, name)
             self._projector = Projector(engine, InfluxSink(settings.influx), name, self._may_write_view)
         self._judging = Loop("judging", self._judge, self._stopping)
-        self._beside = [Loop("housekeeping", self._keep_house, self._stopping)]
+        self._beside = [Loop(name, step, self._stopping) for name, step in self._housekeeping.tasks().items()]
         if self._projector is not None:
             self._beside.append(Loop("the view", self._project, self._stopping))
         self._server: uvicorn.Server | None = None
@@ -127,10 +126,6 @@ class IngestService:
     def _judge(self) -> float:
         self._judges.step()
         return 0.0
-
-    def _keep_house(self) -> float:
-        self._housekeeping.step()
-        return _HOUSE_EVERY_S
 
     def _project(self) -> float:
         if self._projector is None or not self._view_lease.held():

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from eth_utils.abi import event_abi_to_log_topic
 from web3 import HTTPProvider, Web3
 from web3.contract.contract import Contract, ContractFunction
 from web3.exceptions import Web3Exception
@@ -79,6 +80,15 @@ class Chain:
     def events(self, event: Any, block: int) -> list[Any]:
         """Return a contract's events in one block."""
         return list(self._asked(lambda: event.get_logs(from_block=block, to_block=block)))
+
+    def all_events(self, contract: Contract, from_block: int, to_block: int) -> list[Any]:
+        """Return all events of a contract in some blocks, decoded; what its ABI does not know is left out."""
+        logs = self._asked(
+            lambda: self.web3.eth.get_logs({"address": contract.address, "fromBlock": from_block, "toBlock": to_block})
+        )
+        known = {bytes(event_abi_to_log_topic(event.abi)): event for event in contract.all_events()}
+        named = [(known.get(bytes(log["topics"][0])), log) for log in logs if log["topics"]]
+        return [event.process_log(log) for event, log in named if event is not None]
 
     def _send(self, account: LocalAccount, function: Any) -> Any:
         def send() -> Any:

@@ -1,6 +1,6 @@
 """Miners and storage nodes as the registry has them, and the way in: apply, DAO vote, token."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -99,11 +99,26 @@ def read_systems(deployment: Deployment) -> dict[bytes, RegisteredSystem]:
     return {system.record.device: system for system in each_system(deployment)}
 
 
-def each_system(deployment: Deployment) -> Iterator[RegisteredSystem]:
-    """Yield every registered system, by token; each takes three calls."""
+def registrations(deployment: Deployment) -> int:
+    """Return how many systems are registered: their tokens are 1 and up."""
+    functions: Any = deployment.registry.functions
+    return int(deployment.chain.call(functions.registrations()))
+
+
+def changed_tokens(deployment: Deployment, from_block: int, to_block: int) -> set[int]:
+    """Return the tokens that the registry's events of these blocks speak of."""
+    return {
+        int(event["args"]["tokenId"])
+        for event in deployment.chain.all_events(deployment.registry, from_block, to_block)
+        if "tokenId" in event["args"]
+    }
+
+
+def each_system(deployment: Deployment, tokens: Iterable[int] | None = None) -> Iterator[RegisteredSystem]:
+    """Yield the systems of these tokens, or every one, by token; each takes three calls."""
     chain, registry = deployment.chain, deployment.registry
     functions: Any = registry.functions
-    for token in range(1, chain.call(functions.registrations()) + 1):
+    for token in range(1, registrations(deployment) + 1) if tokens is None else tokens:
         history = tuple((at_s * 1000, _STATUSES[status]) for at_s, status in chain.call(functions.historyOf(token)))
         value = chain.call(functions.systemOf(token))
         system = _named(value, registry, "systemOf")

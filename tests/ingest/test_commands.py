@@ -61,8 +61,7 @@ class Station:
 
     def sends(self):
         self.wire.sent.clear()
-        self.house._commands_due = 0
-        self.house._command()
+        self.house.commands.step()
         return list(self.wire.sent)
 
 
