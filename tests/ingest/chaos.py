@@ -180,7 +180,7 @@ class Time:
     """The clock of the services: it steps, forward and back."""
 
     def __init__(self, file):
-        self.file, self.now_ms = file, LATER
+        self.file, self.now_ms = file, LATER + 10 * 86_400_000
 
     def disturb(self, chance):
         self.file.write_text(str(self.now_ms + chance.randrange(-1_500_000, 1_500_000)))

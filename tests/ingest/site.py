@@ -1,7 +1,7 @@
 """A site for the real service: chain, key, clock and settings in a folder; `maxgreen ingest run` as a process."""
 
 import os
-import shutil
+import sqlite3
 import subprocess
 import sys
 import urllib.error
@@ -47,7 +47,11 @@ class Site:
 
     def service(self, name="ingest", http=0, processes=1, more="", environment=None, before=()):
         """Start a service; a chain's file has one owner, so each has its own copy. `before`: what starts the command."""
-        shutil.copy(self.folder / "deployed.db", self.folder / f"{name}.db")
+        with (
+            sqlite3.connect(self.folder / "deployed.db") as deployed,
+            sqlite3.connect(self.folder / f"{name}.db") as copy,
+        ):
+            deployed.backup(copy)
         config = self.folder / f"{name}.toml"
         config.write_text(
             f'ledger = "{self.url}"\nprocesses = {processes}\nkey_file = "{self.folder}/backend.pem"\n'
