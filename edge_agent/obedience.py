@@ -14,6 +14,7 @@ from maxgreen.protocol.reasons import Refusal, Rejected
 
 MIN_INTERVAL_MS: Final = 10
 _MOST_HEARD: Final = 16
+_MOST_FATES: Final = 1_024  # remembered, so that a command that comes again and again is told of once
 _MAX_NUMBER: Final = 2**63 - 1  # the largest that the spool holds
 _LOG: Final = logging.getLogger(__name__)
 
@@ -101,7 +102,12 @@ class Obedience:
             if command.kind is CommandKind.STOP_TRANSFER:
                 self._guard.stop("a command", _event_number(command))
             return  # it came again, as each does after a connection
-        self._heard.setdefault(command.number, self._guard.stops)
+        noted = self._spool.obeyed()
+        again = command.number == noted or (command.number < noted and command.number in self._fates)
+        if again and command.kind is not CommandKind.STOP_TRANSFER:
+            return  # it was obeyed, or told of; what a power cut left untold stays so, and is not told wrongly
+        if command.kind is CommandKind.START_TRANSFER:
+            self._heard.setdefault(command.number, self._guard.stops)
         refused = self._refusal(command, self._spool.obeyed()) or self._impossible(command)
         if refused is None and command.kind is CommandKind.STOP_TRANSFER:
             self._guard.stop("a command", _event_number(command))  # before it is noted: doing it twice does no harm
@@ -119,7 +125,7 @@ class Obedience:
         if refused is not None:
             _LOG.warning("command %d is not obeyed: %s", number, refused.text)
         self._fates[number] = reason
-        while len(self._fates) > _MOST_HEARD:
+        while len(self._fates) > _MOST_FATES:
             self._fates.popitem(last=False)
         if number > _MAX_NUMBER:
             return  # no event can carry it (P-BAT-8)

@@ -157,12 +157,12 @@ class RelayGuard:
             self._transfer = Transfer(self._channel, command, boot_ms, most_ms, most_mws)
             self._read_ms = boot_ms  # the next reading is due within a second from here
             self._attended_s = time.monotonic()
-            self._happened.append(Happening(EventKind.TRANSFER_START, boot_ms, command))
             with self._pins():
                 self._board.connect(line=True)
             if self.fault:
                 self._end("the board fails")
                 return Refused(Refusal.BOARD_FAULT, f"the board fails: {self.fault}")
+            self._happened.append(Happening(EventKind.TRANSFER_START, boot_ms, command))
         _LOG.info("transfer %d begins: at most %d s, %.3f Wh", command, most_ms / 1000, most_mws / 3.6e6)
         return None
 

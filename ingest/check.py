@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
+from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.rulings import Rulings
@@ -58,6 +59,7 @@ def check(
     count = devices = 0
     with readers.begin() as connection:
         book = Book(connection)
+        revision = book.revision()
         rules = Rulings(readers, network).rules(connection)
         known = {device.record.device: device.record for device in book.all_devices()}
         states = book.states()
@@ -69,13 +71,17 @@ def check(
                 if kind:
                     damaged = damaged or kind == "damage"
                     (damages if kind == "damage" else differing).append(f"device {device.hex()} seq {number}: {text}")
-            if not damaged and (text := _sums_differ(sums, read_sums(connection, device, 0, MAX_WINDOW_S))):
+            if not damaged and (text := _sums_differ(sums, read_sums(connection, device, -MAX_WINDOW_S, MAX_WINDOW_S))):
                 wrong.append(f"device {device.hex()}: {text}")
                 wrong_sums[device] = sums
             progress(count)
         wrong += _counters(connection)
     if repair and wrong:
         with engine.begin() as connection:
+            if next_revision(connection, 1) != revision + 1:
+                raise UsageError(
+                    "the ledger changed while it was checked: stop every service that writes it, and check again"
+                )
             _count_again(connection)
             for device, sums in wrong_sums.items():
                 replace_sums(connection, device, sums, next_revision(connection, 1))

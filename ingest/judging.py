@@ -32,7 +32,7 @@ MOST_WAITING_BYTES: Final = 32 * 2**20  # of one device, ahead of its chain
 FOLLOW: Final = 256  # batches that follow, or get a date, in one transaction
 _FETCH: Final = 64
 _FATES: Final = {EventKind.TRANSFER_START, EventKind.COMMAND_OBEYED, EventKind.COMMAND_REFUSED}
-_MOST_FATES: Final = 64  # of one batch; agents state one or two
+_MOST_FATES: Final = 8  # of one batch; agents state one or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +226,12 @@ class Judge:
             if not self._left:
                 break
             kept = undated[seq]
-            state, judgement = date(state, _held(kept), chain.record, self._rules, shares=self._shares)
-            self._desk.judge(device, Reason.CLOCK_UNSYNCHRONISED, judgement, None)
+            waiting = _held(kept)
+            state, judgement = date(state, waiting, chain.record, self._rules, shares=self._shares)
+            before = None
+            if judgement.verdict is Verdict.HELD:  # now since the device is suspended: it keeps its date
+                before = replace(waiting.state, boot_date_ms=state.boot_date_ms).to_bytes()
+            self._desk.judge(device, Reason.CLOCK_UNSYNCHRONISED, judgement, before)
             self._note(chain, judgement)
             self._left -= 1
         self._move(chain, dated(state) if self._left else state)
@@ -247,7 +251,7 @@ class Judge:
                 if not self._left:
                     return False
                 state, judgement = reinstate(chain.state, _held(kept), chain.record, self._rules, shares=self._shares)
-                self._desk.judge(chain.device, Reason.SUSPENDED_DEVICE, judgement, kept.state_before)
+                self._desk.judge(chain.device, Reason.SUSPENDED_DEVICE, judgement, kept.state_before, reinstated=True)
                 self._note(chain, judgement)
                 self._move(chain, state)
                 self._left -= 1

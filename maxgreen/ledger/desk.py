@@ -118,13 +118,18 @@ class Desk:
         if row.judgement is not None:
             self.sums.add(row.device, row.judgement)
 
-    def judge(self, device: bytes, was: Reason, judgement: Judgement, state_before: bytes | None) -> None:
-        """Give a batch that is held its place, or its verdict; `was` is the reason for which it was held."""
+    def judge(
+        self, device: bytes, was: Reason, judgement: Judgement, state_before: bytes | None, *, reinstated: bool = False
+    ) -> None:
+        """Give a batch that is held its place, or its verdict; `was` is the reason for which it was held.
+
+        `reinstated`: it had its place already, and was held there since its device is suspended.
+        """
         place = (device, judgement.seq)
         row = self.rows.get(place)
         self.counts[Verdict.HELD.value, int(was)] -= 1
         self.counts[_counted(judgement, Reason.NONE)] += 1
-        self.sums.add(device, judgement, was=was)
+        self.sums.add(device, judgement, reinstated=reinstated)
         if row is None:
             self.judged[place] = (judgement, state_before)
         else:

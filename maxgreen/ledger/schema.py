@@ -32,7 +32,7 @@ class Bytes(LargeBinary):
 metadata: Final = MetaData()
 REVISION: Final = "revision"  # counters: the newest change of a verdict
 RULES: Final = "rules"  # counters: the newest change of limits or decisions
-SQUARE_UNIT: Final = 10**12
+SQUARE_UNIT: Final = 10**18
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
 devices: Final = Table(

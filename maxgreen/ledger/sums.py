@@ -14,8 +14,12 @@ _WINDOW_MERGES: Final = {
     "breaks": OR,
     "revision": NEW,
 }
+_CARRIES: Final = f"{{table}}.square_low + excluded.square_low >= {SQUARE_UNIT}"
 _SUM_MERGES: Final = {
-    **dict.fromkeys(("energy_mws", "reverse_mws", "square_high", "square_low", "counted_ms", "unmetered_ms"), ADD),
+    **dict.fromkeys(("energy_mws", "reverse_mws"), ADD),
+    "square_high": f"{ADD} + CASE WHEN {_CARRIES} THEN 1 ELSE 0 END",
+    "square_low": f"{ADD} - CASE WHEN {_CARRIES} THEN {SQUARE_UNIT} ELSE 0 END",
+    **dict.fromkeys(("counted_ms", "unmetered_ms"), ADD),
     "longest_ms": MOST,
 }
 

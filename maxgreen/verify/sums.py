@@ -7,7 +7,7 @@ are the sum of the whole in any order, so a batch that is judged later is added 
 from dataclasses import dataclass, field
 from enum import IntFlag
 
-from maxgreen.protocol.reasons import Reason, Verdict
+from maxgreen.protocol.reasons import Verdict
 from maxgreen.protocol.work import window_of
 from maxgreen.verify.verdict import Judgement
 
@@ -16,7 +16,7 @@ class Break(IntFlag):
     """What parts the samples of a window from those before them, or from each other."""
 
     NONE = 0
-    BOOT = 1  # the first batch of a boot that covers time
+    BOOT = 1  # a boot begins: the batch with its first birth
     SKIPPED = 2  # the chain went on here over a hole (P-ING-4): nothing of the batch is counted
 
 
@@ -52,8 +52,8 @@ class Sums:
     devices: dict[tuple[bytes, int], DeviceSum] = field(default_factory=dict)  # by device, window
     channels: dict[tuple[bytes, int, int], ChannelSum] = field(default_factory=dict)  # by device, window, channel
 
-    def add(self, device: bytes, judgement: Judgement, *, was: Reason = Reason.NONE) -> None:
-        """Add a batch with the verdict that it has now; `was` is why it was held before.
+    def add(self, device: bytes, judgement: Judgement, *, reinstated: bool = False) -> None:
+        """Add a batch with the verdict that it has now; one that is `reinstated` was added as suspended before.
 
         A batch without a date belongs to no window.
         """
@@ -63,7 +63,7 @@ class Sums:
         whole = self.devices.get((device, window_s))
         if whole is None:
             whole = self.devices[device, window_s] = DeviceSum()
-        if was is Reason.SUSPENDED_DEVICE:
+        if reinstated:
             whole.suspended -= 1
         match judgement.verdict:
             case Verdict.ACCEPTED:

@@ -93,7 +93,7 @@ class Judgement:
     hashes: int  # credited
     skipped_to: bool  # the chain went on here over a hole (P-ING-4)
     interval_ms: int  # the nominal one
-    begins_boot: bool  # nothing of its boot was covered before it
+    begins_boot: bool  # it brings the first birth of its boot, whatever became of those before it
 
     @property
     def verdict(self) -> Verdict:
@@ -276,7 +276,7 @@ def judge(
         hashes=len(batch.work.nonces) * credit_of(batch.work.nbits) if credited and batch.work else 0,
         skipped_to=skipped_to,
         interval_ms=batch.interval_ms,
-        begins_boot=state.boot_ms is None,
+        begins_boot=state.birth is None,
     )
 
 

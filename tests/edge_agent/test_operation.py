@@ -626,3 +626,26 @@ def test_a_read_only_file_system_loses_no_reading(rig):
     rig.tick(1)
     rig.agent.sealer.stop()
     assert sealed(rig.spool)[-1].channels[0].register_mws == (rig.second - 1) * 18_000
+
+
+@pytest.mark.rule("P-CMD-2")
+def test_a_start_whose_relay_does_not_close_is_told_as_refused_alone(rig, monkeypatch):
+    def broken(line):
+        raise OSError("no such pin")
+
+    monkeypatch.setattr(rig.board, "connect", broken)
+    rig.start(number=5)
+    rig.tick(70)
+    told = [(e.kind, e.refusal) for b in sealed(rig.spool) for e in b.events if e.command == 5]
+    assert (EventKind.COMMAND_REFUSED, Refusal.BOARD_FAULT) in told
+    assert EventKind.TRANSFER_START not in {kind for kind, _ in told}
+
+
+@pytest.mark.rule("P-CMD-2")
+def test_what_a_power_cut_left_untold_is_not_told_as_refused(tmp_path):
+    rig = Rig(tmp_path)
+    rig.tick(3)
+    rig.spool.obey(7)
+    rig.command(7, CommandKind.SEND_REGISTERS)
+    rig.tick(70)
+    assert [e for b in sealed(rig.spool) for e in b.events if e.command == 7] == []

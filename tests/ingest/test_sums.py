@@ -6,10 +6,11 @@ import pytest
 from sqlalchemy import text
 
 from ingest.check import check
-from maxgreen.ledger.sums import read_sums, sums_revision
+from maxgreen.errors import UsageError
+from maxgreen.ledger.sums import add_sums, read_sums, sums_revision
 from maxgreen.protocol.work import window_of
 from maxgreen.verify.rules import Action
-from maxgreen.verify.sums import Break, ChannelSum, DeviceSum
+from maxgreen.verify.sums import Break, ChannelSum, DeviceSum, Sums
 from simulator.lab import NETWORK, T0_MS, Lab
 from tests.ingest.desks import LATER, Bench, made, register
 
@@ -114,3 +115,52 @@ def test_a_batch_lies_in_the_window_of_its_time(bench, engine):
         window_of(T0_MS + 599_000),
         window_of(T0_MS + 601_000),
     ]
+
+
+def test_a_batch_that_waited_behind_a_halt_was_never_suspended(bench, engine):
+    lab = Lab()
+    bench.send(lab.next())
+    bench.send(Lab().next([(1, 6_000)]), lab.next())
+    bench.decide(Action.CONTINUE, 0, 9)
+    bench.settle()
+    (one,) = of_day(engine, lab.device)[0].devices.values()
+    assert (one.accepted, one.suspended) == (2, 0)
+    assert check(engine, NETWORK).whole
+
+
+def test_a_batch_that_waited_for_its_date_and_then_for_the_dao_is_reinstated(bench, engine):
+    lab = Lab(secret=3)
+    register(engine, lab, statuses=((0, "active"), (T0_MS, "suspended"), (T0_MS + 20_000, "active")))
+    bench.send(lab.next(synchronised=False, t0_ms=0))
+    lab.boot_ms += 30_000
+    bench.send(lab.next())
+    bench.settle()
+    assert sum(one.suspended for one in of_day(engine, lab.device)[0].devices.values()) == 1
+    bench.decide(Action.REINSTATE, 0, 0, device=lab.device)
+    bench.settle()
+    bench.send(lab.next())
+    assert [one.accepted for one in of_day(engine, lab.device)[0].devices.values()] == [3]
+    assert bench.receipt(lab.device).next_seq == 3
+    assert check(engine, NETWORK).whole
+
+
+def test_q_carries_beyond_any_column(bench, engine):
+    device, most = Lab().device, 2**62 * 315_576_000_000
+    with engine.begin() as connection:
+        for _ in range(40):
+            add_sums(connection, Sums(channels={(device, DAY_S, 0): ChannelSum(square_current=most + 7)}), 1)
+        found = read_sums(connection, device, DAY_S, DAY_S + 1)
+    assert found.channels[device, DAY_S, 0].square_current == 40 * (most + 7)
+
+
+def test_a_date_before_the_epoch_is_checked_too_and_a_repair_beside_a_service_is_refused(bench, engine):
+    lab = Lab(boot_ms=1_000)
+    bench.send(lab.next(synchronised=False, t0_ms=0))
+    lab.boot_ms = 315_000_000_000
+    bench.send(lab.next(t0_ms=1_000))
+    bench.settle()
+    assert check(engine, NETWORK).whole
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE windows SET shares = 9"))
+    with pytest.raises(UsageError, match="stop every service"):
+        check(engine, NETWORK, repair=True, progress=lambda _count: bench.send(lab.next()))
