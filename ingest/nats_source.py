@@ -30,7 +30,7 @@ from maxgreen.protocol.identity import ROOT
 
 STREAM: Final = "$MQTT_msgs"  # where the server keeps MQTT messages of QoS 1
 _PREFIX: Final = "$MQTT.msgs."
-_FETCH: Final = 128
+_FETCH: Final = 32  # of each part at once: all of them together are less than a server lets wait for a client, 64 MiB
 _FETCH_S: Final = 5.0
 _FULL_S: Final = 0.02
 _LOOK_S: Final = 1.0
@@ -149,6 +149,8 @@ class NatsSource:
     async def _follow_parts(self, client: Client, pulling: dict[int, "asyncio.Task[None]"]) -> None:
         """Pull the parts that are ours, until the end."""
         while not self._stopping.is_set():
+            if client.is_closed:  # the cluster did not know us for a while
+                raise ConnectionError("the connection was closed")
             ours = await asyncio.to_thread(self._parts)
             self._unread = (self._unread | (ours - pulling.keys())) & ours
             for part in pulling.keys() - ours:
@@ -264,13 +266,13 @@ class NatsSource:
                 self._inbox.put(Incoming(topic, message.data, packet=place, qos=1))
 
     async def _answer(self, places: Iterable[int], answer: bytes) -> None:
-        for place in places:
-            message = self._held.pop(place, None)
-            if message is not None and self._client is not None:
-                try:
+        messages = [message for place in places if (message := self._held.pop(place, None)) is not None]
+        try:
+            for message in messages:
+                if self._client is not None:
                     await self._client.publish(message.reply, answer)
-                except (NatsError, OSError):
-                    return  # it comes again
+        except (NatsError, OSError):
+            return  # those that were not answered come again, and are duplicates
 
     def _say(self, part: int, error: Exception) -> None:
         text = f"NATS: {str(error) or type(error).__name__}"

@@ -41,12 +41,13 @@ class Shards:
         self._member = Lease(engine, self._name)
         self._leases = [Lease(engine, f"{_PART}{part:02d}") for part in range(PARTS)]
         self._held: frozenset[int] = frozenset()
+        self._renewed_s = time.monotonic()
         self._heard: dict[str, tuple[int, float]] = {}  # other services: renewals, and since when so many
 
     def step(self) -> frozenset[int]:
         """Renew what is held, give up or take parts, and return those that are held.
 
-        While the ledger is away they stay as they are: nothing can be judged anyway.
+        Of a ledger that is away they are given up after a term: others may reach it, and hold them now.
         """
         try:
             self._member.held()
@@ -59,8 +60,10 @@ class Shards:
                 if len(held) < share and part not in held and part not in self._held and lease.held():
                     held.append(part)
             self._held = frozenset(held)
+            self._renewed_s = time.monotonic()
         except Retryable:
-            pass
+            if time.monotonic() > self._renewed_s + TERM_S:
+                self._held = frozenset()
         return self._held
 
     def release(self) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import socket
 import threading
 import time
 from contextlib import suppress
@@ -82,9 +81,10 @@ def _ended(holder: str) -> bool:
 
 
 def _machine() -> str:
-    """Return what process ids belong to: a host name, and the namespace of the ids."""
+    """Return what process ids belong to: a boot of a machine (host names repeat), and the namespace of the ids."""
     try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
         namespace = Path("/proc/self/ns/pid").readlink().name.strip("pid:[]")
     except OSError:
-        namespace = "?"
-    return f"{socket.gethostname()[:24]}:{namespace}"
+        return secrets.token_hex(8)  # nobody's: whoever wants to take over waits for the term's end
+    return f"{boot[:24]}:{namespace}"

@@ -76,7 +76,7 @@ def test_the_parts_of_one_that_was_killed_are_taken_at_once(engine, ledger_url, 
     assert turn(clock, here) == [16]
 
 
-def test_while_the_ledger_is_away_nothing_changes(engine, clock, monkeypatch):
+def test_while_the_ledger_is_away_parts_are_held_for_a_term(engine, clock, monkeypatch):
     one = Shards(engine)
     held = one.step()
 
@@ -85,3 +85,5 @@ def test_while_the_ledger_is_away_nothing_changes(engine, clock, monkeypatch):
 
     monkeypatch.setattr(lease.Lease, "held", away)
     assert one.step() == held
+    clock.s += lease.TERM_S + 1  # others may reach it, and hold them now
+    assert one.step() == frozenset()
