@@ -11,8 +11,10 @@ import asyncio
 import logging
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Final
 
 import nats
@@ -37,6 +39,7 @@ _LOOK_S: Final = 1.0
 _PENDING_BYTES: Final = 4 * 2**20  # that the client holds of one consumer
 _ACK_PENDING: Final = 4_096
 _STOP_S: Final = 5.0
+_ANEW_S: Final = 60.0  # without a connection, before one is made anew
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -57,9 +60,12 @@ class NatsSource:
         self._greet = on_connect
         self._is_up = is_up
         self._inbox = Inbox()
-        self._held: dict[int, Msg] = {}  # by their place in the stream: not acknowledged; the thread's own
+        self._held: dict[int, Msg] = {}  # not acknowledged, by our own number; the thread's own
+        self._numbers: dict[tuple[int, datetime], int] = {}  # by their place in the stream, which may be made anew
+        self._number = 0
         self._mqtt_up = threading.Event()
         self._trouble = "no connection to NATS"
+        self._troubles: dict[int, str] = {}  # of parts
         self._unread = frozenset(range(PARTS))  # of our parts; before we know which they are, of all
         self._stopping = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -75,8 +81,8 @@ class NatsSource:
     @property
     def alarm(self) -> str | None:
         """What keeps messages from coming, if anything."""
-        if self._trouble:
-            return self._trouble
+        if trouble := self._trouble or next(iter(self._troubles.copy().values()), ""):
+            return trouble
         if self._unread:
             return f"NATS: parts {sorted(self._unread)} are not read yet"
         return None if self._mqtt_up.is_set() else "no connection to the broker's MQTT"
@@ -87,9 +93,9 @@ class NatsSource:
 
     def acknowledge(self, deliveries: Sequence[Incoming]) -> None:
         """Tell the stream that the ledger has messages."""
-        places = [message.packet for message in deliveries]
+        numbers = [message.packet for message in deliveries]
         with suppress(RuntimeError):  # the loop has ended: they come again
-            asyncio.run_coroutine_threadsafe(self._answer(places, b"+ACK"), self._loop)
+            asyncio.run_coroutine_threadsafe(self._answer(numbers, b"+ACK"), self._loop)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> bool:
         """Send a message by MQTT at QoS 1; False when it can't go now."""
@@ -119,6 +125,10 @@ class NatsSource:
         while not self._stopping.is_set():
             try:
                 self._loop.run_until_complete(self._serve())
+            except (OSError, NatsError) as error:
+                self._trouble = f"NATS: {error}"
+                _LOG.warning("%s", self._trouble)
+                self._stopping.wait(_LOOK_S)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
                 _LOG.exception("NATS")
                 self._trouble = f"NATS: {type(error).__name__}: {error}"
@@ -140,21 +150,27 @@ class NatsSource:
         finally:
             for task in pulling.values():
                 task.cancel()
-            await asyncio.gather(*pulling.values(), return_exceptions=True)
+            if pulling:
+                await asyncio.wait(pulling.values(), timeout=_STOP_S / 2)
             with suppress(NatsError, asyncio.TimeoutError):
                 await self._answer(list(self._held), b"-NAK")
                 await client.flush(2)
             await client.close()
 
     async def _follow_parts(self, client: Client, pulling: dict[int, "asyncio.Task[None]"]) -> None:
-        """Pull the parts that are ours, until the end."""
+        """Pull the parts that are ours, until the end; ConnectionError when another connection must be made."""
+        connected_s = time.monotonic()
         while not self._stopping.is_set():
-            if client.is_closed:  # the cluster did not know us for a while
-                raise ConnectionError("the connection was closed")
+            if client.is_connected:
+                connected_s = time.monotonic()
+            # closed when the cluster did not know us for a while; a certificate may have been renewed
+            if client.is_closed or time.monotonic() > connected_s + _ANEW_S:
+                raise ConnectionError("no connection")
             ours = await asyncio.to_thread(self._parts)
             self._unread = (self._unread | (ours - pulling.keys())) & ours
             for part in pulling.keys() - ours:
                 pulling.pop(part).cancel()
+                self._troubles.pop(part, None)
             for part in ours - pulling.keys():
                 pulling[part] = asyncio.create_task(self._pull(client.jetstream(), part))
             await asyncio.to_thread(self._stopping.wait, _LOOK_S)
@@ -169,7 +185,7 @@ class NatsSource:
                 tls.load_cert_chain(str(settings.certificate), str(settings.key) if settings.key else None)
         while True:
             try:
-                client = await nats.connect(
+                connecting = nats.connect(
                     servers=settings.servers,
                     name="maxgreen ingest",
                     tls=tls,
@@ -181,6 +197,7 @@ class NatsSource:
                     disconnected_cb=self._note_down,
                     reconnected_cb=self._note_up,
                 )
+                client = await asyncio.wait_for(connecting, _ANEW_S)
             except (TimeoutError, NatsError, OSError) as error:
                 await self._note_error(error)
                 await asyncio.sleep(_LOOK_S)
@@ -209,6 +226,7 @@ class NatsSource:
         name = f"ingest-{part:02d}"
         waited = False
         while True:
+            _end_if_cancelled()
             try:
                 await stream.add_consumer(STREAM, self._consumer(name, part))
                 if not waited:
@@ -237,10 +255,11 @@ class NatsSource:
         pulled = await stream.pull_subscribe_bind(
             consumer=name, stream=STREAM, pending_bytes_limit=_PENDING_BYTES, pending_msgs_limit=_ACK_PENDING
         )
-        self._trouble = ""
+        self._troubles.pop(part, None)
         self._unread -= {part}
         try:
             while True:
+                _end_if_cancelled()
                 while not self._inbox.has_room():  # noqa: ASYNC110 - a thread empties it
                     await asyncio.sleep(_FULL_S)
                 with suppress(asyncio.TimeoutError):
@@ -252,21 +271,28 @@ class NatsSource:
     async def _wait_for_others(self, stream: JetStreamContext, name: str) -> None:
         """Wait for what another service has under way, so that a device's messages keep their order."""
         for _ in range(round(self._settings.ack_wait_s / _LOOK_S) + 1):
+            _end_if_cancelled()
             if not (await stream.consumer_info(STREAM, name)).num_ack_pending:
                 return
             await asyncio.sleep(_LOOK_S)
 
     def _put(self, messages: Iterable[Msg]) -> None:
         for message in messages:
-            place = message.metadata.sequence.stream
-            known = place in self._held  # it came again while it waits here
-            self._held[place] = message
-            if not known:
-                topic = message.subject.removeprefix(_PREFIX).replace(".", "/")
-                self._inbox.put(Incoming(topic, message.data, packet=place, qos=1))
+            place = _place(message)
+            number = self._numbers.get(place)
+            if number is not None:  # it came again while it waits here
+                self._held[number] = message
+                continue
+            self._number += 1
+            self._numbers[place] = self._number
+            self._held[self._number] = message
+            topic = message.subject.removeprefix(_PREFIX).replace(".", "/")
+            self._inbox.put(Incoming(topic, message.data, packet=self._number, qos=1))
 
-    async def _answer(self, places: Iterable[int], answer: bytes) -> None:
-        messages = [message for place in places if (message := self._held.pop(place, None)) is not None]
+    async def _answer(self, numbers: Iterable[int], answer: bytes) -> None:
+        messages = [message for number in numbers if (message := self._held.pop(number, None)) is not None]
+        for message in messages:
+            self._numbers.pop(_place(message), None)
         try:
             for message in messages:
                 if self._client is not None:
@@ -276,9 +302,21 @@ class NatsSource:
 
     def _say(self, part: int, error: Exception) -> None:
         text = f"NATS: {str(error) or type(error).__name__}"
-        if text != self._trouble:
+        if text not in self._troubles.values():
             _LOG.warning("%s (part %d)", text, part)
-        self._trouble = text
+        self._troubles[part] = text
+
+
+def _place(message: Msg) -> tuple[int, datetime]:
+    """Return where a message stands in the stream, and when it came there: a stream that is made anew counts again."""
+    return message.metadata.sequence.stream, message.metadata.timestamp
+
+
+def _end_if_cancelled() -> None:
+    """End a task that is cancelled: `wait_for` may forget it, where a message comes in that moment (CPython 3.11)."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _subject(shard: str) -> str:

@@ -1,12 +1,15 @@
 """Where batches come from, one suite: Mosquitto, Mosquitto with the project's TLS and ACL, NATS alone and in a cluster."""
 
+import asyncio
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections import defaultdict
 from contextlib import contextmanager
 
+import nats
 import paho.mqtt.client as mqtt
 import pytest
 
@@ -352,3 +355,70 @@ def test_no_device_writes_where_another_does(broker, fleet):
     client.subscribe([(device_topic(thief, "receipt"), 1), (BEACON_TOPIC, 0)])
     time.sleep(1)
     assert heard == []
+
+
+NATS_ALONE = pytest.mark.parametrize("broker", [NatsBroker], indirect=True, ids=["nats"])
+
+
+@NATS_ALONE
+def test_parts_given_up_under_load_are_pulled_no_more_and_a_busy_source_stops(broker, fleet):
+    ours = [ALL]
+    load = threading.Event()
+
+    def send():
+        while not load.wait(0.01):
+            fleet.send(5)
+
+    with listening(broker, parts=lambda: ours[0]) as source:
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            source.acknowledge(receive(source, 600))
+            for parts in (frozenset(), ALL, frozenset(), ALL, frozenset()):
+                ours[0] = parts
+                ends = time.monotonic() + 2.5
+                while time.monotonic() < ends:
+                    source.acknowledge(source.receive(500, 0.05, 0.0))
+            while source.receive(500, 0.2, 0.0):
+                pass
+            assert source.receive(1, 2, 0.0) == []
+            ours[0] = ALL
+            source.acknowledge(receive(source, 600))
+        finally:
+            begun = time.monotonic()
+            source.stop()
+            load.set()
+            sender.join()
+        assert not source._thread.is_alive(), time.monotonic() - begun
+
+
+@NATS_ALONE
+def test_a_stream_that_is_made_anew_and_a_connection_that_is_closed_are_lived_through(broker, fleet):
+    def ask(what):
+        async def asked():
+            client = await nats.connect(broker.server.servers[0])
+            await what(client.jetstream())
+            await client.close()
+
+        asyncio.run(asked())
+
+    with listening(broker) as source:
+        fleet.send(3)
+        old = receive(source, 18)
+        fleet.settle()
+        ask(lambda stream: stream.purge_stream("$MQTT_msgs"))
+        ask(lambda stream: stream.delete_stream("$MQTT_msgs"))
+        wait_for(lambda: source.alarm, what="an alarm")
+        source.acknowledge(old[:9])
+        asyncio.run_coroutine_threadsafe(source._client.close(), source._loop).result(10)
+        broker.server.nodes[0].stop()
+        broker.again()
+        for client in fleet.clients.values():
+            wait_for(client.is_connected, what="the devices")
+        wait_for(lambda: source.alarm is None, what="the source")
+        found = []
+        while len(numbers(found)) < len(DEVICES) or min(map(len, numbers(found).values())) < 3:
+            fleet.send(1)  # what came before the consumers is not kept
+            group = source.receive(500, 0.5, 0.0)
+            source.acknowledge(group)
+            found += [message for message in group if message.payload not in {m.payload for m in old}]
