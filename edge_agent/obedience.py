@@ -108,7 +108,7 @@ class Obedience:
             return  # it was obeyed, or told of; what a power cut left untold stays so, and is not told wrongly
         if command.kind is CommandKind.START_TRANSFER:
             self._heard.setdefault(command.number, self._guard.stops)
-        refused = self._refusal(command, self._spool.obeyed()) or self._impossible(command)
+        refused = self._refusal(command, noted) or self._impossible(command)
         if refused is None and command.kind is CommandKind.STOP_TRANSFER:
             self._guard.stop("a command", _event_number(command))  # before it is noted: doing it twice does no harm
         if refused is None:

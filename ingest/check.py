@@ -23,7 +23,7 @@ from maxgreen.verify.rules import DeviceRecord, Rules
 from maxgreen.verify.sums import Sums
 from maxgreen.verify.verdict import Judgement
 
-MAX_WINDOW_S: Final = 2**40
+_MOST_WINDOW_S: Final = 2**40
 # of messages that took no place: what was rejected is trimmed, so its count cannot be counted again
 _NO_PLACE: Final = {
     Reason.OVERSIZE, Reason.MALFORMED, Reason.UNKNOWN_DEVICE, Reason.BAD_SIGNATURE, Reason.EQUIVOCATION,
@@ -71,7 +71,9 @@ def check(
                 if kind:
                     damaged = damaged or kind == "damage"
                     (damages if kind == "damage" else differing).append(f"device {device.hex()} seq {number}: {text}")
-            if not damaged and (text := _sums_differ(sums, read_sums(connection, device, -MAX_WINDOW_S, MAX_WINDOW_S))):
+            if not damaged and (
+                text := _sums_differ(sums, read_sums(connection, device, -_MOST_WINDOW_S, _MOST_WINDOW_S))
+            ):
                 wrong.append(f"device {device.hex()}: {text}")
                 wrong_sums[device] = sums
             progress(count)

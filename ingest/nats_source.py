@@ -126,13 +126,12 @@ class NatsSource:
             try:
                 self._loop.run_until_complete(self._serve())
             except (OSError, NatsError) as error:
-                self._trouble = f"NATS: {error}"
+                self._trouble = _text(error)
                 _LOG.warning("%s", self._trouble)
-                self._stopping.wait(_LOOK_S)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
                 _LOG.exception("NATS")
-                self._trouble = f"NATS: {type(error).__name__}: {error}"
-                self._stopping.wait(_LOOK_S)
+                self._trouble = _text(error)
+            self._stopping.wait(_LOOK_S)
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
 
@@ -206,7 +205,7 @@ class NatsSource:
             return client
 
     async def _note_error(self, error: Exception) -> None:
-        text = f"NATS: {error}" if str(error) else f"NATS: {type(error).__name__}"
+        text = _text(error)
         if self._client is None or not self._client.is_connected:
             if text != self._trouble:
                 _LOG.warning("%s", text)
@@ -301,10 +300,14 @@ class NatsSource:
             return  # those that were not answered come again, and are duplicates
 
     def _say(self, part: int, error: Exception) -> None:
-        text = f"NATS: {str(error) or type(error).__name__}"
+        text = _text(error)
         if text not in self._troubles.values():
             _LOG.warning("%s (part %d)", text, part)
         self._troubles[part] = text
+
+
+def _text(error: Exception) -> str:
+    return f"NATS: {str(error) or type(error).__name__}"
 
 
 def _place(message: Msg) -> tuple[int, datetime]:

@@ -51,7 +51,7 @@ class BrokerTable(Table):
     """The MQTT broker."""
 
     host: str = Field(default="127.0.0.1", min_length=1, max_length=255, description="host name")
-    port: int = Field(default=8883, ge=1, le=65_535, description="port; 8883 is MQTT over TLS")
+    port: int = Field(default=8883, ge=1, le=_MOST_PORT, description="port; 8883 is MQTT over TLS")
     others: list[str] = Field(default=[], description="more addresses of this broker, HOST:PORT, tried in turn")
     ca: NoPath = Field(default=None, description="certificate authority; empty = no TLS (trials only)")
     certificate: NoPath = Field(default=None, description="this client's TLS certificate; CN = its client id")
