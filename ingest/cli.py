@@ -148,14 +148,17 @@ def rebuild_view(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Fill an InfluxDB from the ledger; the service may run beside it, and it goes on where it was interrupted."""
+    from ingest.view.days import Days  # noqa: PLC0415
     from ingest.view.projector import Projector, rebuilding  # noqa: PLC0415
     from ingest.view.sink import InfluxSink  # noqa: PLC0415
 
     settings = _with_view(config)
-    projector = Projector(open_engine(settings.ledger), InfluxSink(settings.influx), rebuilding(settings.influx))
+    engine, sink, name = open_engine(settings.ledger), InfluxSink(settings.influx), rebuilding(settings.influx)
+    projector = Projector(engine, sink, name)
     with Progress(SpinnerColumn(), "{task.completed} rows written", transient=True) as progress:
         task = progress.add_task("", total=None)
         count = projector.rebuild(afresh=afresh, progress=lambda done: progress.update(task, completed=done))
+        Days(engine, sink, name).rebuild(afresh=afresh)
     print(f"{count} rows written")
 
 
@@ -166,6 +169,7 @@ def compare_view(
 ) -> None:
     """Compare InfluxDB with the ledger, point by point; name the first difference, and end with status 1."""
     from ingest.view.compare import asker, compare  # noqa: PLC0415
+    from ingest.view.projector import running  # noqa: PLC0415
 
     settings = _with_view(config)
     since_ms = make_clock(settings.clock_file).now_ms() - round(days * 86_400_000) if days else 0
@@ -174,6 +178,7 @@ def compare_view(
         compared = compare(
             open_engine(settings.ledger),
             asker(settings.influx),
+            running(settings.influx),
             since_ms=since_ms,
             progress=lambda done: progress.update(task, completed=done),
         )

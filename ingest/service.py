@@ -17,6 +17,7 @@ from ingest.loop import Loop
 from ingest.metrics import Metrics
 from ingest.shards import Shards
 from ingest.source import MqttSource, Source
+from ingest.view.days import Days
 from ingest.view.projector import Projector, running
 from ingest.view.sink import REQUEST_S, InfluxSink
 from ingest.worker import Worker
@@ -31,6 +32,7 @@ from maxgreen.service import notify, scrypt_kernel
 
 _LOG: Final = logging.getLogger(__name__)
 _PROJECT_EVERY_S: Final = 1.0
+_DAYS_EVERY_S: Final = 60.0  # a day of each device that sent something is read whole
 _OPEN_EVERY_S: Final = 2.0
 _PATIENCE_US: Final = 60_000_000
 
@@ -58,11 +60,16 @@ class IngestService:
         if settings.influx.url:
             name = running(settings.influx)
             self._view_lease = Lease(engine, name)
-            self._projector = Projector(engine, InfluxSink(settings.influx), name, self._may_write_view)
+            sink = InfluxSink(settings.influx)
+            self._projector = Projector(engine, sink, name, self._may_write_view)
+            self._days = Days(engine, sink, name, self._may_write_view)
         self._judging = Loop("judging", self._judge, self._stopping)
         self._beside = [Loop(name, step, self._stopping) for name, step in self._housekeeping.tasks().items()]
         if self._projector is not None:
-            self._beside.append(Loop("the view", self._project, self._stopping))
+            self._beside += [
+                Loop("the view", self._project, self._stopping),
+                Loop("the view's days", self._project_days, self._stopping),
+            ]
         self._server: uvicorn.Server | None = None
         if settings.http.port:
             app = make_app(reader(engine), self.metrics, self.missing, clock)
@@ -131,6 +138,11 @@ class IngestService:
         if self._projector is None or not self._view_lease.held():
             return _PROJECT_EVERY_S
         return 0.0 if self._projector.step() else _PROJECT_EVERY_S
+
+    def _project_days(self) -> float:
+        if not self._view_lease.held():
+            return _PROJECT_EVERY_S
+        return 0.0 if self._days.step() else _DAYS_EVERY_S
 
 
 def _source(settings: IngestSettings, shards: Shards | None, greet: Callable[[], None], metrics: Metrics) -> Source:

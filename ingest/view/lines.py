@@ -2,17 +2,20 @@
 
 Every number is written exactly, from integers: µV as volts with up to six decimals, pW as watts with up to twelve.
 Times are ns since the epoch. A batch's own point is keyed by its device and its arrival, whose last digits are its seq:
-so it is one point whatever becomes of the batch. The lines of samples are made in C; `sample_line` says what they are.
+so it is one point whatever becomes of the batch. A minute that two batches share is a point of each, told apart in the
+same way. The lines of samples and minutes are made in C; `sample_line` and `minute_lines_of` say what they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any, Final
 
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.reasons import Reason, Verdict
-from native.lines import sample_lines
+from native.lines import minute_lines, sample_lines
 
 NS_PER_MS: Final = 1_000_000
+_MINUTE_MS: Final = 60_000
 
 
 def batch_lines(row: Any) -> list[str]:
@@ -39,8 +42,9 @@ def _batch_parts(row: Any) -> Iterator[str]:
         yield f"work,device={device} shares={row.shares}i,hashes={float(row.hashes)} {row.t0_ms * NS_PER_MS}"
     for channel in parse_batch(bytes(row.message)).batch.channels:
         tags = f"device={device},channel={channel.number},role={channel.role}"
-        samples = sample_lines(tags, channel.voltage, channel.current, channel.offsets, row.t0_ms)
-        yield samples.decode()[:-1]
+        arrays = (channel.voltage, channel.current, channel.offsets)
+        yield sample_lines(f"device={device},channel={channel.number}", *arrays, row.t0_ms).decode()[:-1]
+        yield minute_lines(tags, *arrays, row.t0_ms, row.seq % NS_PER_MS).decode()[:-1]
         last_ns = (row.t0_ms + channel.last_offset_ms) * NS_PER_MS
         yield (
             f"register,{tags} forward_kwh={channel.register_mws / 3.6e9},reverse_kwh={channel.reverse_mws / 3.6e9},"
@@ -50,8 +54,24 @@ def _batch_parts(row: Any) -> Iterator[str]:
 
 def sample_line(tags: str, voltage_uv: int, current_ua: int, t_ms: int) -> str:
     """Return the line of a sample."""
-    v, i, p = decimal(voltage_uv, 6), decimal(current_ua, 6), decimal(voltage_uv * current_ua, 12)
-    return f"sample,{tags} v={v},i={i},p={p} {t_ms * NS_PER_MS}"
+    values = _values(voltage_uv, current_ua, voltage_uv * current_ua)
+    return f"sample,{tags} {values} {t_ms * NS_PER_MS}"
+
+
+def minute_lines_of(tags: str, samples: Iterable[tuple[int, int, int]], mark_ns: int) -> list[str]:
+    """Return the lines of the UTC minutes of samples (µV, µA, ms): their number and their means, towards zero."""
+    lines = []
+    for minute, group in groupby(samples, lambda sample: sample[2] // _MINUTE_MS):
+        taken = list(group)
+        sums = (sum(v for v, _, _ in taken), sum(i for _, i, _ in taken), sum(v * i for v, i, _ in taken))
+        means = [abs(total) // len(taken) * (-1 if total < 0 else 1) for total in sums]
+        t_ns = minute * _MINUTE_MS * NS_PER_MS + mark_ns
+        lines.append(f"minute,{tags} n={len(taken)}i,{_values(*means)} {t_ns}")
+    return lines
+
+
+def _values(voltage_uv: int, current_ua: int, power_pw: int) -> str:
+    return f"v={decimal(voltage_uv, 6)},i={decimal(current_ua, 6)},p={decimal(power_pw, 12)}"
 
 
 def rejected_line(row: Any) -> str:

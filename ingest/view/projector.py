@@ -2,7 +2,6 @@
 
 import logging
 import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from sqlalchemy import Engine
 
 from ingest.config import InfluxSettings
 from ingest.view.lines import batch_text, rejected_line
-from ingest.view.sink import MAX_LINES, BadLinesError, Sink, TooLargeError, TooOldError, target_of
+from ingest.view.sink import MAX_LINES, BadLinesError, Sink, TooLargeError, TooOldError, patiently, target_of
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
@@ -25,7 +24,6 @@ _BATCHES: Final = 2_000
 _BESIDE: Final = 3  # requests at once
 _TRIES: Final = 32  # requests to find bad lines among those of one step; then what is left is set aside whole
 _PATIENCE: Final = 4  # failures of the database before it is given half as much
-_RETRY_S: Final = 2.0
 
 
 def running(settings: InfluxSettings) -> str:
@@ -153,12 +151,7 @@ class Projector:
             self.forget()
         count = 0
         while True:
-            try:
-                step = self.step()
-            except Retryable as error:
-                _LOG.warning("waiting: %s", error)
-                time.sleep(_RETRY_S)
-                continue
+            step = patiently(self.step)
             count += step
             progress(count)
             if step < _BATCHES and not self._overtaken():  # what changes from now on the service writes

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import logging
 import threading
-from typing import Final, Protocol
+import time
+from collections.abc import Callable
+from typing import Final, Protocol, TypeVar
 
 from influxdb_client import InfluxDBClient
 from influxdb_client.client.write_api import SYNCHRONOUS, WriteApi
@@ -13,7 +16,10 @@ from urllib3.exceptions import HTTPError
 from ingest.config import InfluxSettings
 from maxgreen.errors import Fatal, MaxgreenError, Retryable
 
+_LOG: Final = logging.getLogger(__name__)
 MAX_LINES: Final = 5_000
+_RETRY_S: Final = 2.0
+_T = TypeVar("_T")
 REQUEST_S: Final = 8.0  # a request takes no longer
 _REFUSED: Final = {400, 422}
 _HOLD: Final = {401, 403, 404}
@@ -88,6 +94,16 @@ class InfluxSink:
             raise _kind(error) from error
         except (OSError, HTTPError) as error:
             raise Retryable(f"InfluxDB does not answer: {error}") from error
+
+
+def patiently(step: Callable[[], _T]) -> _T:
+    """Return what a step returns; a database that is away is waited for."""
+    while True:
+        try:
+            return step()
+        except Retryable as error:
+            _LOG.warning("waiting: %s", error)
+            time.sleep(_RETRY_S)
 
 
 def _kind(error: ApiException) -> Exception:

@@ -1,11 +1,13 @@
-"""The sums by proof window in the ledger: added with every batch, read by the day (verify.sums)."""
+"""The sums by proof window in the ledger: added with every batch, read by the window and by the day (verify.sums)."""
 
-from typing import Final
+from collections import defaultdict
+from collections.abc import Collection
+from typing import Any, Final
 
 from sqlalchemy import Connection, delete, func, select
 
 from maxgreen.ledger.bulk import ADD, MOST, NEW, OR, upsert_many
-from maxgreen.ledger.schema import SQUARE_UNIT, sums, windows
+from maxgreen.ledger.schema import SQUARE_UNIT, batches, sums, windows
 from maxgreen.verify.sums import Break, ChannelSum, DeviceSum, Sums
 
 _WINDOW_MERGES: Final = {
@@ -14,6 +16,7 @@ _WINDOW_MERGES: Final = {
     "breaks": OR,
     "revision": NEW,
 }
+DAY_S: Final = 86_400  # a UTC day, named by its first second
 _CARRIES: Final = f"{{table}}.square_low + excluded.square_low >= {SQUARE_UNIT}"
 _SUM_MERGES: Final = {
     **dict.fromkeys(("energy_mws", "reverse_mws"), ADD),
@@ -71,6 +74,40 @@ def sums_revision(connection: Connection, device: bytes, from_s: int, until_s: i
         windows.c.device == device, windows.c.window_s >= from_s, windows.c.window_s < until_s
     )
     return int(connection.execute(query).scalar() or 0)
+
+
+def changed_days(connection: Connection, revision: int, limit: int) -> tuple[dict[int, set[bytes]], int | None]:
+    """Return the days, and whose, that the next `limit` changes of a verdict touch, and the last change's revision."""
+    query = select(batches.c.revision, batches.c.device, batches.c.t0_ms).where(batches.c.revision > revision)
+    days: dict[int, set[bytes]] = defaultdict(set)
+    newest: int | None = None
+    for row in connection.execute(query.order_by(batches.c.revision).limit(limit)):
+        newest = int(row.revision)
+        if row.t0_ms is not None:
+            days[row.t0_ms // 1000 // DAY_S * DAY_S].add(bytes(row.device))
+    return dict(days), newest
+
+
+def days_of(connection: Connection, device: bytes, from_s: int, revision: int) -> list[int]:
+    """Return a device's days of from ≤ t in which nothing changed after `revision`."""
+    day = windows.c.window_s - windows.c.window_s % DAY_S
+    query = select(day).where(windows.c.device == device, windows.c.window_s >= from_s).group_by(day).order_by(day)
+    return [int(row[0]) for row in connection.execute(query.having(func.max(windows.c.revision) <= revision))]
+
+
+def day_totals(connection: Connection, day_s: int, devices: Collection[bytes]) -> tuple[list[Any], list[Any]]:
+    """Return what a day of some devices adds up to: a row for each device, and one for each of their channels."""
+
+    def totals(table: Any, by: tuple[str, ...], names: tuple[str, ...]) -> list[Any]:
+        keys = [table.c[name] for name in by]
+        query = select(*keys, *(func.sum(table.c[name]).label(name) for name in names))
+        query = query.where(table.c.device.in_(devices), table.c.window_s >= day_s, table.c.window_s < day_s + DAY_S)
+        return list(connection.execute(query.group_by(*keys).order_by(*keys)))
+
+    return (
+        totals(windows, ("device",), ("accepted", "rejected", "suspended", "shares", "hashes")),
+        totals(sums, ("device", "channel"), ("energy_mws", "reverse_mws", "counted_ms", "unmetered_ms")),
+    )
 
 
 def replace_sums(connection: Connection, device: bytes, counted: Sums, revision: int) -> None:

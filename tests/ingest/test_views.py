@@ -18,18 +18,20 @@ from ingest.config import InfluxSettings
 from ingest.http import make_app
 from ingest.metrics import Metrics
 from ingest.view.compare import Compared, asker, compare
-from ingest.view.lines import decimal, sample_line
+from ingest.view.days import Days
+from ingest.view.lines import decimal, minute_lines_of, sample_line
 from ingest.view.projector import REBUILDING, RUNNING, Projector, rebuilding, running
 from ingest.view.sink import BadLinesError, InfluxSink, TooLargeError
 from maxgreen.errors import Fatal, Retryable
 from maxgreen.ledger.book import Book
 from maxgreen.protocol.batch import Channel
-from native.lines import sample_lines
-from simulator.lab import NETWORK, Lab
+from native.lines import minute_lines, sample_lines
+from simulator.lab import NETWORK, T0_MS, Lab
 from tests.conftest import ROOT
 from tests.ingest.desks import LATER, Bench, Clock, register, rows
 
 pytestmark = pytest.mark.services
+DAY_NS = 86_400 * 10**9
 
 
 def send(engine, message, received_ms=LATER):
@@ -290,7 +292,7 @@ def test_a_request_that_fails_for_ever_is_made_smaller(engine):
 
 def test_a_rebuild_beside_the_running_service_writes_everything_and_goes_on_after_a_failure(engine, monkeypatch):
     monkeypatch.setattr("ingest.view.projector._BATCHES", 3)
-    monkeypatch.setattr("ingest.view.projector._RETRY_S", 0)
+    monkeypatch.setattr("ingest.view.sink._RETRY_S", 0)
     lab = Lab()
     bench = Bench(engine)
     bench.send(*[lab.next() for _ in range(12)])
@@ -349,8 +351,13 @@ def test_numbers_are_written_exactly(value):
 def test_lines_from_c_are_those_of_the_reference(samples, t0_ms):
     tags = "device=00,channel=1,role=2"
     channel = Channel.of(1, 2, *[[sample[k] for sample in samples] for k in range(3)], registers=(0, 0, 0))
-    made = sample_lines(tags, channel.voltage, channel.current, channel.offsets, t0_ms).decode()
+    arrays = (channel.voltage, channel.current, channel.offsets)
+    made = sample_lines(tags, *arrays, t0_ms).decode()
     assert made == "".join(sample_line(tags, v, i, t0_ms + offset) + "\n" for v, i, offset in samples)
+    made = minute_lines(tags, *arrays, t0_ms, 999_999).decode()
+    wanted = minute_lines_of(tags, [(v, i, t0_ms + offset) for v, i, offset in samples], 999_999)
+    assert made == "".join(line + "\n" for line in wanted)
+    assert sum(int(re.search(r"n=(\d+)i", line)[1]) for line in wanted) == len(samples)
 
 
 def test_the_real_influxdb_holds_what_the_ledger_holds(engine, influx, tmp_path):
@@ -368,6 +375,68 @@ def test_the_real_influxdb_holds_what_the_ledger_holds(engine, influx, tmp_path)
     assert series["values"][0][1] == pytest.approx(lab.meters[1].register_mws / 3.6e9)
 
 
+def days_in(fake):
+    """The days of a view: (measurement, channel, day) and their fields."""
+    found = {}
+    for (key, t_ns), fields in fake.lines.items():
+        measurement, *tags = key.split(",")
+        if measurement.endswith("day"):
+            values = {name: float(value.rstrip("i")) for name, value in (f.split("=") for f in fields.split(","))}
+            found[measurement, *[tag for tag in tags if "channel" in tag], int(t_ns) // DAY_NS] = values
+    return found
+
+
+def test_days_are_the_sums_of_their_windows_and_grow(engine):
+    lab, fake = Lab(), FakeSink()
+    bench, days = Bench(engine), Days(engine, fake, RUNNING)
+    midnight_ms = T0_MS // 86_400_000 * 86_400_000 + 86_400_000
+    bench.send(*[lab.next() for _ in range(3)])
+    while days.step():
+        pass
+    first = T0_MS // 86_400_000
+    whole = days_in(fake)["work_day", first]
+    assert (whole["accepted"], whole["rejected"], whole["held"]) == (3, 0, 0)
+    forward_kwh = days_in(fake)["day", "channel=1", first]["forward_kwh"]
+    assert forward_kwh == pytest.approx(lab.meters[1].register_mws / 3.6e9)
+
+    lab.reboot(bytes(16), wall_ms=midnight_ms)
+    before = dict(fake.lines)
+    bench.send(lab.next(), lab.next(), received_ms=midnight_ms + 3_600_000)
+    fake.lines.clear()
+    assert days.step()
+    assert not days.step()
+    assert {key[-1] for key in days_in(fake)} == {first + 1}  # what did not change is not written again
+    assert days_in(fake)["work_day", first + 1]["accepted"] == 2
+    fake.lines.update(before)
+    both = [days_in(fake)["day", "channel=1", day]["forward_kwh"] for day in (first, first + 1)]
+    assert sum(both) == pytest.approx(lab.meters[1].register_mws / 3.6e9)
+
+    fresh = FakeSink()
+    Days(engine, fresh, REBUILDING).rebuild()
+    assert fresh.lines == fake.lines
+    Days(engine, fresh, REBUILDING).rebuild(afresh=True)
+    assert fresh.lines == fake.lines
+
+
+def test_a_day_that_is_refused_keeps_no_other_back_and_one_that_fails_comes_again(engine, caplog):
+    labs, fake = [Lab(secret=k) for k in (90, 91, 92)], FakeSink()
+    register(engine, *labs)
+    for lab in labs:
+        send(engine, lab.next())
+    days = Days(engine, fake, RUNNING)
+    fake.error = Retryable("away")
+    with pytest.raises(Retryable):
+        days.step()
+    assert not Days(engine, fake, RUNNING, lambda: False).step()
+    fake.error, fake.bad = None, f"work_day,device={labs[1].device.hex()}"
+    assert days.step()
+    assert len([key for key in days_in(fake) if key[0] == "work_day"]) == 1
+    assert {key.split(",")[1] for key, _ in fake.lines if key.startswith("work_day")} == {
+        f"device={lab.device.hex()}" for lab in (labs[0], labs[2])
+    }
+    assert "rebuild-view" in caplog.text
+
+
 def test_the_first_difference_between_view_and_ledger_is_named(engine, influx, tmp_path):
     lab = Lab(secret=77)
     register(engine, lab)
@@ -377,14 +446,25 @@ def test_the_first_difference_between_view_and_ledger_is_named(engine, influx, t
     here = sink(influx, tmp_path)
     Projector(engine, here).step()
     ask = asker(InfluxSettings(url=url, token_file=tmp_path / "token", org=org, bucket=bucket))
-    assert compare(engine, ask) == Compared(3, None)
+    assert compare(engine, ask, RUNNING) == Compared(3, None)
     t_ns = rows(engine, lab.device)[1].t0_ms * 10**6
-    here.write(f"sample,device={lab.device.hex()},channel=0,role=0 v=17.5 {t_ns}")
-    difference = compare(engine, ask).difference
+    here.write(f"sample,device={lab.device.hex()},channel=0 v=17.5 {t_ns}")
+    difference = compare(engine, ask, RUNNING).difference
     assert f"device {lab.device.hex()} seq 1: sample of channel 0 at {t_ns} ns" in difference
     assert "17.999999" in difference
     assert "17.5" in difference
-    assert compare(engine, ask, since_ms=LATER + 1) == Compared(0, None)
+    assert compare(engine, ask, RUNNING, since_ms=LATER + 1) == Compared(0, None)
+    Projector(engine, here, REBUILDING).rebuild()
+    days = Days(engine, here, RUNNING)
+    assert days.step()
+    assert compare(engine, ask, RUNNING) == Compared(3, None)
+    here.write(f"day,device={lab.device.hex()},channel=0 forward_kwh=17.5 {t_ns // DAY_NS * DAY_NS}")
+    assert f"{lab.device.hex()} a day: day of channel 0 at" in compare(engine, ask, RUNNING).difference
+    send(engine, lab.next())
+    Projector(engine, here).step()
+    assert compare(engine, ask, RUNNING) == Compared(4, None)  # a day that changed is not compared before it is written
+    assert days.step()
+    assert compare(engine, ask, RUNNING) == Compared(4, None)
 
 
 def bucket_of(influx, name, *, keep_s=0):
@@ -468,12 +548,13 @@ def test_every_panel_of_the_dashboard_gets_rows(engine, influx, tmp_path):
     register(engine, other)
     send(engine, other.next(), now_ms + 60_000)
     Projector(engine, sink(influx, tmp_path)).rebuild()
+    Days(engine, sink(influx, tmp_path), RUNNING).rebuild()
     dashboard = json.loads((ROOT / "grafana/dashboards/energy.json").read_text())
     titles = {panel["title"] for panel in dashboard["panels"]}
-    assert {"Power now", "Energy today", "Energy this month", "Online share", "Batches by verdict"} <= titles
+    assert {"Power now", "Energy today", "Energy this month", "Energy by day", "Online share", "Batches by verdict"} <= titles
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
-            text = target["query"].replace("$timeFilter", "time > now() - 1h").replace("$__interval", "1m")
+            text = target["query"].replace("$timeFilter", "time > now() - 2d").replace("$__interval", "1m")
             assert not re.search(r"\$(?!tag)", text)
             assert query(influx, text), panel["title"]
 
