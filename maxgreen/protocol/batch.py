@@ -32,6 +32,7 @@ MAX_INT64: Final = 2**63 - 1
 TAG_SINT32_LE: Final = 78  # RFC 8746
 TAG_UINT32_LE: Final = 70
 _ITEM: Final = 4  # bytes of a number in these arrays
+_INTERVAL_AT: Final = 9  # of the numbers that C reads: the interval, then the number of channels
 
 
 class Role(IntEnum):
@@ -249,6 +250,12 @@ def parse_batch(message: bytes) -> SignedBatch:
     return parse_any_batch(message)
 
 
+def channels_of(message: bytes) -> tuple[Channel, ...]:
+    """Return the channels of a signed message that was parsed before."""
+    numbers = common.read(message)
+    return parse_any_batch(message).batch.channels if numbers is None else _common_channels(message, numbers)
+
+
 def parse_any_batch(message: bytes) -> SignedBatch:
     """Return what `parse_batch` returns: the reference, for every form that a batch may have."""
     envelope = cose.parse(message)
@@ -264,8 +271,28 @@ def _common_batch(message: bytes, numbers: list[int]) -> SignedBatch:
         payload, size, seq, prev, boot, t0_ms, t0_boot_ms, synchronised, clock_error_ms, interval_ms, channels, nonces,
         beacon, nbits, has_health, *health,
     ) = numbers[: common.HEAD_VALUES]  # fmt: skip
-    end = common.HEAD_VALUES
+    nonces_at = common.HEAD_VALUES + channels * common.CHANNEL_VALUES
+    batch = Batch(
+        seq,
+        message[prev : prev + 32],
+        message[boot : boot + 16],
+        t0_ms,
+        t0_boot_ms,
+        synchronised == 1,
+        interval_ms,
+        _common_channels(message, numbers),
+        None if clock_error_ms < 0 else clock_error_ms,
+        Work(beacon, nbits, tuple(numbers[nonces_at:])) if nonces else None,
+        None if has_health < 0 else _common_health(has_health, health),
+    )
+    envelope = cose.Envelope(message[8:24], message[payload : payload + size], message[-SIGNATURE_SIZE:])
+    return SignedBatch(message, envelope, batch, hashlib.sha256(message).digest())
+
+
+def _common_channels(message: bytes, numbers: list[int]) -> tuple[Channel, ...]:
+    interval_ms, channels = numbers[_INTERVAL_AT : _INTERVAL_AT + 2]
     read = []
+    end = common.HEAD_VALUES
     for _ in range(channels):
         begin, end = end, end + common.CHANNEL_VALUES
         number, role, count, voltage, current, offsets, register_mws, reverse_mws, gap_ms = numbers[begin:end]
@@ -282,21 +309,7 @@ def _common_batch(message: bytes, numbers: list[int]) -> SignedBatch:
                 gap_ms,
             )
         )
-    batch = Batch(
-        seq,
-        message[prev : prev + 32],
-        message[boot : boot + 16],
-        t0_ms,
-        t0_boot_ms,
-        synchronised == 1,
-        interval_ms,
-        tuple(read),
-        None if clock_error_ms < 0 else clock_error_ms,
-        Work(beacon, nbits, tuple(numbers[end:])) if nonces else None,
-        None if has_health < 0 else _common_health(has_health, health),
-    )
-    envelope = cose.Envelope(message[8:24], message[payload : payload + size], message[-SIGNATURE_SIZE:])
-    return SignedBatch(message, envelope, batch, hashlib.sha256(message).digest())
+    return tuple(read)
 
 
 def _common_health(there: int, values: list[int]) -> Health:

@@ -551,7 +551,14 @@ def test_every_panel_of_the_dashboard_gets_rows(engine, influx, tmp_path):
     Days(engine, sink(influx, tmp_path), RUNNING).rebuild()
     dashboard = json.loads((ROOT / "grafana/dashboards/energy.json").read_text())
     titles = {panel["title"] for panel in dashboard["panels"]}
-    assert {"Power now", "Energy today", "Energy this month", "Energy by day", "Online share", "Batches by verdict"} <= titles
+    assert {
+        "Power now",
+        "Energy today",
+        "Energy this month",
+        "Energy by day",
+        "Online share",
+        "Batches by verdict",
+    } <= titles
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
             text = target["query"].replace("$timeFilter", "time > now() - 2d").replace("$__interval", "1m")
