@@ -11,7 +11,7 @@ runs from the service's connection to the last commit.
 latency: batches that come at a steady rate; from the publish to the receipt at a subscriber.
 growth: processor time a batch, in one process and without a broker, by the number of devices and of batches held.
 memory: of the service, after a batch of each of `--fleet` devices; the largest of its processes.
-view: as ledger, until every sample is in InfluxDB; with --telegraf alternated with Telegraf, which reads the same
+view: as ledger, until every sample is in InfluxDB; with --telegraf in turn with Telegraf, which reads the same
 samples as line protocol and verifies nothing.
 """
 
@@ -30,7 +30,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -107,8 +108,7 @@ def main() -> None:
             for database in databases:
                 result |= bench.memory(database)
         if options.what in {"view", "all"}:
-            for database in databases:
-                result |= bench.view(database)
+            result |= bench.view(databases)
     if options.json:
         print(json.dumps(result))
         return
@@ -137,7 +137,6 @@ class Bench:
         self.mosquitto = stack.enter_context(mosquitto_server(folder))
         self._postgres: str | None = None
         self._databases = 0
-        self._theirs = 0.0
         self._messages: dict[tuple[int, int], list[tuple[bytes, bytes]]] = {}
 
     # what is measured
@@ -279,34 +278,42 @@ class Bench:
         engine.dispose()
         return {f"mib_{fleet}_devices_{database}": largest}
 
-    def view(self, database: str) -> dict[str, Any]:
-        """Drain until the samples are in InfluxDB, alternated with Telegraf where its program is given."""
+    def view(self, databases: Sequence[str]) -> dict[str, Any]:
+        """Drain until the samples are in InfluxDB, in turn with Telegraf where its program is given.
+
+        A ratio is the median of those within a turn: this machine's speed may change between turns.
+        """
         messages = self.messages(self.options.batches, self.options.devices)
-        ours, theirs = [], []
+        rates: dict[str, list[float]] = defaultdict(list)
         for number in range(self.options.rounds):
-            if self.options.telegraf is not None and database == "sqlite":
-                theirs.append(self.telegraf(messages, number))
-            with influx_server(self.subfolder("influx")) as (url, token, org, bucket):
-                (self.folder / "token").write_text(token)
-                engine = self.fresh(database)
-                self.queue("ingest", [(device_topic(device, "batch"), message) for device, message in messages])
-                more = (
-                    f'[influx]\nurl = "{url}"\ntoken_file = "{self.folder}/token"\norg = "{org}"\nbucket = "{bucket}"\n'
-                )
-                with self.service(engine, more) as process:
-                    begun = self.connected(process)
-                    ask = asker(InfluxSettings(url=url, token_file=self.folder / "token", org=org, bucket=bucket))
-                    arrived(ask, messages)
-                    ours.append(SAMPLES * len(messages) / (time.monotonic() - begun))
-                engine.dispose()
-        suffix = "" if database == "sqlite" else "_postgres"
-        result: dict[str, Any] = {f"end_to_end_samples_per_s{suffix}": round(statistics.median(ours))}
-        if theirs:
-            self._theirs = statistics.median(theirs)
-            result["telegraf_samples_per_s"] = round(self._theirs)
-        if self._theirs:
-            result[f"ratio_telegraf{suffix}"] = round(statistics.median(ours) / self._theirs, 2)
+            if self.options.telegraf is not None:
+                rates["telegraf"].append(self.telegraf(messages, number))
+            for database in databases:
+                rates[database].append(self.drain(database, messages))
+        result: dict[str, Any] = {}
+        for database in databases:
+            suffix = "" if database == "sqlite" else "_postgres"
+            result[f"end_to_end_samples_per_s{suffix}"] = round(statistics.median(rates[database]))
+            if theirs := rates["telegraf"]:
+                ratios = [ours / peer for ours, peer in zip(rates[database], theirs, strict=True)]
+                result["telegraf_samples_per_s"] = round(statistics.median(theirs))
+                result[f"ratio_telegraf{suffix}"] = round(statistics.median(ratios), 2)
         return result
+
+    def drain(self, database: str, messages: list[tuple[bytes, bytes]]) -> float:
+        """Return the samples a second of ours."""
+        with influx_server(self.subfolder("influx")) as (url, token, org, bucket):
+            (self.folder / "token").write_text(token)
+            engine = self.fresh(database)
+            self.queue("ingest", [(device_topic(device, "batch"), message) for device, message in messages])
+            more = f'[influx]\nurl = "{url}"\ntoken_file = "{self.folder}/token"\norg = "{org}"\nbucket = "{bucket}"\n'
+            with self.service(engine, more) as process:
+                begun = self.connected(process)
+                ask = asker(InfluxSettings(url=url, token_file=self.folder / "token", org=org, bucket=bucket))
+                arrived(ask, messages)
+                rate = SAMPLES * len(messages) / (time.monotonic() - begun)
+            engine.dispose()
+        return rate
 
     def telegraf(self, messages: list[tuple[bytes, bytes]], number: int) -> float:
         """Return the samples a second of Telegraf on the same samples as line protocol."""

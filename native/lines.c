@@ -41,14 +41,11 @@ static char *decimal(char *out, int64_t value, uint64_t scale, int decimals)
     return out;
 }
 
-static char *voltage_and_current(char *out, int64_t voltage_uv, int64_t current_ua)
+static char *values_and_end(char *out, int64_t voltage_uv, int64_t current_ua, int64_t power_pw, uint64_t t_ns)
 {
     out = decimal(text(out, "v=", 2), voltage_uv, 1000000, 6);
-    return decimal(text(out, ",i=", 3), current_ua, 1000000, 6);
-}
-
-static char *time_and_end(char *out, uint64_t t_ns)
-{
+    out = decimal(text(out, ",i=", 3), current_ua, 1000000, 6);
+    out = decimal(text(out, ",p=", 3), power_pw, 1000000000000, 12);
     *out++ = ' ';
     out = digits(out, t_ns, 1);
     *out++ = '\n';
@@ -60,11 +57,12 @@ size_t mg_sample_lines(const char *tags, size_t tags_size, const uint8_t *voltag
 {
     char *end = out;
     for (size_t k = 0; k < count; k++) {
+        int64_t voltage = mg_int32_at(voltage_uv, k), current = mg_int32_at(current_ua, k);
         end = text(end, "sample,", 7);
         end = text(end, tags, tags_size);
         *end++ = ' ';
-        end = voltage_and_current(end, mg_int32_at(voltage_uv, k), mg_int32_at(current_ua, k));
-        end = time_and_end(end, ((uint64_t)t0_ms + mg_uint32_at(offsets_ms, k)) * 1000000);
+        end = values_and_end(end, voltage, current, voltage * current,
+                             ((uint64_t)t0_ms + mg_uint32_at(offsets_ms, k)) * 1000000);
     }
     return (size_t)(end - out);
 }
@@ -88,9 +86,8 @@ size_t mg_minute_lines(const char *tags, size_t tags_size, const uint8_t *voltag
         end = text(end, " n=", 3);
         end = digits(end, (uint64_t)n, 1);
         end = text(end, "i,", 2);
-        end = voltage_and_current(end, voltage / n, current / n);
-        end = decimal(text(end, ",p=", 3), (int64_t)(power / n), 1000000000000, 12);
-        end = time_and_end(end, minute * 60000000000 + (uint64_t)mark_ns);
+        end = values_and_end(end, voltage / n, current / n, (int64_t)(power / n),
+                             minute * 60000000000 + (uint64_t)mark_ns);
     }
     return (size_t)(end - out);
 }

@@ -21,7 +21,7 @@ from maxgreen.ledger.sums import DAY_S, days_of
 _PAGE: Final = 200  # batches of one device that are asked for at once
 _TIMEOUT_S: Final = 60.0
 _FIELDS: Final = {
-    "sample": ("v", "i"),
+    "sample": ("v", "i", "p"),
     "register": ("forward_kwh", "reverse_kwh", "gap_s"),
     "minute": ("n", "v", "i", "p"),
     "work": ("shares", "hashes"),

@@ -1,7 +1,6 @@
 """Line protocol of what the ledger holds; the same row always gives the same lines, so writing twice changes nothing.
 
 Every number is written exactly, from integers: µV as volts with up to six decimals, pW as watts with up to twelve.
-The power of a sample is v·i and is not written again; that of a minute is the mean of its samples' powers.
 Times are ns since the epoch. A batch's own point is keyed by its device and its arrival, whose last digits are its seq:
 so it is one point whatever becomes of the batch. A minute that two batches share is a point of each, told apart in the
 same way. The lines of samples and minutes are made in C; `sample_line` and `minute_lines_of` say what they are.
@@ -44,7 +43,7 @@ def _batch_parts(row: Any) -> Iterator[str]:
     for channel in channels_of(bytes(row.message)):
         tags = f"device={device},channel={channel.number},role={channel.role}"
         arrays = (channel.voltage, channel.current, channel.offsets)
-        yield sample_lines(f"device={device},channel={channel.number}", *arrays, row.t0_ms).decode()[:-1]
+        yield sample_lines(tags, *arrays, row.t0_ms).decode()[:-1]
         yield minute_lines(tags, *arrays, row.t0_ms, row.seq % NS_PER_MS).decode()[:-1]
         last_ns = (row.t0_ms + channel.last_offset_ms) * NS_PER_MS
         yield (
@@ -55,7 +54,8 @@ def _batch_parts(row: Any) -> Iterator[str]:
 
 def sample_line(tags: str, voltage_uv: int, current_ua: int, t_ms: int) -> str:
     """Return the line of a sample."""
-    return f"sample,{tags} v={decimal(voltage_uv, 6)},i={decimal(current_ua, 6)} {t_ms * NS_PER_MS}"
+    values = _values(voltage_uv, current_ua, voltage_uv * current_ua)
+    return f"sample,{tags} {values} {t_ms * NS_PER_MS}"
 
 
 def minute_lines_of(tags: str, samples: Iterable[tuple[int, int, int]], mark_ns: int) -> list[str]:
@@ -64,10 +64,14 @@ def minute_lines_of(tags: str, samples: Iterable[tuple[int, int, int]], mark_ns:
     for minute, group in groupby(samples, lambda sample: sample[2] // _MINUTE_MS):
         taken = list(group)
         sums = (sum(v for v, _, _ in taken), sum(i for _, i, _ in taken), sum(v * i for v, i, _ in taken))
-        v, i, p = (abs(total) // len(taken) * (-1 if total < 0 else 1) for total in sums)
-        fields = f"n={len(taken)}i,v={decimal(v, 6)},i={decimal(i, 6)},p={decimal(p, 12)}"
-        lines.append(f"minute,{tags} {fields} {minute * _MINUTE_MS * NS_PER_MS + mark_ns}")
+        means = [abs(total) // len(taken) * (-1 if total < 0 else 1) for total in sums]
+        t_ns = minute * _MINUTE_MS * NS_PER_MS + mark_ns
+        lines.append(f"minute,{tags} n={len(taken)}i,{_values(*means)} {t_ns}")
     return lines
+
+
+def _values(voltage_uv: int, current_ua: int, power_pw: int) -> str:
+    return f"v={decimal(voltage_uv, 6)},i={decimal(current_ua, 6)},p={decimal(power_pw, 12)}"
 
 
 def rejected_line(row: Any) -> str:

@@ -448,7 +448,7 @@ def test_the_first_difference_between_view_and_ledger_is_named(engine, influx, t
     ask = asker(InfluxSettings(url=url, token_file=tmp_path / "token", org=org, bucket=bucket))
     assert compare(engine, ask, RUNNING) == Compared(3, None)
     t_ns = rows(engine, lab.device)[1].t0_ms * 10**6
-    here.write(f"sample,device={lab.device.hex()},channel=0 v=17.5 {t_ns}")
+    here.write(f"sample,device={lab.device.hex()},channel=0,role=0 v=17.5 {t_ns}")
     difference = compare(engine, ask, RUNNING).difference
     assert f"device {lab.device.hex()} seq 1: sample of channel 0 at {t_ns} ns" in difference
     assert "17.999999" in difference
