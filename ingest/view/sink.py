@@ -17,7 +17,7 @@ from ingest.config import InfluxSettings
 from maxgreen.errors import Fatal, MaxgreenError, Retryable
 
 _LOG: Final = logging.getLogger(__name__)
-MAX_LINES: Final = 5_000
+MAX_LINES: Final = 10_000  # InfluxDB 2 documentation, "Optimize writes"
 _RETRY_S: Final = 2.0
 _T = TypeVar("_T")
 REQUEST_S: Final = 8.0  # a request takes no longer
