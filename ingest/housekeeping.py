@@ -1,8 +1,9 @@
-"""Housekeeping beside judging: registry, beacons and commands; one leader of all services on a ledger does it.
+"""Housekeeping beside judging: registry, beacons, commands, months; one leader of all services on a ledger does it.
 
 Each has a thread of its own, so that no chain that hangs keeps a command back.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -17,6 +18,7 @@ from maxgreen.clock import Clock
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.lease import Lease
+from maxgreen.ledger.months import make_months
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 from maxgreen.protocol.keys import Signer
 
@@ -24,6 +26,8 @@ _LEASE: Final = "housekeeping"
 _IDLE_S: Final = 1.0
 _BEACONS_EVERY_S: Final = 0.2
 _COMMANDS_EVERY_S: Final = 1.0
+_MONTHS_EVERY_S: Final = 3_600.0
+_LOG: Final = logging.getLogger(__name__)
 
 
 class Housekeeping:
@@ -43,6 +47,7 @@ class Housekeeping:
         self.registry = Registry(engine, deployment, refresh_s=refresh_s)
         self.beacons = Beacons(engine, source, BeaconIssuer(deployment.chain, signer, deployment.network), clock)
         self.commands = Commands(engine, source, clock)
+        self._engine, self._clock = engine, clock
 
     @property
     def alarm(self) -> str | None:
@@ -51,7 +56,12 @@ class Housekeeping:
 
     def tasks(self) -> dict[str, Callable[[], float]]:
         """Return what is to be called again and again, by name; each returns how long to pause, s."""
-        steps = {"registry": self.registry.step, "beacons": self.beacons.step, "commands": self.commands.step}
+        steps = {
+            "registry": self.registry.step,
+            "beacons": self.beacons.step,
+            "commands": self.commands.step,
+            "the ledger's months": self._months,
+        }
         return {name: self._if_leader(step) for name, step in steps.items()}
 
     def greet(self) -> None:
@@ -62,6 +72,11 @@ class Housekeeping:
     def stop(self) -> None:
         """Let another take over at once."""
         self._lease.release()
+
+    def _months(self) -> float:
+        for name in make_months(self._engine, self._clock.now_ms()):
+            _LOG.info("the ledger has a partition more: %s", name)
+        return _MONTHS_EVERY_S
 
     def _if_leader(self, step: Callable[[], float]) -> Callable[[], float]:
         return lambda: step() if self._lease.held() else _IDLE_S

@@ -206,13 +206,21 @@ def test_the_schema_goes_up_and_down(ledger_url):
 
     engine = open_engine(ledger_url)
     with engine.begin() as connection:
-        context = MigrationContext.configure(connection)
-        assert compare_metadata(context, metadata) == []
+        postgres = engine.dialect.name == "postgresql"
+        context = MigrationContext.configure(
+            connection,
+            opts={"include_object": lambda _, name, kind, *__: kind != "table" or not name.startswith("batches_")},
+        )
+        differences = compare_metadata(context, metadata)
+        # there, what is unique is so in each partition
+        assert [(what, [column.name for column in key.columns]) for what, key in differences] == (
+            [("add_constraint", ["device", "seq"])] if postgres else []
+        )
     config = Config()
     config.set_main_option("script_location", str(files("maxgreen.ledger").joinpath("migrations")))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        for _ in range(3):
+        for _ in range(4):
             command.downgrade(config, "-1")
             command.upgrade(config, "+1")
             command.downgrade(config, "-1")
