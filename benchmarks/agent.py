@@ -270,7 +270,8 @@ def serve(folder: Path, pipe: Connection) -> None:
     from ingest.config import ChainSettings, HttpSettings, IngestSettings
     from ingest.service import IngestService
     from maxgreen.chain.client import connect
-    from maxgreen.chain.deployment import Governance, deploy
+    from maxgreen.chain.deploying import deploy
+    from maxgreen.chain.deployment import Governance
     from maxgreen.chain.embedded import dev_secret
     from maxgreen.ledger.book import Book
     from maxgreen.ledger.engine import open_engine

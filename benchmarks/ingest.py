@@ -47,7 +47,8 @@ from ingest.metrics import Metrics
 from ingest.view.compare import Ask, asker
 from ingest.worker import GROUP, Worker
 from maxgreen.chain.client import connect
-from maxgreen.chain.deployment import Governance, deploy
+from maxgreen.chain.deploying import deploy
+from maxgreen.chain.deployment import Governance
 from maxgreen.chain.embedded import dev_secret
 from maxgreen.clock import FileClock
 from maxgreen.keyfile import create_key_file, load_key_file

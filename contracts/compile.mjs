@@ -1,4 +1,4 @@
-// Compiles src/*.sol and writes ABI + bytecode to maxgreen/chain/artifacts; --check compares instead of writing.
+// Compiles src/*.sol and writes ABI, bytecode and runtime code to maxgreen/chain/artifacts; --check compares instead.
 import { createHash } from "node:crypto";
 import { mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
@@ -18,7 +18,7 @@ const input = {
     evmVersion: "cancun", // osaka's CLZ is not in every chain yet
     optimizer: { enabled: true, runs: 200 },
     metadata: { bytecodeHash: "none", appendCBOR: false },
-    outputSelection: { "*": { "*": ["abi", "evm.bytecode.object", "evm.deployedBytecode.object"] } },
+    outputSelection: { "*": { "": ["ast"], "*": ["abi", "evm.bytecode.object", "evm.deployedBytecode"] } },
   },
 };
 const findImports = (path) => ({ contents: readFileSync(join(here, "node_modules", path), "utf8") });
@@ -28,6 +28,18 @@ const problems = (output.errors ?? []).filter((e) => e.severity === "error" || !
 for (const problem of problems) console.error(problem.formattedMessage ?? problem.message);
 if (problems.length > 0) process.exit(1);
 
+// the names of immutable variables, which the compiler calls by the numbers of their declarations
+const immutables = {};
+const visit = (node) => {
+  if (node?.nodeType === "VariableDeclaration" && node.mutability === "immutable") immutables[node.id] = node.name;
+  for (const child of Object.values(node ?? {})) if (child && typeof child === "object") visit(child);
+};
+for (const { ast } of Object.values(output.sources)) visit(ast);
+const named = (references) =>
+  Object.fromEntries(
+    Object.entries(references ?? {}).map(([id, places]) => [immutables[id], places.map(({ start }) => start).sort((a, b) => a - b)]),
+  );
+
 const digest = createHash("sha256").update(JSON.stringify(sources)).digest("hex");
 const built = {};
 for (const name of names) {
@@ -35,7 +47,13 @@ for (const name of names) {
     if (out.evm.bytecode.object === "" || out.abi.length === 0) continue;
     const size = out.evm.deployedBytecode.object.length / 2;
     if (size > 24576) throw new Error(`${contract}: ${size} bytes at run time, over 24,576 (EIP-170)`);
-    built[contract] = { abi: out.abi, bytecode: `0x${out.evm.bytecode.object}`, runtimeBytes: size };
+    built[contract] = {
+      abi: out.abi,
+      bytecode: `0x${out.evm.bytecode.object}`,
+      runtime: `0x${out.evm.deployedBytecode.object}`,
+      immutables: named(out.evm.deployedBytecode.immutableReferences), // where words of 32 bytes stand in it
+      runtimeBytes: size,
+    };
   }
 }
 const text = (value) => `${JSON.stringify(value)}\n`;

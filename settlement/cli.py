@@ -51,8 +51,11 @@ def run(
     if as_json:
         print(json.dumps(summary))
         return
+    refused = summary.pop("refused")
     for name, value in summary.items():
         print(f"{name:<12} {value}")
+    for line, text in refused.items():
+        print(f"line {line}: {text}")
 
 
 @app.command("open-line")

@@ -1,14 +1,16 @@
 """From a closed period to payment: each step looks at the chain first, so it may be repeated at will."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
+from typing import Final
 
 from eth_account.signers.local import LocalAccount
 from sqlalchemy import Engine
 
 from maxgreen.chain.dao import Dao, Proposal, ProposalState
 from maxgreen.chain.deployment import Deployment
-from maxgreen.chain.explain import ChainRefusedError
+from maxgreen.chain.explain import NO_FUNDS, ChainRefusedError
 from maxgreen.chain.orders import Ends, LossTerms, OrderRequest, OrderStatus, SettlementContract
 from maxgreen.clock import Clock
 from maxgreen.errors import MaxgreenError
@@ -20,6 +22,9 @@ from maxgreen.protocol.pack import ORDER, canonical_json
 from maxgreen.protocol.reasons import Verdict
 from settlement.close import Closed
 from settlement.statement import Leaf
+
+_OURS: Final = {NO_FUNDS, "AccessManagedUnauthorized"}  # the operator's trouble, not a line's
+_DEAD: Final = {ProposalState.CANCELED, ProposalState.DEFEATED, ProposalState.EXPIRED}
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,37 @@ class Payer:
         self._dao = Dao(deployment, clock)
         self._operator = operator
         self._members = list(members)
+        self.refused: dict[str, str] = {}  # by line, what the chain said when its order was placed
 
     def place(self, closed: Closed) -> list[Placed]:
-        """Request an order for every leaf that has none; return where each stands."""
-        return [self._place(closed, leaf) for leaf in closed.derived.leaves]
+        """Request an order for every leaf that has none; return where each stands.
+
+        A line that the chain refuses is in `refused`, and the others go on.
+        """
+        self.refused = {}
+        placed = []
+        for leaf in closed.derived.leaves:
+            try:
+                placed.append(self._place(closed, leaf))
+            except ChainRefusedError as error:
+                if error.name in _OURS:
+                    raise
+                self.refused[leaf.line.hex()] = str(error)
+        return placed
 
     def proposal(self, closed: Closed, placed: Sequence[Placed]) -> Proposal:
-        """Return the vote on a period's orders."""
+        """Return the vote on a period's orders: the attempt that is under way or passed, else the next one.
+
+        The description ends in the proposer's address, so that nobody else can propose and cancel it (OpenZeppelin).
+        """
+        return next(p for p in self._attempts(closed, placed) if self._dao.state(p) not in _DEAD)
+
+    def _attempts(self, closed: Closed, placed: Sequence[Placed]) -> Iterator[Proposal]:
         roots = {p.order_id: closed.derived.tree.root for p in placed}
-        return self._contract.approval(roots, f"Pay {closed.period}, manifest {closed.manifest_digest.hex()}")
+        whose = f" #proposer={self._members[0].address.lower()}" if self._members else ""
+        for number in count(1):
+            text = f"Pay {closed.period}, manifest {closed.manifest_digest.hex()}, attempt {number}{whose}"
+            yield self._contract.approval(roots, text)
 
     def decide(self, closed: Closed, placed: Sequence[Placed], *, wait: bool) -> ProposalState | None:
         """Carry the vote as far as it goes; None when it is for others to vote, or there is nothing to vote on."""
@@ -63,9 +90,13 @@ class Payer:
         return self._dao.carry_out(proposal, self._members, wait=wait)
 
     def votes(self, closed: Closed, placed: Sequence[Placed]) -> tuple[int, int, int]:
-        """Return the votes against, for and abstaining."""
-        proposal = self.proposal(closed, placed)
-        return (0, 0, 0) if not placed or self._dao.state(proposal) is None else self._dao.votes(proposal)
+        """Return the votes against, for and abstaining of the newest attempt."""
+        votes = (0, 0, 0)
+        for proposal in self._attempts(closed, placed) if placed else ():
+            if self._dao.state(proposal) is None:
+                break
+            votes = self._dao.votes(proposal)
+        return votes
 
     def collect(self, placed: Sequence[Placed]) -> None:
         """Pay out what is credited."""
@@ -74,7 +105,8 @@ class Payer:
                 try:
                     self._contract.collect(self._operator, order.leaf.line)
                 except ChainRefusedError as error:
-                    if error.name != "NoRoom":  # it stays credited until the battery has room
+                    # it stays credited until the battery has room; or another collected it first
+                    if error.name not in {"NoRoom", "NothingToCollect"}:
                         raise
 
     def order_entry(self, closed: Closed, placed: Sequence[Placed]) -> bytes:
@@ -110,24 +142,31 @@ class Payer:
         return sum(self._contract.line(p.leaf.line).minted_wei for p in placed)
 
     def _place(self, closed: Closed, leaf: Leaf) -> Placed:
+        if (there := self._found(closed, leaf)) is not None:
+            return there
+        wanted = OrderRequest(
+            line=leaf.line,
+            until_s=leaf.until_s,
+            payable_total_mws=leaf.payable_total_mws,
+            batch_root=leaf.batch_root,
+            data_root=closed.derived.tree.root,
+            manifest_digest=closed.manifest_digest,
+            sent=leaf.sent,
+            received=leaf.received,
+        )
+        try:
+            return Placed(leaf, self._contract.request(self._operator, wanted), OrderStatus.REQUESTED)
+        except ChainRefusedError:
+            if (there := self._found(closed, leaf)) is not None:  # another run was first
+                return there
+            raise
+
+    def _found(self, closed: Closed, leaf: Leaf) -> Placed | None:
         for order_id in reversed(self._contract.orders_of(leaf.line)):
             order = self._contract.order(order_id)
             if order.manifest_digest == closed.manifest_digest:
                 return Placed(leaf, order_id, order.status)
-        self._contract.request(
-            self._operator,
-            OrderRequest(
-                line=leaf.line,
-                until_s=leaf.until_s,
-                payable_total_mws=leaf.payable_total_mws,
-                batch_root=leaf.batch_root,
-                data_root=closed.derived.tree.root,
-                manifest_digest=closed.manifest_digest,
-                sent=leaf.sent,
-                received=leaf.received,
-            ),
-        )
-        return Placed(leaf, self._contract.orders_of(leaf.line)[-1], OrderStatus.REQUESTED)
+        return None
 
 
 def open_line(engine: Engine, deployment: Deployment, operator: LocalAccount, ends: Ends, loss: LossTerms) -> bytes:

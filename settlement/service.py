@@ -8,6 +8,7 @@ from eth_account.signers.local import LocalAccount
 from sqlalchemy import Engine
 
 from maxgreen.chain.client import account_from_file, connect
+from maxgreen.chain.code import verify
 from maxgreen.chain.dao import ProposalState
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.chain.orders import SettlementContract
@@ -32,6 +33,7 @@ class Settled:
     state: ProposalState | None
     votes: tuple[int, int, int]
     minted_wei: int
+    refused: dict[str, str]  # by line, what the chain said
     pack: Path
     statement: Path
     page: Path
@@ -44,6 +46,7 @@ class Settled:
             "state": self.state.name.lower() if self.state is not None else "nothing to vote on",
             "votes_for": self.votes[1],
             "minted_wei": str(self.minted_wei),
+            "refused": self.refused,
             "pack": str(self.pack),
             "statement": str(self.statement),
         }
@@ -77,9 +80,11 @@ class SettlementService:
         clock = make_clock(settings.clock_file)
         if not settings.key_file.exists():
             raise Fatal(f"key_file {settings.key_file}: not there; the ingest service makes it")
+        deployment = Deployment(connect(settings.rpc, clock), Addresses.load(settings.deployment))
+        verify(deployment.chain, deployment.addresses)
         return cls(
             open_engine(settings.ledger),
-            Deployment(connect(settings.rpc, clock), Addresses.load(settings.deployment)),
+            deployment,
             load_key_file(settings.key_file),
             clock,
             account_from_file(settings.operator_file),
@@ -106,6 +111,7 @@ class SettlementService:
             state,
             self._payer.votes(closed, placed),
             self._payer.minted_wei(placed),
+            dict(self._payer.refused),
             pack,
             statement,
             page,

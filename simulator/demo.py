@@ -20,7 +20,8 @@ from ingest.config import ChainSettings as IngestChain
 from ingest.service import IngestService
 from maxgreen.chain.client import connect
 from maxgreen.chain.dao import Dao
-from maxgreen.chain.deployment import Deployment, Governance, deploy
+from maxgreen.chain.deploying import deploy
+from maxgreen.chain.deployment import Deployment, Governance
 from maxgreen.chain.embedded import dev_secret
 from maxgreen.chain.orders import Ends, LossTerms
 from maxgreen.chain.registry import admission, apply_for

@@ -7,31 +7,25 @@ import {GovernorCountingSimple} from "@openzeppelin/contracts/governance/extensi
 import {GovernorSettings} from "@openzeppelin/contracts/governance/extensions/GovernorSettings.sol";
 import {GovernorTimelockControl} from "@openzeppelin/contracts/governance/extensions/GovernorTimelockControl.sol";
 import {GovernorVotes} from "@openzeppelin/contracts/governance/extensions/GovernorVotes.sol";
-import {
-    GovernorVotesQuorumFraction
-} from "@openzeppelin/contracts/governance/extensions/GovernorVotesQuorumFraction.sol";
 import {IVotes} from "@openzeppelin/contracts/governance/utils/IVotes.sol";
 
-/// The technical DAO: one badge, one vote; what passes waits in the timelock.
+/// The technical DAO: one badge, one vote. What more than half of all badges vote for passes, and waits in the timelock.
 contract TechGovernor is
     Governor,
     GovernorSettings,
     GovernorCountingSimple,
     GovernorVotes,
-    GovernorVotesQuorumFraction,
     GovernorTimelockControl
 {
     constructor(
         IVotes badge,
         TimelockController timelock,
         uint48 votingDelaySeconds,
-        uint32 votingPeriodSeconds,
-        uint256 quorumPercent
+        uint32 votingPeriodSeconds
     )
         Governor("MaxCoin Technical DAO")
         GovernorSettings(votingDelaySeconds, votingPeriodSeconds, 1)
         GovernorVotes(badge)
-        GovernorVotesQuorumFraction(quorumPercent)
         GovernorTimelockControl(timelock)
     {}
 
@@ -43,6 +37,17 @@ contract TechGovernor is
         uint256 id
     ) public view override(Governor, GovernorTimelockControl) returns (bool) {
         return super.proposalNeedsQueuing(id);
+    }
+
+    /// The votes that pass a proposal: a strict majority of the badges there were when its vote began.
+    function quorum(uint256 timepoint) public view override returns (uint256) {
+        return token().getPastTotalSupply(timepoint) / 2 + 1;
+    }
+
+    /// Abstaining does not help a proposal.
+    function _quorumReached(uint256 id) internal view override(Governor, GovernorCountingSimple) returns (bool) {
+        (, uint256 inFavour, ) = proposalVotes(id);
+        return inFavour >= quorum(proposalSnapshot(id));
     }
 
     function proposalThreshold() public view override(Governor, GovernorSettings) returns (uint256) {

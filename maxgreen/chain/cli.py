@@ -1,4 +1,4 @@
-"""`maxgreen chain`: deploy, show, and a local chain for trials."""
+"""`maxgreen chain`: deploy, doctor, show, and a local chain for trials."""
 
 import json
 from dataclasses import asdict
@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn
 
 from maxgreen.chain.client import account_from_file, connect
-from maxgreen.chain.deployment import Addresses, Deployment, Governance, deploy
+from maxgreen.chain.code import verify
+from maxgreen.chain.deploying import deploy
+from maxgreen.chain.deployment import Addresses, Deployment, Governance
+from maxgreen.chain.doctor import diagnose
 from maxgreen.chain.orders import SettlementContract
 from maxgreen.chain.registry import read_systems
 from maxgreen.clock import make_clock
+from maxgreen.errors import UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Contracts, and a local chain for trials.")
 
@@ -30,15 +36,56 @@ def deploy_command(
     voting_delay_s: Annotated[int, typer.Option(min=0)] = Governance.voting_delay_s,
     voting_period_s: Annotated[int, typer.Option(min=1)] = Governance.voting_period_s,
     timelock_s: Annotated[int, typer.Option(min=0)] = Governance.timelock_s,
-    quorum_percent: Annotated[int, typer.Option(min=1, max=100)] = Governance.quorum_percent,
     clock_file: ClockOption = None,
 ) -> None:
-    """Deploy the contracts and hand them to the DAO; writes their addresses."""
+    """Deploy the contracts and hand them to the DAO; writes their addresses. Repeated, it goes on where it ended."""
+    if out.exists():
+        raise UsageError(f"{out}: is there already; a deployment is made once: name another with --deployment")
     chain = connect(rpc, make_clock(clock_file))
-    governance = Governance(voting_delay_s, voting_period_s, timelock_s, quorum_percent)
-    deployment = deploy(chain, account_from_file(deployer), operator, member, governance)
+    governance = Governance(voting_delay_s, voting_period_s, timelock_s)
+    journal = out.with_name(out.name + ".steps")
+    with Progress(SpinnerColumn(), "{task.description}", transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("")
+        deployment = deploy(
+            chain,
+            account_from_file(deployer),
+            operator,
+            member,
+            governance,
+            journal=journal,
+            progress=lambda step: progress.update(task, description=step),
+        )
     deployment.addresses.save(out)
+    found = diagnose(deployment)
+    for text in (*found.wrong, *found.odd):
+        print(f"note: {text}")
     print(f"network {deployment.network}\naddresses in {out}")
+    if found.wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    rpc: RpcOption,
+    addresses: DeploymentOption = Path("deployment.json"),
+    clock_file: ClockOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Compare chain id, code, roles and parameters with what they should be; status 1 when something is wrong."""
+    found = diagnose(Deployment(connect(rpc, make_clock(clock_file)), Addresses.load(addresses)))
+    if as_json:
+        print(json.dumps({**found.facts, "wrong": found.wrong, "odd": found.odd}))
+    else:
+        for name, value in found.facts.items():
+            print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+        for text in found.wrong:
+            print(f"WRONG: {text}")
+        for text in found.odd:
+            print(f"odd: {text}")
+        if not found.wrong and not found.odd:
+            print("everything is as it should be")
+    if found.wrong:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -50,6 +97,7 @@ def show(
 ) -> None:
     """Show systems, lines and what was paid."""
     deployment = Deployment(connect(rpc, make_clock(clock_file)), Addresses.load(addresses))
+    verify(deployment.chain, deployment.addresses)
     contract = SettlementContract(deployment)
     systems = [
         {"token": s.token, "device": device.hex(), "kind": s.spec.kind.label, "owner": s.owner}

@@ -1,26 +1,43 @@
 """One client for any EIP-1559 chain: transactions with local keys, refusals as sentences."""
 
+import hashlib
+import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_utils.abi import event_abi_to_log_topic
+from requests.exceptions import HTTPError, RequestException, Timeout
 from web3 import HTTPProvider, Web3
 from web3.contract.contract import Contract, ContractFunction
-from web3.exceptions import Web3Exception
+from web3.exceptions import Web3Exception, Web3RPCError
 from web3.types import RPCEndpoint
 
 from maxgreen.chain.artifacts import artifact
 from maxgreen.chain.embedded import copy_embedded, open_embedded
-from maxgreen.chain.explain import ChainRefusedError, refusal
+from maxgreen.chain.explain import NO_FUNDS, ChainRefusedError, refusal
+from maxgreen.chain.sending import Sender
 from maxgreen.clock import Clock
-from maxgreen.errors import Fatal, Retryable
+from maxgreen.errors import Fatal, MaxgreenError, Retryable
+from maxgreen.protocol.keys import MemorySigner, public_point
 
-RECEIPT_TIMEOUT_S: Final = 180
+_LOG: Final = logging.getLogger(__name__)
+RECEIPT_TIMEOUT_S = 180.0
+ANSWER_S = 20.0  # for one question, all attempts together
+CONNECT_S: Final = 5.0
+SILENT_S: Final = 10.0
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 4.0
+_SHOWN: Final = 200
+P256_ADDRESS: Final = Web3.to_checksum_address("0x" + "100".rjust(40, "0"))
+_NO_FEES: Final = {"maxFeePerGas": 0, "maxPriorityFeePerGas": 0}
 # A fixed limit keeps the embedded chain from running every transaction many times to estimate it.
 EMBEDDED_GAS: Final = 12_000_000
 
@@ -37,45 +54,101 @@ class Block:
 class Chain:
     """A connection to a chain."""
 
-    def __init__(self, web3: Web3, *, mine: Callable[[], None] | None = None) -> None:
-        """Take a web3; `mine` makes a block on a chain that has none of its own accord."""
+    def __init__(self, web3: Web3, *, mine: Callable[[], None] | None = None, where: str = "") -> None:
+        """Take a web3; `mine` makes a block of the embedded chain in this process, `where` is the URL of another."""
         self.web3 = web3
         self._mine = mine
+        self._of = f" at {urlsplit(where).hostname}" if where else ""  # a path may hold a key
+        self._served: bool | None = None if where else False
         self._lock = threading.RLock()  # py-evm is not made for threads, and a nonce is used once
+        self._sender = Sender(web3, self._asked)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the embedded chain, in this process."""
+        return self._mine is not None
 
     @property
     def chain_id(self) -> int:
         """The chain's id (EIP-155)."""
-        return int(self._asked(lambda: self.web3.eth.chain_id))
+        return int(self._asked(lambda: int(self.web3.eth.chain_id)))
 
     def newest_block(self, *, fresh: bool = False) -> Block:
         """Return the newest block; `fresh` asks the embedded chain to mine one first."""
-        if fresh and self._mine is not None:
-            self._asked(self._mine)
+        if fresh:
+            if self._mine is not None:
+                self._asked(self._mine)
+            elif self.is_served:
+                self._asked(lambda: self.web3.provider.make_request(RPCEndpoint("evm_mine"), []))
         return self.block("latest")
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is an embedded chain that another process serves (`maxgreen chain run`)."""
+        if self._served is None:
+            self._served = bool(self._asked(lambda: self.web3.client_version.startswith("EthereumTester")))
+        return self._served
+
+    def now_s(self) -> int:
+        """Return the time that a transaction would see, unix s: of the block that begins now, where the chain has one.
+
+        A chain that is quiet has made no block for long.
+        """
+        newest = self.newest_block(fresh=True)
+        if self.embedded or self.is_served:
+            return newest.time_s
+        try:
+            return max(newest.time_s, self.block("pending").time_s)
+        except Retryable:
+            return newest.time_s
 
     def block(self, which: Any) -> Block:
         """Return a block by number or name."""
-        block = self._asked(lambda: self.web3.eth.get_block(which))
-        return Block(int(block["number"]), bytes(block["hash"]), int(block["timestamp"]))
+
+        def ask() -> Block:
+            block = self.web3.eth.get_block(which)
+            return Block(int(block["number"] or 0), bytes(block["hash"] or b""), int(block["timestamp"]))
+
+        return cast("Block", self._asked(ask))
 
     def contract(self, name: str, address: str) -> Contract:
         """Return a deployed contract of ours."""
         return self.web3.eth.contract(address=Web3.to_checksum_address(address), abi=artifact(name)["abi"])
 
-    def call(self, function: ContractFunction) -> Any:
-        """Return what a view function answers; ChainRefusedError when it reverts."""
-        return self._asked(function.call)
+    def call(self, function: ContractFunction, *, at: Any = "latest") -> Any:
+        """Return what a view function answers in a block; ChainRefusedError when it reverts."""
+        return self._asked(lambda: function.call(block_identifier=at))
 
     def deploy(self, account: LocalAccount, name: str, *arguments: Any) -> Contract:
         """Deploy a contract and return it."""
         factory = self.web3.eth.contract(abi=artifact(name)["abi"], bytecode=artifact(name)["bytecode"])
-        receipt = self._send(account, factory.constructor(*arguments))
+        receipt = self._send(account, factory.constructor(*arguments), f"deploy {name}")
         return self.contract(name, receipt["contractAddress"])
 
     def transact(self, account: LocalAccount, function: ContractFunction) -> Any:
         """Send a transaction, wait for its receipt and return it; ChainRefusedError when it reverts."""
-        return self._send(account, function)
+        return self._send(account, function, str(function.fn_name))
+
+    def gas_price(self) -> int:
+        """Return what a unit of gas costs about now, wei."""
+        return int(self._asked(lambda: int(self.web3.eth.gas_price)))
+
+    def has_p256(self) -> bool:
+        """Tell whether the chain verifies P-256 signatures at 0x100 (EIP-7951)."""
+        signer, message = MemorySigner.from_secret(1), b"maxgreen"
+        x, y = public_point(signer.spki)
+        point = x.to_bytes(32, "big") + y.to_bytes(32, "big")
+        data = hashlib.sha256(message).digest() + signer.sign(message) + point
+        answer = self._asked(lambda: bytes(self.web3.eth.call({"to": P256_ADDRESS, "data": data})))
+        return bool(int.from_bytes(answer, "big") == 1)
+
+    def balance(self, address: str) -> int:
+        """Return an account's balance, wei."""
+        return int(self._asked(lambda: int(self.web3.eth.get_balance(Web3.to_checksum_address(address)))))
+
+    def code(self, address: str) -> bytes:
+        """Return the code at an address; empty where there is no contract."""
+        return bytes(self._asked(lambda: bytes(self.web3.eth.get_code(Web3.to_checksum_address(address)))))
 
     def events(self, event: Any, block: int) -> list[Any]:
         """Return a contract's events in one block."""
@@ -90,49 +163,86 @@ class Chain:
         named = [(known.get(bytes(log["topics"][0])), log) for log in logs if log["topics"]]
         return [event.process_log(log) for event, log in named if event is not None]
 
-    def _send(self, account: LocalAccount, function: Any) -> Any:
-        def send() -> Any:
-            fields: dict[str, Any] = {
-                "from": account.address,
-                "nonce": self.web3.eth.get_transaction_count(account.address),
-                "chainId": self.web3.eth.chain_id,
-            }
-            # the embedded chain's estimates are made at the machine's time, not at its clock's
-            embedded = _is_embedded(self.web3)
-            if embedded:
-                fields["gas"] = EMBEDDED_GAS
-            transaction = function.build_transaction(fields)
-            if not embedded:  # an estimate is exact for the block before; leave room for the next
-                transaction["gas"] = transaction["gas"] * 6 // 5
-            signed = account.sign_transaction(transaction)
-            digest = self.web3.eth.send_raw_transaction(signed.raw_transaction)
-            return self.web3.eth.wait_for_transaction_receipt(digest, timeout=RECEIPT_TIMEOUT_S)
-
-        receipt = self._asked(send)
+    def _send(self, account: LocalAccount, function: Any, purpose: str) -> Any:
+        try:
+            if self.embedded:
+                receipt = self._asked(lambda: self._send_embedded(account, function))
+            else:
+                build = partial(self._built, function)
+                receipt = self._sender.send(account, build, purpose, timeout_s=RECEIPT_TIMEOUT_S)
+        except ChainRefusedError as error:
+            if error.name == NO_FUNDS:
+                raise ChainRefusedError(
+                    NO_FUNDS,
+                    f"{purpose}: account {account.address} has {self.balance(account.address)} wei, too little for the "
+                    "transaction's gas; send it some of the chain's own currency",
+                ) from error
+            raise
         if receipt["status"] != 1:
             if isinstance(function, ContractFunction):
-                self._asked(lambda: function.call({"from": account.address}))
-            raise ChainRefusedError("", f"transaction {receipt['transactionHash'].hex()} failed")
+                before = int(receipt["blockNumber"]) - 1
+                self._asked(lambda: function.call({"from": account.address}, block_identifier=before))
+            raise ChainRefusedError("", f"transaction 0x{bytes(receipt['transactionHash']).hex()} failed")
         return receipt
 
-    def _asked(self, ask: Callable[[], Any]) -> Any:
+    def _send_embedded(self, account: LocalAccount, function: Any) -> Any:
+        """The embedded chain has no pool; a fixed limit, as its estimates are made at the machine's time."""
+        nonce = self.web3.eth.get_transaction_count(account.address)
+        fields = {"from": account.address, "nonce": nonce, "chainId": self.web3.eth.chain_id, "gas": EMBEDDED_GAS}
+        signed = account.sign_transaction(function.build_transaction(fields))
+        return self.web3.eth.wait_for_transaction_receipt(self.web3.eth.send_raw_transaction(signed.raw_transaction))
+
+    def _built(self, function: Any, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return a transaction with a limit of gas; it is tried in the newest block, and in one that begins now.
+
+        On a chain that is quiet the newest block is of long ago, and what time allows is allowed only now.
+        """
+        if self.is_served:
+            return dict(function.build_transaction({**fields, "gas": EMBEDDED_GAS, **_NO_FEES}))
+        sender = {"from": fields["from"]}
         try:
-            with self._lock:
-                return ask()
-        except Exception as error:
-            refused = refusal(error)
-            if refused is not None:
-                raise refused from error
-            if isinstance(error, (OSError, Web3Exception)):
-                raise Retryable(f"the chain does not answer: {error}") from error
-            raise
+            gas = self._asked(lambda: int(function.estimate_gas(sender, block_identifier="latest")))
+        except ChainRefusedError:
+            try:
+                gas = self._asked(lambda: int(function.estimate_gas(sender, block_identifier="pending")))
+            except (ChainRefusedError, Retryable):
+                gas = 0
+            if not gas:
+                raise
+        # an estimate is exact for the block before; leave room for the next. The fees are the sender's to set.
+        return dict(function.build_transaction({**fields, "gas": gas * 6 // 5, **_NO_FEES}))
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        """Return an answer; what is no answer is asked for again for a while, then Retryable says why."""
+        deadline, pause_s = time.monotonic() + (0.0 if self.embedded else ANSWER_S), _FIRST_PAUSE_S
+        while True:
+            try:
+                with self._lock:
+                    return ask()
+            except Exception as error:
+                refused = refusal(error)
+                if refused is not None:
+                    raise refused from error
+                if isinstance(error, MaxgreenError):
+                    raise
+                if self.embedded and not isinstance(error, (OSError, Web3Exception)):
+                    raise
+                if time.monotonic() + pause_s >= deadline:
+                    raise Retryable(f"the chain does not answer{self._of}: {_said(error)}") from error
+                _LOG.debug("asked again: %s", _said(error))
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def connect(where: str, clock: Clock) -> Chain:
     """Connect to a JSON-RPC URL, or open the embedded chain that a file keeps."""
     if where.startswith(("http://", "https://")):
-        served = Web3(HTTPProvider(where, request_kwargs={"timeout": 30}))
-        return Chain(served, mine=lambda: _mine_if_embedded(served))
+        # web3's own retries are off: there is one budget, `Chain`'s
+        web3 = Web3(HTTPProvider(where, {"timeout": (CONNECT_S, SILENT_S)}, exception_retry_configuration=None))
+        web3.middleware_onion.remove(
+            "validation"
+        )  # it asks for the chain's id with every call; `code.verify` does once
+        return Chain(web3, where=where)
     web3 = open_embedded(Path(where), clock)
     return Chain(web3, mine=web3.provider.ethereum_tester.mine_block)  # type: ignore[attr-defined]
 
@@ -144,14 +254,17 @@ def connect_to_read(where: str, clock: Clock) -> Chain:
     return Chain(copy_embedded(Path(where), clock), mine=lambda: None)
 
 
-def _mine_if_embedded(web3: Web3) -> None:
-    """Ask for a block where the embedded chain is served (`maxgreen chain run`); other chains make their own."""
-    if _is_embedded(web3):
-        web3.provider.make_request(RPCEndpoint("evm_mine"), [])
-
-
-def _is_embedded(web3: Web3) -> bool:
-    return web3.client_version.startswith("EthereumTester")
+def _said(error: Exception) -> str:
+    """Return what an error says, without the page that a proxy may have sent and without a URL's secrets."""
+    if isinstance(error, HTTPError) and error.response is not None:
+        return f"HTTP {error.response.status_code} {error.response.reason}"
+    if isinstance(error, Timeout):
+        return f"nothing within {SILENT_S:.0f} s"
+    if isinstance(error, RequestException):
+        return "no connection"
+    if isinstance(error, Web3RPCError) and isinstance(said := (error.rpc_response or {}).get("error"), dict):
+        return str(said.get("message", ""))[:_SHOWN]
+    return f"an answer that cannot be read ({type(error).__name__}: {error!s:.{_SHOWN}})"
 
 
 def account_from_file(path: Path) -> LocalAccount:

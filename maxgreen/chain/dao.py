@@ -1,17 +1,24 @@
 """Proposals of the technical DAO: propose, vote, queue, execute; each step may be repeated."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 from eth_account.signers.local import LocalAccount
 from eth_utils import keccak
 from web3.contract.contract import ContractFunction
 
 from maxgreen.chain.deployment import Deployment
-from maxgreen.clock import Clock
-from maxgreen.errors import MaxgreenError
+from maxgreen.chain.explain import ChainRefusedError
+from maxgreen.clock import Clock, utc
+from maxgreen.errors import MaxgreenError, Retryable
+
+_LOG: Final = logging.getLogger(__name__)
+_DONE_ALREADY: Final = {"GovernorUnexpectedProposalState", "GovernorAlreadyCastVote", "GovernorAlreadyQueuedProposal"}
+_FIRST_PAUSE_MS: Final = 1_000
+_LONGEST_PAUSE_MS: Final = 30_000
 
 
 class ProposalState(IntEnum):
@@ -25,6 +32,15 @@ class ProposalState(IntEnum):
     QUEUED = 5
     EXPIRED = 6
     EXECUTED = 7
+
+
+ENDED: Final = {ProposalState.CANCELED, ProposalState.DEFEATED, ProposalState.EXPIRED, ProposalState.EXECUTED}
+_WAITS: Final = {
+    ProposalState.PENDING: "the vote on '{}' has not begun",
+    ProposalState.ACTIVE: "the vote on '{}' is open",
+    ProposalState.SUCCEEDED: "'{}' passed",
+    ProposalState.QUEUED: "'{}' passed and waits in the timelock",
+}
 
 
 class Vote(IntEnum):
@@ -91,7 +107,7 @@ class Dao:
         return int(against), int(in_favour), int(abstaining)
 
     def due_ms(self, proposal: Proposal) -> int:
-        """Return when the present state can end: votes open, votes close, or the timelock is over."""
+        """Return when the present state can end, by the chain's time: votes open, votes close, the timelock is over."""
         proposal_id, state = self.id_of(proposal), self.state(proposal)
         read = (
             {
@@ -109,28 +125,50 @@ class Dao:
 
         Returns the state reached: EXECUTED, or a state that only time or votes can end.
         """
-        self.propose(members[0], proposal)
+        self._unless_done(lambda: self.propose(members[0], proposal))
+        said = None
+        pause_ms = _FIRST_PAUSE_MS
         while True:
-            state = self._fresh_state(proposal)
+            now_ms = self._chain.now_s() * 1000
+            state, due_ms = self._state_now(proposal), self.due_ms(proposal)
             if state is ProposalState.ACTIVE:
                 for member in members:
-                    self.vote(member, proposal)
+                    self._unless_done(lambda: self.vote(member, proposal))  # noqa: B023 - called at once
             elif state is ProposalState.SUCCEEDED:
-                self._chain.transact(members[0], self._functions.queue(*proposal.arguments))
+                step = self._functions.queue(*proposal.arguments)
+                self._unless_done(lambda: self._chain.transact(members[0], step))  # noqa: B023
                 continue
-            elif state is ProposalState.QUEUED and self._clock.now_ms() >= self.due_ms(proposal):
-                self._chain.transact(members[0], self._functions.execute(*proposal.arguments))
+            elif state is ProposalState.QUEUED and now_ms >= due_ms:
+                step = self._functions.execute(*proposal.arguments)
+                self._unless_done(lambda: self._chain.transact(members[0], step))  # noqa: B023
                 continue
-            if state in {ProposalState.EXECUTED, ProposalState.CANCELED, ProposalState.DEFEATED, ProposalState.EXPIRED}:
+            if state in ENDED or not wait:
                 return state
-            if not wait:
-                return state
-            self._clock.sleep_until(self.due_ms(proposal))
+            if state is not said:
+                _LOG.info("waiting until %s: %s", utc(due_ms), _WAITS[state].format(proposal.description))
+                said, pause_ms = state, _FIRST_PAUSE_MS
+            # by the chain's time, not ours; where that is over and nothing changed, it is asked ever more seldom
+            left_ms = due_ms - now_ms if due_ms > now_ms else pause_ms
+            pause_ms = min(2 * pause_ms, _LONGEST_PAUSE_MS)
+            self._clock.sleep_until(self._clock.now_ms() + left_ms)
 
-    def _fresh_state(self, proposal: Proposal) -> ProposalState:
-        """Return the state as of a block of now (a chain without traffic has old blocks)."""
-        self._chain.newest_block(fresh=True)
-        state = self.state(proposal)
-        if state is None:
+    def _unless_done(self, step: Callable[[], object]) -> None:
+        """Take a step, which another may have taken since we looked."""
+        try:
+            step()
+        except ChainRefusedError as error:
+            if error.name not in _DONE_ALREADY:
+                raise
+            self._clock.sleep_until(self._clock.now_ms() + _FIRST_PAUSE_MS)
+
+    def _state_now(self, proposal: Proposal) -> ProposalState:
+        """Return the state as a transaction would find it: a chain without traffic has old blocks."""
+        if self.state(proposal) is None:
             raise MaxgreenError("the proposal was not found on the chain")
-        return state
+        function = self._functions.state(self.id_of(proposal))
+        if self._chain.embedded or self._chain.is_served:
+            return ProposalState(self._chain.call(function))
+        try:
+            return ProposalState(self._chain.call(function, at="pending"))
+        except (Retryable, ChainRefusedError):  # not every RPC has a pending block
+            return ProposalState(self._chain.call(function))

@@ -1,14 +1,11 @@
 """One deployment: its contracts' addresses, in a file that every service reads."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from eth_account.signers.local import LocalAccount
-from eth_utils.abi import function_abi_to_4byte_selector
 from web3.contract.contract import Contract
 
 from maxgreen.chain.client import Chain
@@ -18,17 +15,16 @@ from maxgreen.protocol.identity import network_name
 ADMIN_ROLE: Final = 0
 OPERATOR_ROLE: Final = 1
 MINTER_ROLE: Final = 2
-OPEN_EXECUTOR: Final = "0x0000000000000000000000000000000000000000"
+NOBODY: Final = "0x0000000000000000000000000000000000000000"
 
 
 @dataclass(frozen=True)
 class Governance:
-    """How the DAO decides: voting delay and period, timelock (seconds), quorum (percent of the badges)."""
+    """How the DAO decides: voting delay and period, timelock, s. A majority of all badges passes a proposal."""
 
     voting_delay_s: int = 3_600
     voting_period_s: int = 3 * 86_400
     timelock_s: int = 86_400
-    quorum_percent: int = 50
 
 
 @dataclass(frozen=True)
@@ -93,51 +89,3 @@ class Deployment:
         """Return the energy token of a storage node."""
         address = self.chain.call(self.registry.functions.energyTokenOf(node_token))
         return self.chain.contract("EnergyToken", address)
-
-
-def deploy(
-    chain: Chain, deployer: LocalAccount, operator: str, members: Sequence[str], governance: Governance
-) -> Deployment:
-    """Deploy everything, give the DAO its badges, and hand the administration to its timelock."""
-
-    def do(function: Any) -> None:
-        chain.transact(deployer, function)
-
-    authority = chain.deploy(deployer, "Authority", deployer.address)
-    badge = chain.deploy(deployer, "DaoBadge", authority.address)
-    timelock = chain.deploy(deployer, "Timelock", governance.timelock_s, [], [OPEN_EXECUTOR], deployer.address)
-    governor = chain.deploy(
-        deployer,
-        "TechGovernor",
-        badge.address,
-        timelock.address,
-        governance.voting_delay_s,
-        governance.voting_period_s,
-        governance.quorum_percent,
-    )
-    factory = chain.deploy(deployer, "EnergyTokenFactory")
-    registry = chain.deploy(deployer, "MinerRegistry", authority.address, factory.address)
-    settlement = chain.deploy(deployer, "EnergySettlement", authority.address, registry.address)
-    for role in ("PROPOSER_ROLE", "CANCELLER_ROLE"):
-        do(timelock.functions.grantRole(chain.call(timelock.functions[role]()), governor.address))
-    do(timelock.functions.renounceRole(chain.call(timelock.functions.DEFAULT_ADMIN_ROLE()), deployer.address))
-    for member in members:
-        do(badge.functions.grant(member))
-    selectors = [
-        function_abi_to_4byte_selector(settlement.get_function_by_name(name).abi) for name in ("openLine", "request")
-    ]
-    do(authority.functions.setTargetFunctionRole(settlement.address, selectors, OPERATOR_ROLE))
-    do(authority.functions.grantRole(OPERATOR_ROLE, operator, 0))
-    do(authority.functions.grantRole(MINTER_ROLE, settlement.address, 0))
-    do(authority.functions.grantRole(ADMIN_ROLE, timelock.address, 0))
-    do(authority.functions.renounceRole(ADMIN_ROLE, deployer.address))
-    addresses = Addresses(
-        chain.chain_id,
-        authority.address,
-        badge.address,
-        timelock.address,
-        governor.address,
-        registry.address,
-        settlement.address,
-    )
-    return Deployment(chain, addresses)

@@ -12,6 +12,11 @@ from maxgreen.errors import MaxgreenError
 
 _ERROR_STRING: Final = bytes.fromhex("08c379a0")  # Error(string)
 _PANIC: Final = bytes.fromhex("4e487b71")  # Panic(uint256)
+NO_FUNDS: Final = "InsufficientFunds"
+_FUNDS: Final = re.compile(
+    "insufficient (funds|balance)|gas required exceeds allowance|does not have enough balance|lack of funds",
+    re.IGNORECASE,
+)
 _REFUSALS: Final = {"TransactionFailed", "ContractLogicError", "ContractCustomError"}
 _SENTENCES: Final = {
     "AccessManagedUnauthorized": "{caller} may not call this; the role table in docs/contracts.md says who may",
@@ -78,6 +83,8 @@ def refusal(error: Exception) -> ChainRefusedError | None:
     data = revert_data(error)
     if data is not None:
         return explain(data)
+    if _FUNDS.search(str(error)):
+        return ChainRefusedError(NO_FUNDS, "the account has too little for the transaction's gas")
     return ChainRefusedError("", str(error)) if type(error).__name__ in _REFUSALS else None
 
 

@@ -7,10 +7,12 @@ from typing import Any
 from eth_abi.abi import encode as abi_encode
 from eth_account.signers.local import LocalAccount
 from eth_utils import keccak
+from web3.logs import DISCARD
 
 from maxgreen.chain.dao import Proposal
 from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.registry import name_fields
+from maxgreen.errors import Retryable
 from maxgreen.protocol.attestation import Attestation
 
 
@@ -177,8 +179,8 @@ class SettlementContract:
         call = self._functions.openLine(ends.values, terms, _attestation(sent), _attestation(received))
         return self._chain.transact(operator, call)
 
-    def request(self, operator: LocalAccount, wanted: OrderRequest) -> Any:
-        """Request an order; return the transaction's receipt."""
+    def request(self, operator: LocalAccount, wanted: OrderRequest) -> int:
+        """Request an order; return its number, from the transaction's own event."""
         value = (
             wanted.line,
             wanted.until_s,
@@ -189,7 +191,11 @@ class SettlementContract:
             _attestation(wanted.sent),
             _attestation(wanted.received),
         )
-        return self._chain.transact(operator, self._functions.request(value))
+        receipt = self._chain.transact(operator, self._functions.request(value))
+        for event in self._contract.events.OrderRequested().process_receipt(receipt, errors=DISCARD):
+            if event["address"] == self._contract.address and bytes(event["args"]["line"]) == wanted.line:
+                return int(event["args"]["orderId"])
+        raise Retryable("the chain's RPC gave a receipt without the order: run it again, with another RPC")
 
     def approval(self, orders: dict[int, bytes], description: str) -> Proposal:
         """Return the proposal that approves orders with the data roots voted on."""

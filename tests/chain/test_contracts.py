@@ -7,7 +7,8 @@ from eth_account import Account
 
 from maxgreen.chain.client import Chain, connect, connect_to_read
 from maxgreen.chain.dao import Dao, ProposalState, Vote
-from maxgreen.chain.deployment import Deployment, Governance, deploy
+from maxgreen.chain.deploying import deploy
+from maxgreen.chain.deployment import Deployment, Governance
 from maxgreen.chain.embedded import dev_secret
 from maxgreen.chain.explain import ChainRefusedError, explain
 from maxgreen.chain.merkle import BATCH_LEAF, MerkleTree, leaf_hash, root_of
@@ -20,7 +21,7 @@ from maxgreen.protocol.keys import MemorySigner
 
 START_S = 1_767_225_600
 KWH = 3_600_000_000
-GOVERNANCE = Governance(voting_delay_s=1, voting_period_s=5, timelock_s=1, quorum_percent=50)
+GOVERNANCE = Governance(voting_delay_s=1, voting_period_s=5, timelock_s=1)
 ANVIL_SECRETS = [
     "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80",
     "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d",

@@ -13,7 +13,8 @@ from eth_account import Account
 from paho.mqtt.enums import CallbackAPIVersion
 
 from maxgreen.chain.client import connect
-from maxgreen.chain.deployment import Governance, deploy
+from maxgreen.chain.deploying import deploy
+from maxgreen.chain.deployment import Governance
 from maxgreen.chain.embedded import dev_secret
 from maxgreen.clock import SystemClock
 from maxgreen.keyfile import create_key_file

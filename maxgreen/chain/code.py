@@ -1,0 +1,110 @@
+"""Is the code on a chain ours? The runtime code of an artefact with the values of its immutable variables filled in."""
+
+from typing import Any, Final
+
+from eth_abi.abi import encode as abi_encode
+from eth_utils import keccak
+
+from maxgreen.chain.artifacts import artifact
+from maxgreen.chain.client import Chain
+from maxgreen.chain.deployment import Addresses
+from maxgreen.errors import Fatal
+from maxgreen.protocol.cose import network_digest
+
+CONTRACTS: Final = {
+    "Authority": "authority",
+    "DaoBadge": "badge",
+    "Timelock": "timelock",
+    "TechGovernor": "governor",
+    "MinerRegistry": "registry",
+    "EnergySettlement": "settlement",
+}
+_EIP712_NAMES: Final = {
+    "DaoBadge": "MaxCoin Technical DAO",
+    "TechGovernor": "MaxCoin Technical DAO",
+    "MinerRegistry": "MaxCoin Green Energy System",
+}
+_EIP712_VERSION: Final = "1"
+_DOMAIN: Final = keccak(text="EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
+_WORD: Final = 32
+
+
+def verify(chain: Chain, addresses: Addresses) -> None:
+    """Fatal when a chain is another one than a deployment's, or has other code than ours at its addresses."""
+    for finding in code_findings(chain, addresses):
+        raise Fatal(f"{finding}; is it the right deployment file and RPC, and this version of maxgreen?")
+
+
+def code_findings(chain: Chain, addresses: Addresses) -> list[str]:
+    """Return what is wrong with the chain's id and with the contracts' code, a sentence each."""
+    if chain.chain_id != addresses.chain_id:
+        return [f"the RPC is of chain {chain.chain_id}, the deployment of chain {addresses.chain_id}"]
+    findings = []
+    for name, field in CONTRACTS.items():
+        address = getattr(addresses, field)
+        code = chain.code(address)
+        if not code:
+            findings.append(f"there is no contract at {address}, where {name} should be")
+        elif code != runtime(name, addresses, code):
+            findings.append(f"the code at {address} is not that of {name}")
+    if not findings:
+        factory = factory_of(chain.code(addresses.registry))
+        if chain.code(factory) != bytes.fromhex(artifact("EnergyTokenFactory")["runtime"][2:]):
+            findings.append(f"the code at {factory} is not that of EnergyTokenFactory")
+    return findings
+
+
+def factory_of(registry_code: bytes) -> str:
+    """Return the address of the factory that a registry's code names."""
+    [at, *_] = artifact("MinerRegistry")["immutables"]["_factory"]
+    return "0x" + registry_code[at + _WORD - 20 : at + _WORD].hex()
+
+
+def runtime(name: str, addresses: Addresses, code: bytes) -> bytes:
+    """Return the code that a contract of a deployment has; `code`, what is there, names the factory."""
+    made = artifact(name)
+    filled = bytearray.fromhex(made["runtime"][2:])
+    if len(code) != len(filled):
+        return bytes(filled)
+    values = _immutables(name, addresses)
+    if name == "MinerRegistry":
+        values["_factory"] = _address(factory_of(code))
+    for variable, places in made["immutables"].items():
+        for at in places:
+            filled[at : at + _WORD] = values[variable]
+    return bytes(filled)
+
+
+def _immutables(name: str, addresses: Addresses) -> dict[str, bytes]:
+    digest = network_digest(addresses.network)
+    values: dict[str, bytes] = {
+        "registry": _address(addresses.registry),
+        "networkDigest": digest,
+        "_networkDigest": digest,
+        "_token": _address(addresses.badge),
+    }
+    if name in _EIP712_NAMES:
+        title = _EIP712_NAMES[name]
+        here = _address(getattr(addresses, CONTRACTS[name]))
+        chain_id = addresses.chain_id.to_bytes(_WORD, "big")
+        hashed, version = keccak(text=title), keccak(text=_EIP712_VERSION)
+        values |= {
+            "_cachedThis": here,
+            "_cachedChainId": chain_id,
+            "_cachedDomainSeparator": keccak(abi_encode(["bytes32"] * 5, [_DOMAIN, hashed, version, chain_id, here])),
+            "_hashedName": hashed,
+            "_hashedVersion": version,
+            "_name": _short_string(title),
+            "_version": _short_string(_EIP712_VERSION),
+        }
+    return values
+
+
+def _address(address: str) -> bytes:
+    return bytes.fromhex(address[2:]).rjust(_WORD, b"\0")
+
+
+def _short_string(text: str) -> bytes:
+    """OpenZeppelin's ShortString: the text, and its length in the last byte."""
+    data: Any = text.encode()
+    return bytes(data.ljust(_WORD - 1, b"\0") + bytes([len(data)]))
