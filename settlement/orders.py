@@ -105,8 +105,8 @@ class Payer:
                 try:
                     self._contract.collect(self._operator, order.leaf.line)
                 except ChainRefusedError as error:
-                    # it stays credited until the battery has room; or another collected it first
-                    if error.name not in {"NoRoom", "NothingToCollect"}:
+                    # it stays credited until the battery has room and both are active; or another was first
+                    if error.name not in {"NoRoom", "SystemNotActive", "NothingToCollect"}:
                         raise
 
     def order_entry(self, closed: Closed, placed: Sequence[Placed]) -> bytes:

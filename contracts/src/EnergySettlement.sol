@@ -23,6 +23,7 @@ contract EnergySettlement is AccessManaged {
     uint256 private constant WEI_DENOMINATOR = 9;
     uint256 private constant WEI_PER_WH = 1e15;
     uint256 private constant FUTURE_SECONDS = 300;
+    uint8 private constant CODE_OTHER = 64;
 
     struct Ends {
         uint256 minerToken;
@@ -111,6 +112,7 @@ contract EnergySettlement is AccessManaged {
     error BadAttestation(uint256 token, uint64 channel);
     error AttestationInFuture(uint64 time, uint256 blockTime);
     error RegisterWentBack(uint256 token, uint64 register, uint64 known);
+    error ReadingWentBack(uint256 token, uint64 time, uint64 seq);
     error OrderOpen(bytes32 line, uint256 orderId);
     error NothingPayable(bytes32 line, uint256 payableTotal, uint256 paid);
     error PayableExceedsGrowth(uint256 payableTotal, uint256 sentGrowth, uint256 receivedGrowth);
@@ -158,8 +160,8 @@ contract EnergySettlement is AccessManaged {
         _claim(ends.nodeToken, ends.nodeChannel, Kind.StorageNode, ROLE_RECEIVED, id);
         line.ends = ends;
         line.loss = loss;
-        line.baseSent = _checked(ends.minerToken, ends.minerChannel, sent, 0);
-        line.baseReceived = _checked(ends.nodeToken, ends.nodeChannel, received, 0);
+        line.baseSent = _checked(ends.minerToken, ends.minerChannel, sent, line.sent);
+        line.baseReceived = _checked(ends.nodeToken, ends.nodeChannel, received, line.received);
         line.sent = line.baseSent;
         line.received = line.baseReceived;
         _lineIds.push(id);
@@ -172,8 +174,8 @@ contract EnergySettlement is AccessManaged {
         if (line.openOrder != 0) revert OrderOpen(wanted.line, line.openOrder);
         if (wanted.payableTotal <= line.paid) revert NothingPayable(wanted.line, wanted.payableTotal, line.paid);
         Ends memory ends = line.ends;
-        Reading memory sent = _checked(ends.minerToken, ends.minerChannel, wanted.sent, line.sent.register);
-        Reading memory received = _checked(ends.nodeToken, ends.nodeChannel, wanted.received, line.received.register);
+        Reading memory sent = _checked(ends.minerToken, ends.minerChannel, wanted.sent, line.sent);
+        Reading memory received = _checked(ends.nodeToken, ends.nodeChannel, wanted.received, line.received);
         _checkBounds(line, wanted.payableTotal, sent, received);
         orderId = ++orders;
         line.openOrder = orderId;
@@ -204,6 +206,10 @@ contract EnergySettlement is AccessManaged {
                 emit OrderSkipped(orderIds[k]);
                 continue;
             }
+            if (!_areActive(line.ends)) {
+                _reject(orderIds[k], order, CODE_OTHER, "a system of the line is not active");
+                continue;
+            }
             uint256 credited = order.payableTotal - line.paid;
             order.status = OrderStatus.Approved;
             order.decidedBlock = block.number;
@@ -221,18 +227,16 @@ contract EnergySettlement is AccessManaged {
     function reject(uint256 orderId, uint8 code, string calldata text) external restricted {
         Order storage order = _order(orderId);
         if (order.status != OrderStatus.Requested) revert OrderNotOpen(orderId, order.status);
-        order.status = OrderStatus.Rejected;
-        order.decidedBlock = block.number;
-        order.code = code;
-        order.text = text;
-        _lines[order.line].openOrder = 0;
-        emit OrderRejected(orderId, order.line, code, text);
+        _reject(orderId, order, code, text);
     }
 
-    /// Pay out a line's credit, as far as its node's battery has room. Anyone may call it.
+    /// Pay out a line's credit, as far as its node's battery has room and while both systems are active. Anyone may
+    /// call it.
     function collect(bytes32 id) external {
         Line storage line = _line(id);
         if (line.credit == 0) revert NothingToCollect(id);
+        _requireActive(line.ends.minerToken);
+        _requireActive(line.ends.nodeToken);
         System memory node = registry.systemOf(line.ends.nodeToken);
         EnergyToken token = registry.energyTokenOf(line.ends.nodeToken);
         uint256 factor = uint256(node.efficiencyPpm) * WEI_NUMERATOR;
@@ -310,15 +314,36 @@ contract EnergySettlement is AccessManaged {
         uint256 token,
         uint64 channel,
         Attestation calldata reading,
-        uint64 known
+        Reading storage known
     ) private view returns (Reading memory) {
-        if (registry.statusOf(token) != Status.Active) revert SystemNotActive(token);
+        _requireActive(token);
         if (!registry.keyOf(token).attests(_networkDigest, channel, reading)) revert BadAttestation(token, channel);
         if (reading.time > block.timestamp + FUTURE_SECONDS) {
             revert AttestationInFuture(reading.time, block.timestamp);
         }
-        if (reading.register < known) revert RegisterWentBack(token, reading.register, known);
+        if (reading.register < known.register) revert RegisterWentBack(token, reading.register, known.register);
+        if (reading.time < known.time || reading.seq < known.seq) {
+            revert ReadingWentBack(token, reading.time, reading.seq);
+        }
         return Reading(reading.time, reading.register, reading.seq);
+    }
+
+    function _reject(uint256 orderId, Order storage order, uint8 code, string memory text) private {
+        order.status = OrderStatus.Rejected;
+        order.decidedBlock = block.number;
+        order.code = code;
+        order.text = text;
+        _lines[order.line].openOrder = 0;
+        emit OrderRejected(orderId, order.line, code, text);
+    }
+
+    function _areActive(Ends memory ends) private view returns (bool) {
+        return
+            registry.statusOf(ends.minerToken) == Status.Active && registry.statusOf(ends.nodeToken) == Status.Active;
+    }
+
+    function _requireActive(uint256 token) private view {
+        if (registry.statusOf(token) != Status.Active) revert SystemNotActive(token);
     }
 
     function _checkBounds(

@@ -62,6 +62,7 @@ contract MinerRegistry is SoulBound, AccessManaged {
 
     event Applied(uint256 indexed applicationId, address indexed applicant, bytes16 deviceId, Kind kind);
     event Registered(uint256 indexed tokenId, uint256 indexed applicationId, bytes16 indexed deviceId, Kind kind);
+    event ApplicationSkipped(uint256 indexed applicationId, uint256 indexed tokenId);
     event StatusChanged(uint256 indexed tokenId, Status status, string reason);
     event EnergyTokenMade(uint256 indexed tokenId, address token);
 
@@ -69,10 +70,15 @@ contract MinerRegistry is SoulBound, AccessManaged {
     error PossessionNotProved(bytes16 deviceId, address applicant);
     error DeviceAlreadyRegistered(bytes16 deviceId, uint256 tokenId);
     error NoSuchApplication(uint256 applicationId);
-    error ApplicationAlreadyApproved(uint256 applicationId, uint256 tokenId);
     error NoChannels();
+    error TooManyChannels(uint256 count);
+    error ChannelTwice(uint64 channel);
+    error UriTooLong(uint256 bytes_);
     error EfficiencyOutOfRange(uint32 efficiencyPpm);
     error NotRegistered(uint256 tokenId);
+
+    uint256 private constant MAX_CHANNELS = 16;
+    uint256 private constant MAX_URI_BYTES = 512;
 
     /// SHA-256 of the deployment's CAIP-10 name (P-ID-3).
     bytes32 public immutable networkDigest;
@@ -105,7 +111,8 @@ contract MinerRegistry is SoulBound, AccessManaged {
     function applyFor(System calldata system, bytes32 r, bytes32 s) external returns (uint256 applicationId) {
         bytes16 device = system.key.deviceId();
         if (tokenOf[device] != 0) revert DeviceAlreadyRegistered(device, tokenOf[device]);
-        if (system.channels.length == 0) revert NoChannels();
+        _checkChannels(system.channels);
+        if (bytes(system.uri).length > MAX_URI_BYTES) revert UriTooLong(bytes(system.uri).length);
         if (system.efficiencyPpm == 0 || system.efficiencyPpm > 1_000_000) {
             revert EfficiencyOutOfRange(system.efficiencyPpm);
         }
@@ -118,13 +125,16 @@ contract MinerRegistry is SoulBound, AccessManaged {
         emit Applied(applicationId, msg.sender, device, system.kind);
     }
 
-    /// The DAO approves: the applicant gets the token, a storage node its energy token.
+    /// The DAO approves: the applicant gets the token, a storage node its energy token. A device that is registered
+    /// already is skipped, so that one application does not stop the others of a vote.
     function admit(uint256 applicationId) external restricted returns (uint256 tokenId) {
         Application storage application = _applications[applicationId];
         if (application.applicant == address(0)) revert NoSuchApplication(applicationId);
-        if (application.tokenId != 0) revert ApplicationAlreadyApproved(applicationId, application.tokenId);
         bytes16 device = application.system.key.deviceId();
-        if (tokenOf[device] != 0) revert DeviceAlreadyRegistered(device, tokenOf[device]);
+        if (tokenOf[device] != 0) {
+            emit ApplicationSkipped(applicationId, tokenOf[device]);
+            return 0;
+        }
         tokenId = ++registrations;
         application.tokenId = tokenId;
         tokenOf[device] = tokenId;
@@ -161,6 +171,17 @@ contract MinerRegistry is SoulBound, AccessManaged {
     function keyOf(uint256 tokenId) external view returns (DeviceKey memory) {
         _requireRegistered(tokenId);
         return _applications[_applicationOf[tokenId]].system.key;
+    }
+
+    /// Whoever reads a system reads all its channels: a bound keeps that affordable for others.
+    function _checkChannels(Channel[] calldata channels) private pure {
+        if (channels.length == 0) revert NoChannels();
+        if (channels.length > MAX_CHANNELS) revert TooManyChannels(channels.length);
+        for (uint256 k = 1; k < channels.length; ++k) {
+            for (uint256 earlier = 0; earlier < k; ++earlier) {
+                if (channels[k].number == channels[earlier].number) revert ChannelTwice(channels[k].number);
+            }
+        }
     }
 
     function _setStatus(uint256 tokenId, Status status, string memory reason) private {

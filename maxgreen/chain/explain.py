@@ -21,10 +21,10 @@ _REFUSALS: Final = {"TransactionFailed", "ContractLogicError", "ContractCustomEr
 _SENTENCES: Final = {
     "AccessManagedUnauthorized": "{caller} may not call this; the role table in docs/contracts.md says who may",
     "AlreadyMember": "{member} holds a badge already",
-    "ApplicationAlreadyApproved": "application {applicationId} was approved already, as token {tokenId}",
     "AttestationInFuture": "the attestation's time {time} is more than 300 s after the block's {blockTime}",
     "BadAttestation": "the device of token {token} did not sign this register of channel {channel}",
     "ChannelInUse": "channel {channel} of token {token} belongs to line {line} already",
+    "ChannelTwice": "channel {channel} is named twice; each channel of a system has a number of its own",
     "DataRootChanged": "order {orderId} has data root {stored}, not {voted} as voted on; vote again",
     "DeviceAlreadyRegistered": "device {deviceId} is registered already, as token {tokenId}",
     "EfficiencyOutOfRange": "an efficiency of {efficiencyPpm} ppm is not in 1..1,000,000",
@@ -45,9 +45,12 @@ _SENTENCES: Final = {
     "received {receivedGrowth})",
     "PossessionNotProved": "{applicant} did not prove that it holds the key of device {deviceId}; "
     "sign the proof with the agent's key for this address",
+    "ReadingWentBack": "the reading of token {token} (time {time}, seq {seq}) is older than one that the chain knows",
     "RegisterWentBack": "register {register} of token {token} is lower than {known}, which the chain knows",
-    "SystemNotActive": "token {token} is not active",
+    "SystemNotActive": "token {token} is not active; the DAO suspended or revoked it",
     "TokenIsSoulBound": "token {tokenId} is soul-bound and cannot be transferred",
+    "TooManyChannels": "{count} channels; a system has at most 16",
+    "UriTooLong": "a URI of {bytes_} bytes; at most 512",
     "WrongKind": "token {token} is not of the kind that this end of a line needs",
 }
 

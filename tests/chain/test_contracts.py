@@ -6,7 +6,7 @@ import pytest
 from eth_account import Account
 
 from maxgreen.chain.client import Chain, connect, connect_to_read
-from maxgreen.chain.dao import Dao, ProposalState, Vote
+from maxgreen.chain.dao import Dao, Proposal, ProposalState, Vote
 from maxgreen.chain.deploying import deploy
 from maxgreen.chain.deployment import Deployment, Governance
 from maxgreen.chain.embedded import dev_secret
@@ -229,6 +229,65 @@ def test_tokens_are_never_more_than_the_battery_holds(tmp_path):
         world.contract.collect(world.operator, world.ends.line_id)
     with refused("NotMinter"):
         world.chain.transact(world.operator, token.functions.mint(world.operator.address, 1))
+
+
+def test_what_a_revoked_system_made_is_neither_credited_nor_paid(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    statuses = world.deployment.registry.functions
+    world.clock.sleep_until((world.time_s + 90_000) * 1000)
+    world.contract.request(world.operator, world.wanted(KWH, at_s=80_000))
+    world.pass_(Proposal((statuses.setStatus(1, 3, "its shunt was bridged"),), "Revoke it"))
+    assert world.pass_(world.contract.approval({1: b"\2" * 32}, "Pay")) is ProposalState.EXECUTED
+    order, line = world.contract.order(1), world.contract.line(world.ends.line_id)
+    assert (order.status, order.code, order.text) == (OrderStatus.REJECTED, 64, "a system of the line is not active")
+    assert (line.paid_mws, line.credit_mws, line.open_order) == (0, 0, 0)  # and the line is not stuck
+    with refused("SystemNotActive"):
+        world.contract.request(world.operator, world.wanted(KWH, at_s=80_000))
+    world.pass_(Proposal((statuses.setStatus(1, 1, "it was mended"),), "Reinstate it"))
+    world.contract.request(world.operator, world.wanted(KWH, at_s=80_000))
+    world.pass_(world.contract.approval({2: b"\2" * 32}, "Pay again"))
+    world.pass_(Proposal((statuses.setStatus(2, 2, "it sells what it has not"),), "Suspend the node"))
+    with refused("SystemNotActive"):
+        world.contract.collect(world.operator, world.ends.line_id)
+    world.pass_(Proposal((statuses.setStatus(2, 1, "it was a mistake"),), "Reinstate the node"))
+    world.contract.collect(world.operator, world.ends.line_id)
+    assert world.contract.line(world.ends.line_id).credit_mws == 0
+
+
+def test_readings_never_go_back_in_time_or_seq(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    world.clock.sleep_until((world.time_s + 90_000) * 1000)
+    world.contract.request(world.operator, world.wanted(KWH, 5, at_s=80_000))
+    world.pass_(world.contract.approval({1: b"\2" * 32}, "Pay"))
+    for seq, at_s in ((4, 80_000), (5, 79_999), (6, 79_999)):
+        with refused("ReadingWentBack"):
+            world.contract.request(world.operator, world.wanted(KWH + 5, seq, at_s=at_s))
+    world.contract.request(world.operator, world.wanted(KWH + 5, 5, at_s=80_000))
+
+
+def test_channels_are_few_and_each_has_a_number_of_its_own(tmp_path):
+    world = embedded(tmp_path)
+
+    def apply(numbers, uri=""):
+        channels = tuple(ChannelSpec(number, 1, 1, 0, 0) for number in numbers)
+        return apply_for(world.deployment, world.accounts[5], world.miner, SystemSpec(Kind.MINER, channels, uri=uri))
+
+    with refused("ChannelTwice"):
+        apply((0, 1, 0))
+    with refused("TooManyChannels"):
+        apply(range(17))
+    with refused("UriTooLong"):
+        apply((0,), "x" * 513)
+    apply(range(16), "x" * 512)
+
+
+def test_an_application_that_came_twice_stops_no_other(tmp_path):
+    world = embedded(tmp_path)
+    spec = SystemSpec(Kind.MINER, (ChannelSpec(1, 1, 1, 0, 0),))
+    twice = [apply_for(world.deployment, world.accounts[5], world.miner, spec) for _ in range(2)]
+    other = apply_for(world.deployment, world.accounts[6], world.node, spec)
+    assert world.pass_(admission(world.deployment, [*twice, other])) is ProposalState.EXECUTED
+    assert {system.token for system in read_systems(world.deployment).values()} == {1, 2}
 
 
 def test_a_vote_pins_the_evidence_and_a_minority_does_not_pay(tmp_path):
