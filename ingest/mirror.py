@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
+from maxgreen.chain.code import verify
 from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.explain import ChainRefusedError
 from maxgreen.chain.registry import RegisteredSystem, changed_tokens, each_system, registrations
@@ -36,6 +37,7 @@ class Registry:
         self._deployment = deployment
         self._refresh_s = refresh_s
         self._systems: Iterator[RegisteredSystem] | None = None  # what is being read
+        self._verified = False  # that the chain and its code are the deployment's
         self._followed_to = 0  # when that is read
         self._whole_due_s = time.monotonic() + _WHOLE_S
         self._behind = False  # more blocks are to be followed
@@ -44,7 +46,7 @@ class Registry:
     def step(self) -> float:
         """Read some systems of those that are new or may have changed; return how long to pause, s.
 
-        Retryable while chain or ledger are away.
+        Retryable while chain or ledger are away; Fatal when the chain or its code is another than the deployment's.
         """
         if self._systems is None:
             self._systems = self._begin()
@@ -65,6 +67,9 @@ class Registry:
 
     def _begin(self) -> Iterator[RegisteredSystem]:
         newest = self._deployment.chain.newest_block().number
+        if not self._verified:
+            verify(self._deployment.chain, self._deployment.addresses)
+            self._verified = True
         with self._engine.begin() as connection:
             followed_to = Book(connection).position(_POSITION)
         now_s = time.monotonic()

@@ -1,6 +1,7 @@
 """The registry in the ledger: read once, then followed by its events; and commands that no chain keeps back."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import select
@@ -9,8 +10,9 @@ from ingest import mirror
 from ingest.housekeeping import Housekeeping
 from ingest.mirror import Registry
 from maxgreen.chain.dao import Proposal, ProposalState
+from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.explain import ChainRefusedError
-from maxgreen.errors import Retryable
+from maxgreen.errors import Fatal, Retryable
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
 from maxgreen.ledger.schema import devices
@@ -47,9 +49,9 @@ class Counted:
     def __init__(self, chain, monkeypatch):
         self.calls, call = 0, chain.call
 
-        def counting(function):
+        def counting(function, **where):
             self.calls += 1
-            return call(function)
+            return call(function, **where)
 
         monkeypatch.setattr(chain, "call", counting)
 
@@ -78,6 +80,17 @@ def test_systems_are_read_once_and_then_what_events_speak_of(world, ledger, monk
     assert known(ledger) == {1: Status.ACTIVE, 2: Status.SUSPENDED}
     assert asked() == 1 + 3
     assert position(ledger) == world.chain.newest_block().number + 1
+
+
+def test_nothing_is_taken_from_another_chain_or_other_code(world_of_two, ledger):
+    chain, addresses = world_of_two.chain, world_of_two.deployment.addresses
+    for wrong, said in (
+        (replace(addresses, chain_id=5), "the deployment of chain 5"),
+        (replace(addresses, registry=addresses.badge), "is not that of MinerRegistry"),
+    ):
+        with pytest.raises(Fatal, match=said):
+            Registry(ledger, Deployment(chain, wrong), refresh_s=30).step()
+    assert known(ledger) == {}
 
 
 def test_a_server_that_gives_few_blocks_at_once_is_asked_for_fewer(world_of_two, ledger, monkeypatch):
