@@ -89,13 +89,18 @@ class Chain:
             self._served = bool(self._asked(lambda: self.web3.client_version.startswith("EthereumTester")))
         return self._served
 
+    @property
+    def is_eth_tester(self) -> bool:
+        """Whether it is an embedded chain, here or served: its newest block, made when asked for, is of now."""
+        return self.embedded or self.is_served
+
     def now_s(self) -> int:
         """Return the time that a transaction would see, unix s: of the block that begins now, where the chain has one.
 
         A chain that is quiet has made no block for long.
         """
         newest = self.newest_block(fresh=True)
-        if self.embedded or self.is_served:
+        if self.is_eth_tester:
             return newest.time_s
         try:
             return max(newest.time_s, self.block("pending").time_s)
@@ -239,9 +244,7 @@ def connect(where: str, clock: Clock) -> Chain:
     if where.startswith(("http://", "https://")):
         # web3's own retries are off: there is one budget, `Chain`'s
         web3 = Web3(HTTPProvider(where, {"timeout": (CONNECT_S, SILENT_S)}, exception_retry_configuration=None))
-        web3.middleware_onion.remove(
-            "validation"
-        )  # it asks for the chain's id with every call; `code.verify` does once
+        web3.middleware_onion.remove("validation")  # asks for the chain's id with every call; `code.verify` does once
         return Chain(web3, where=where)
     web3 = open_embedded(Path(where), clock)
     return Chain(web3, mine=web3.provider.ethereum_tester.mine_block)  # type: ignore[attr-defined]

@@ -166,7 +166,7 @@ class Dao:
         if self.state(proposal) is None:
             raise MaxgreenError("the proposal was not found on the chain")
         function = self._functions.state(self.id_of(proposal))
-        if self._chain.embedded or self._chain.is_served:
+        if self._chain.is_eth_tester:
             return ProposalState(self._chain.call(function))
         try:
             return ProposalState(self._chain.call(function, at="pending"))

@@ -76,7 +76,7 @@ def check_arguments(chain: Chain, deployer: str, operator: str, members: Sequenc
             raise UsageError(f"{option} {address}: not an address (0x and 40 hex digits)")
     if len({member.lower() for member in members}) < len(members):
         raise UsageError("--member: the same address twice; a member has one vote")
-    local = chain.embedded or chain.is_served or chain.chain_id in _LOCAL_CHAINS
+    local = chain.is_eth_tester or chain.chain_id in _LOCAL_CHAINS
     for name in ("voting_delay_s", "voting_period_s", "timelock_s"):
         value, floor = getattr(governance, name), 0 if local else getattr(_FLOORS, name)
         if not floor <= value <= _LARGEST_S:
