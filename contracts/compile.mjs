@@ -30,7 +30,9 @@ if (problems.length > 0) process.exit(1);
 
 // the names of immutable variables, which the compiler calls by the numbers of their declarations
 const immutables = {};
+const libraries = new Set();
 const visit = (node) => {
+  if (node?.nodeType === "ContractDefinition" && node.contractKind === "library") libraries.add(node.name);
   if (node?.nodeType === "VariableDeclaration" && node.mutability === "immutable") immutables[node.id] = node.name;
   for (const child of Object.values(node ?? {})) if (child && typeof child === "object") visit(child);
 };
@@ -44,7 +46,7 @@ const digest = createHash("sha256").update(JSON.stringify(sources)).digest("hex"
 const built = {};
 for (const name of names) {
   for (const [contract, out] of Object.entries(output.contracts[`src/${name}`] ?? {})) {
-    if (out.evm.bytecode.object === "" || out.abi.length === 0) continue;
+    if (out.evm.bytecode.object === "" || libraries.has(contract)) continue; // a library is part of who uses it
     const size = out.evm.deployedBytecode.object.length / 2;
     if (size > 24576) throw new Error(`${contract}: ${size} bytes at run time, over 24,576 (EIP-170)`);
     built[contract] = {

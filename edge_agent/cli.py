@@ -21,11 +21,12 @@ from edge_agent.recovery import recovered
 from edge_agent.spool import read_spool_state
 from maxgreen.errors import MaxgreenError, UsageError
 from maxgreen.lock import FolderLock
-from maxgreen.protocol.attestation import prove_possession
+from maxgreen.protocol.attestation import hand_over, prove_possession
 from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.keys import Signer, key_id
 from maxgreen.protocol.reasons import Rejected
+from maxgreen.protocol.system import parse_system
 from maxgreen.service import Heartbeat, log_to_stderr
 from maxgreen.settings import config_commands, load
 
@@ -57,20 +58,40 @@ def init(
 
 @app.command()
 def prove(
-    applicant: Annotated[str, typer.Argument(help="your address on the chain, 0x and 40 hex digits")],
+    owner: Annotated[str, typer.Argument(help="your address on the chain, 0x and 40 hex digits")],
+    system: Annotated[Path, typer.Option(help="the system file that you apply with (TOML)")],
+    nonce: Annotated[int, typer.Option(min=0, help="how often this device applied before")] = 0,
     config: ConfigOption = DEFAULT_CONFIG,
     next_key: Annotated[bool, typer.Option("--next", help="for the key that 'rotate' prepared")] = False,
 ) -> None:
-    """Sign the proof of possession that an application for a token needs (P-ID-5)."""
+    """Sign what an application for a token needs: owner and system are this device's (P-ID-5).
+
+    With --next also the hand-over by the present key (P-ID-6).
+    """
     settings = load(AgentSettings, config)
     identities = Identities(settings.state_dir, settings.key)
     signer = store_of(identities.next_folder if next_key else settings.state_dir, settings.key).load()
     try:
-        address = bytes.fromhex(applicant.removeprefix("0x"))
-        proof = prove_possession(signer, settings.network, address)
+        address = bytes.fromhex(owner.removeprefix("0x"))
+        content = parse_system(system.read_text()).digest
+        proof = prove_possession(signer, settings.network, address, nonce, content)
     except ValueError as error:
-        raise UsageError(f"address {applicant!r}: expected 0x and 40 hex digits") from error
-    print(json.dumps({"r": "0x" + proof[:32].hex(), "s": "0x" + proof[32:].hex()}))
+        raise UsageError(f"address {owner!r}: expected 0x and 40 hex digits") from error
+    except OSError as error:
+        raise UsageError(f"system file {system}: {error.strerror}") from error
+    value = {
+        "network": settings.network,
+        "device": key_id(signer.spki).hex(),
+        "public_key": signer.spki.hex(),
+        "owner": owner,
+        "nonce": nonce,
+        "system": content.hex(),
+        "signature": proof.hex(),
+    }
+    if next_key:
+        old = store_of(settings.state_dir, settings.key).load()
+        value["hand_over"] = hand_over(old, settings.network, key_id(signer.spki)).hex()
+    print(json.dumps(value))
 
 
 @app.command()

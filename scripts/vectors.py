@@ -9,11 +9,19 @@ from typing import Any
 
 from maxgreen.chain.merkle import BATCH_LEAF, MerkleTree, leaf_hash
 from maxgreen.protocol import cose
-from maxgreen.protocol.attestation import attest, attestation_message, possession_message, prove_possession
+from maxgreen.protocol.attestation import (
+    attest,
+    attestation_message,
+    hand_over,
+    hand_over_message,
+    possession_message,
+    prove_possession,
+)
 from maxgreen.protocol.backend import Command, CommandKind, Receipt, sign_beacon, sign_command, sign_receipt
 from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, Event, Health, parse_batch
 from maxgreen.protocol.cose import parse
 from maxgreen.protocol.keys import MemorySigner, key_id
+from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
 from maxgreen.protocol.work import header, header_prefix, target_of
 from native.scrypt import hash_many
 from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
@@ -54,6 +62,8 @@ def messages() -> dict[str, Any]:
     )
     command = Command(lab.device, 9, T0_MS, T0_MS + 60_000, CommandKind.START_TRANSFER, {0: 1, 1: 60, 2: 1000})
     applicant = bytes(range(20))
+    channels = (ChannelSpec(0, 0, 250_000, 5_000, 0), ChannelSpec(1, 1, 250_000, 5_000, 0))
+    system = SystemSpec(Kind.MINER, channels, place_deci=(351, -1066), uri="https://example.org/roof")
     reading = attest(lab.signer, NETWORK, 1, 1_767_225_609, 162_000, 0)
     return {
         "keys": {
@@ -73,9 +83,16 @@ def messages() -> dict[str, Any]:
             "signature": reading.signature.hex(),
         },
         "possession": {
-            "applicant": applicant.hex(),
-            "bytes": possession_message(NETWORK, lab.device, applicant).hex(),
-            "signature": prove_possession(lab.signer, NETWORK, applicant).hex(),
+            "owner": applicant.hex(),
+            "nonce": 0,
+            "system_digest": system.digest.hex(),
+            "bytes": possession_message(NETWORK, lab.device, applicant, 0, system.digest).hex(),
+            "signature": prove_possession(lab.signer, NETWORK, applicant, 0, system.digest).hex(),
+        },
+        "hand_over": {
+            "new_device_id": key_id(BACKEND.spki).hex(),
+            "bytes": hand_over_message(NETWORK, lab.device, key_id(BACKEND.spki)).hex(),
+            "signature": hand_over(lab.signer, NETWORK, key_id(BACKEND.spki)).hex(),
         },
     }
 

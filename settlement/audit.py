@@ -5,21 +5,25 @@ It trusts the backend for arrival times and recorded decisions, and for nothing 
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
+from maxgreen.chain.claims import parse_claims
 from maxgreen.chain.client import Chain
+from maxgreen.chain.code import code_findings
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.chain.merkle import LINE_LEAF, leaf_hash, root_of
-from maxgreen.chain.orders import OrderStatus, SettlementContract
+from maxgreen.chain.orders import Claim, OrderStatus, Posting, SettlementContract
 from maxgreen.chain.registry import read_systems
+from maxgreen.errors import UsageError
 from maxgreen.protocol.backend import BackendKeys
 from maxgreen.protocol.pack import MANIFEST, ORDER, PackError
 from maxgreen.protocol.reasons import Rejected
 from settlement.inputs import Inputs, LineBase, entry
 from settlement.statement import Derived, derive, fold
 
+_LEAF_FIELDS: Final = ("line", "to_register", "received_to", "payable_total_mws", "batch_root")
 TRUSTED = "trusted from the backend: arrival times and recorded decisions"
 
 
@@ -70,13 +74,13 @@ def _checks(entries: Mapping[str, bytes], previous: Mapping[str, bytes] | None, 
     yield "statement is signed by the backend"
     yield _check_base(inputs, previous)
     if ORDER in entries:
-        order = json.loads(entries[ORDER])
-        _check_order(order, derived)
-        yield f"order: {len(order['orders'])} leaves lead to its data root"
+        number, addresses, posting, claims = _order(entries[ORDER])
+        _check_order(posting, claims, derived, hashlib.sha256(entries[MANIFEST]).digest())
+        yield f"order: {len(claims)} leaves lead to its root, and its total is the statement's"
         if chain is None:
             yield "growth verified, payment not verified (no --rpc)"
         else:
-            yield from _check_chain(order, inputs, derived, hashlib.sha256(entries[MANIFEST]).digest(), chain)
+            yield from _check_chain(number, posting, inputs, claims, Deployment(chain, addresses))
     elif derived.leaves:
         yield "no order yet: nothing was paid for this statement"
 
@@ -120,30 +124,51 @@ def _check_base(inputs: Inputs, previous: Mapping[str, bytes] | None) -> str:
     return "base follows from the previous pack"
 
 
-def _check_order(order: Mapping[str, Any], derived: Derived) -> None:
+def _order(data: bytes) -> tuple[int, Addresses, Posting, list[Claim]]:
+    try:
+        order = json.loads(data)
+        value = order["posting"]
+        posting = Posting(
+            value["until"],
+            bytes.fromhex(value["root"]),
+            value["count"],
+            int(value["total_mws"]),
+            bytes.fromhex(value["manifest"]),
+            value["evidence"],
+        )
+        addresses = Addresses(chain_id=int(order["chain_id"]), **order["contracts"])
+        return int(order["order"]), addresses, posting, parse_claims(data)
+    except (ValueError, KeyError, TypeError, UsageError) as error:
+        raise PackError(f"{ORDER}: {error}") from error
+
+
+def _check_order(posting: Posting, claims: Sequence[Claim], derived: Derived, manifest_digest: bytes) -> None:
+    """Compare what was asked for with what follows from the evidence."""
     tree = derived.tree
-    if order["data_root"] != tree.root.hex():
-        raise Difference(f"{ORDER}: data_root is not the root of the statement's leaves")
-    leaves = {leaf.line.hex(): leaf for leaf in derived.leaves}
-    for placed in order["orders"]:
-        leaf = leaves.get(placed["line"])
-        if leaf is None:
-            raise Difference(f"{ORDER}: line {placed['line']} has nothing payable in the statement")
-        want = [value.hex() if isinstance(value, bytes) else str(value) for value in leaf.values]
-        if placed["leaf"] != want:
-            raise Difference(f"{ORDER}: the leaf of line {placed['line']} is not the statement's")
-        proof = [bytes.fromhex(sibling) for sibling in placed["proof"]]
-        if root_of(leaf_hash(LINE_LEAF, leaf.values), proof) != tree.root:
-            raise Difference(f"{ORDER}: the proof of line {placed['line']} does not lead to the data root")
+    if posting.root != tree.root:
+        raise Difference(f"{ORDER}: its root is not that of the statement's leaves")
+    if posting.manifest_digest != manifest_digest:
+        raise Difference(f"{ORDER}: it names another manifest")
+    if posting.total_mws != derived.total_mws:
+        raise Difference(f"{ORDER}: its total is {posting.total_mws}, the statement's {derived.total_mws} mW·s")
+    leaves = {leaf.line: leaf for leaf in derived.leaves}
+    if posting.count != len(leaves) or {claim.line for claim in claims} != set(leaves):
+        raise Difference(f"{ORDER}: its lines are not those with something payable")
+    for claim in claims:
+        leaf = leaves[claim.line]
+        values = (posting.until_s, *(getattr(claim, name) for name in _LEAF_FIELDS))
+        if values != leaf.values or (claim.sent, claim.received) != (leaf.sent, leaf.received):
+            raise Difference(f"{ORDER}: the claim of line {claim.line.hex()} is not the statement's leaf")
+        if root_of(leaf_hash(LINE_LEAF, values), list(claim.proof)) != tree.root:
+            raise Difference(f"{ORDER}: the proof of line {claim.line.hex()} does not lead to the root")
 
 
 def _check_chain(
-    order: Mapping[str, Any], inputs: Inputs, derived: Derived, manifest_digest: bytes, chain: Chain
+    number: int, posting: Posting, inputs: Inputs, claims: Sequence[Claim], deployment: Deployment
 ) -> Iterator[str]:
-    """Compare with the chain: devices' keys, lines' bases, orders, payment."""
-    if chain.chain_id != order["chain_id"]:
-        raise Difference(f"{ORDER}: chain {order['chain_id']}, but the RPC is of chain {chain.chain_id}")
-    deployment = Deployment(chain, Addresses(chain_id=order["chain_id"], **order["contracts"]))
+    """Compare with the chain: devices' keys, lines' bases, the order, payment."""
+    for finding in code_findings(deployment.chain, deployment.addresses):
+        raise Difference(f"{ORDER}: {finding}")
     if deployment.network != inputs.network:
         raise Difference(f"{ORDER}: contracts are of network {deployment.network}, the pack of {inputs.network}")
     contract = SettlementContract(deployment)
@@ -158,34 +183,28 @@ def _check_chain(
         have = (line.base_sent.register_mws, line.base_received.register_mws, line.loss.resistance_uohm)
         if have != (terms.sent_register, terms.received_register, terms.resistance_uohm):
             raise Difference(f"lines.json: line {terms.line.hex()} has other bases or terms on the chain")
-    leaves = {leaf.line.hex(): leaf for leaf in derived.leaves}
-    for placed in order["orders"]:
-        leaf, stored = leaves[placed["line"]], contract.order(placed["order"])
-        want = (leaf.line, leaf.payable_total_mws, leaf.batch_root, derived.tree.root, manifest_digest)
-        have_order = (
-            stored.line,
-            stored.payable_total_mws,
-            stored.batch_root,
-            stored.data_root,
-            stored.manifest_digest,
-        )
-        if want != have_order:
-            raise Difference(f"order {placed['order']} on the chain is not the pack's")
-        if stored.status is not OrderStatus.APPROVED:
-            yield f"order {placed['order']} is on the chain, {stored.status.name.lower()}"
-            continue
-        yield f"order {placed['order']} on the chain is the pack's, and approved"
-        yield _check_payment(contract, inputs, placed)
+    stored = contract.order(number)
+    if stored.content != posting.content(number):
+        raise Difference(f"order {number} on the chain is not the pack's")
+    if stored.status is not OrderStatus.APPROVED:
+        yield f"order {number} is on the chain, {stored.status.label}"
+        return
+    yield f"order {number} on the chain is the pack's, and approved"
+    for claim in claims:
+        yield _check_payment(contract, inputs, claim)
 
 
-def _check_payment(contract: SettlementContract, inputs: Inputs, placed: Mapping[str, Any]) -> str:
-    line_id = bytes.fromhex(placed["line"])
-    terms = next(terms for terms in inputs.lines if terms.line == line_id)
-    line = contract.line(line_id)
-    energy = line.paid_mws - line.credit_mws
+def _check_payment(contract: SettlementContract, inputs: Inputs, claim: Claim) -> str:
+    terms = next(terms for terms in inputs.lines if terms.line == claim.line)
+    line = contract.line(claim.line)
+    name = f"line {claim.line.hex()[:8]}…"
+    if line.paid_mws < claim.payable_total_mws:
+        why = f", held by the DAO with code {line.hold}" if line.hold else ""
+        return f"{name}: not claimed yet{why}"
+    energy = line.minted_mws
     efficiency_ppm = inputs.party(terms.node).efficiency_ppm
-    if line.minted_wei * 9 + line.acc != energy * efficiency_ppm * 2_500:
+    if line.minted_wei != energy * efficiency_ppm * 2_500 // 9:
         raise Difference(
-            f"line {placed['line']}: {line.minted_wei} wei were minted for {energy} mW·s at {efficiency_ppm} ppm"
+            f"line {claim.line.hex()}: {line.minted_wei} wei were minted for {energy} mW·s at {efficiency_ppm} ppm"
         )
-    return f"line {placed['line'][:8]}…: {line.minted_wei} wei minted for {energy} mW·s in all"
+    return f"{name}: {line.minted_wei} wei minted for {energy} mW·s in all"

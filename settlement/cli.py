@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from maxgreen.chain.orders import Ends, LossTerms
+from maxgreen.chain.orders import Ends
 from maxgreen.clock import make_clock
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import config_commands, load
@@ -64,13 +64,9 @@ def open_line_command(
     node: Annotated[int, typer.Option(help="the storage node's token")],
     miner_channel: Annotated[int, typer.Option(help="its sent channel")] = 1,
     node_channel: Annotated[int, typer.Option(help="its received channel")] = 0,
-    resistance_uohm: Annotated[int, typer.Option(min=0, help="the line's resistance, µΩ")] = 0,
-    loss_ppm: Annotated[int, typer.Option(min=0, help="expected loss, ppm of sent, where the resistance is 0")] = 0,
-    max_loss_ppm: Annotated[int, typer.Option(min=0, help="the loss that is never accepted, ppm of sent")] = 100_000,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Open a line with the first attestation of each end."""
+    """Open a line that the DAO approved, with the first attestation of each end."""
     service = SettlementService.from_settings(load(SettlementSettings, config))
     ends = Ends(miner, miner_channel, node, node_channel)
-    terms = LossTerms(resistance_uohm, loss_ppm, max_loss_ppm)
-    print(open_line(service.engine, service.deployment, service.operator, ends, terms).hex())
+    print(open_line(service.engine, service.deployment, service.operator, ends).hex())

@@ -21,7 +21,7 @@ from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import Rules
 from settlement.inputs import STATES_AFTER, ChannelTerms, Inputs, LineBase, LineTerms, Party, read_states
 from settlement.periods import period_bounds
-from settlement.statement import Derived, derive, fold
+from settlement.statement import WEI_DENOMINATOR, WEI_NUMERATOR, Derived, derive, fold
 from settlement.windows import DAY_S, WINDOW_S, State
 
 
@@ -49,7 +49,7 @@ def close_period(
 ) -> Closed:
     """Close a period, or return it as it was closed; NotReadyError says what it still waits for."""
     _, until_s = period_bounds(period)
-    lines = [contract.line(line) for line in contract.line_ids()]
+    lines = contract.opened_lines()
     # one state of the ledger, which no writer waits for; what is committed meanwhile has a later revision
     with reader(engine).begin() as connection:
         book = Book(connection)
@@ -124,7 +124,14 @@ def gather(
         start_s=start_s,
         previous=bytes(before.manifest) if before is not None else None,
         parties=parties,
-        lines=tuple(_terms(line, bases.get(line.ends.line_id, LineBase(start_s))) for line in lines),
+        lines=tuple(
+            _terms(
+                line,
+                bases.get(line.ends.line_id, LineBase(start_s)),
+                known[line.ends.node_token].system["efficiency_ppm"],
+            )
+            for line in lines
+        ),
         rules=Rules(
             network,
             limits=rules.limits,
@@ -233,7 +240,7 @@ def _beacons_used(messages: Iterable[bytes]) -> set[int]:
     return {work.beacon for work in works if work is not None}
 
 
-def _terms(line: Line, base: LineBase) -> LineTerms:
+def _terms(line: Line, base: LineBase, efficiency_ppm: int) -> LineTerms:
     return LineTerms(
         line=line.ends.line_id,
         miner=line.ends.miner_token,
@@ -249,8 +256,10 @@ def _terms(line: Line, base: LineBase) -> LineTerms:
         received_seq=line.base_received.seq,
         received_register=line.base_received.register_mws,
         base=base,
-        carried_mws=0,
+        closed_s=line.closed_s,
+        carried_mws=line.carried_sent_mws,
+        carried_received_mws=line.carried_received_mws,
         paid_mws=line.paid_mws,
         paid_until_s=line.until_s,
-        acc=line.acc,
+        acc=line.minted_mws * efficiency_ppm * WEI_NUMERATOR % WEI_DENOMINATOR,
     )

@@ -18,9 +18,12 @@ class SettlementSettings(ServiceSettings):
     clock_file: Path | None = Field(default=None, description="trials only: a file that holds the time, ms")
     rpc: str = Field(default="chain.db", description="JSON-RPC URL, or the file of an embedded chain")
     deployment: Path = Field(default=Path("deployment.json"), description="the contracts' addresses")
-    operator_file: Path = Field(default=Path("operator.key"), description="secret of the operator's account")
-    member_files: tuple[Path, ...] = Field(
+    operator_file: str = Field(default="operator.key", description="the operator's wallet, or a file with its secret")
+    member_files: tuple[str, ...] = Field(
         default=(), description="trials only: secrets of DAO members, who then vote at once"
     )
     output_dir: Path = Field(default=Path("settlement"), description="statements and evidence packs")
+    evidence_url: str = Field(
+        default="", description="where the DAO finds a period's pack; {period} stands for its name"
+    )
     wait: bool = Field(default=False, description="wait for votes and timelock instead of going on at the next run")

@@ -91,7 +91,9 @@ class LineTerms:
     received_seq: int
     received_register: int
     base: LineBase
+    closed_s: int  # 0 while it is open
     carried_mws: int
+    carried_received_mws: int
     paid_mws: int
     paid_until_s: int
     acc: int
@@ -311,7 +313,9 @@ def _line_json(line: LineTerms) -> dict[str, Any]:
             "runs": base.runs,
             "last_counted_window": base.last_counted_window,
         },
+        "closed": line.closed_s,
         "carried_mws": str(line.carried_mws),
+        "carried_received_mws": str(line.carried_received_mws),
         "paid_mws": str(line.paid_mws),
         "paid_until": line.paid_until_s,
         "acc": str(line.acc),
@@ -344,7 +348,9 @@ def _line(value: Mapping[str, Any]) -> LineTerms:
             base["runs"],
             base["last_counted_window"],
         ),
+        closed_s=value["closed"],
         carried_mws=int(value["carried_mws"]),
+        carried_received_mws=int(value["carried_received_mws"]),
         paid_mws=int(value["paid_mws"]),
         paid_until_s=value["paid_until"],
         acc=int(value["acc"]),

@@ -8,10 +8,11 @@ from typing import Final
 from eth_account.signers.local import LocalAccount
 from sqlalchemy import Engine
 
+from maxgreen.chain.claims import claim_json
 from maxgreen.chain.dao import Dao, Proposal, ProposalState
 from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.explain import NO_FUNDS, ChainRefusedError
-from maxgreen.chain.orders import Ends, LossTerms, OrderRequest, OrderStatus, SettlementContract
+from maxgreen.chain.orders import Claim, Ends, OrderStatus, Posting, SettlementContract
 from maxgreen.clock import Clock
 from maxgreen.errors import MaxgreenError
 from maxgreen.ledger.book import Book
@@ -20,168 +21,203 @@ from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.pack import ORDER, canonical_json
 from maxgreen.protocol.reasons import Verdict
-from settlement.close import Closed
-from settlement.statement import Leaf
+from settlement.close import Closed, NotReadyError
 
-_OURS: Final = {NO_FUNDS, "AccessManagedUnauthorized"}  # the operator's trouble, not a line's
+_POSTED_AGAIN: Final = {OrderStatus.LAPSED, OrderStatus.WITHDRAWN}
 _DEAD: Final = {ProposalState.CANCELED, ProposalState.DEFEATED, ProposalState.EXPIRED}
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A line's order on the chain, and how far it got."""
+class Posted:
+    """A period's order on the chain, and how far it got."""
 
-    leaf: Leaf
     order_id: int
+    posting: Posting
     status: OrderStatus
+    code: int = 0
+    text: str = ""
 
 
 class Payer:
-    """Places orders, carries the DAO's vote through, and collects."""
+    """Posts a period's order, carries the DAO's vote through, and claims its lines."""
 
     def __init__(
-        self, deployment: Deployment, clock: Clock, operator: LocalAccount, members: Sequence[LocalAccount]
+        self,
+        deployment: Deployment,
+        clock: Clock,
+        operator: LocalAccount,
+        members: Sequence[LocalAccount],
+        evidence: str = "",
     ) -> None:
-        """`members` are the DAO members whose keys this process holds: in trials all, else none."""
+        """`members` are the DAO members whose keys this process holds: in trials all, else none.
+
+        `evidence` says where a period's pack can be had; `{period}` stands for its name.
+        """
         self._deployment = deployment
         self._contract = SettlementContract(deployment)
         self._dao = Dao(deployment, clock)
         self._operator = operator
         self._members = list(members)
-        self.refused: dict[str, str] = {}  # by line, what the chain said when its order was placed
+        self._evidence = evidence
+        self.refused: dict[str, str] = {}  # by line, why it could not be claimed
 
-    def place(self, closed: Closed) -> list[Placed]:
-        """Request an order for every leaf that has none; return where each stands.
+    def post(self, closed: Closed) -> Posted | None:
+        """Post the period's order unless it is there; None when nothing in it is payable.
 
-        A line that the chain refuses is in `refused`, and the others go on.
+        What lapsed or was withdrawn is posted again, what was rejected is not. NotReadyError when the order of another
+        period waits for the DAO.
         """
-        self.refused = {}
-        placed = []
-        for leaf in closed.derived.leaves:
-            try:
-                placed.append(self._place(closed, leaf))
-            except ChainRefusedError as error:
-                if error.name in _OURS:
-                    raise
-                self.refused[leaf.line.hex()] = str(error)
-        return placed
-
-    def proposal(self, closed: Closed, placed: Sequence[Placed]) -> Proposal:
-        """Return the vote on a period's orders: the attempt that is under way or passed, else the next one.
-
-        The description ends in the proposer's address, so that nobody else can propose and cancel it (OpenZeppelin).
-        """
-        return next(p for p in self._attempts(closed, placed) if self._dao.state(p) not in _DEAD)
-
-    def _attempts(self, closed: Closed, placed: Sequence[Placed]) -> Iterator[Proposal]:
-        roots = {p.order_id: closed.derived.tree.root for p in placed}
-        whose = f" #proposer={self._members[0].address.lower()}" if self._members else ""
-        for number in count(1):
-            text = f"Pay {closed.period}, manifest {closed.manifest_digest.hex()}, attempt {number}{whose}"
-            yield self._contract.approval(roots, text)
-
-    def decide(self, closed: Closed, placed: Sequence[Placed], *, wait: bool) -> ProposalState | None:
-        """Carry the vote as far as it goes; None when it is for others to vote, or there is nothing to vote on."""
-        if not placed or not self._members:
+        posting = self.posting(closed)
+        if posting is None:
             return None
-        proposal = self.proposal(closed, placed)
-        if self._dao.state(proposal) is None and all(p.status is not OrderStatus.REQUESTED for p in placed):
+        there = self._found(posting)
+        if there is not None and there.status not in _POSTED_AGAIN:
+            return there
+        try:
+            return Posted(self._contract.post(self._operator, posting), posting, OrderStatus.POSTED)
+        except ChainRefusedError as error:
+            again = self._found(posting)  # another run was first
+            if again is not None and again.status not in _POSTED_AGAIN:
+                return again
+            if error.name == "OrderOpen":
+                number = self._contract.order_count()
+                raise NotReadyError(f"order {number}, of another period, waits for the DAO's vote") from error
+            raise
+
+    def posting(self, closed: Closed) -> Posting | None:
+        """Return what the chain is asked for."""
+        leaves = closed.derived.leaves
+        if not leaves:
+            return None
+        return Posting(
+            until_s=closed.until_s,
+            root=closed.derived.tree.root,
+            count=len(leaves),
+            total_mws=closed.derived.total_mws,
+            manifest_digest=closed.manifest_digest,
+            evidence=self._evidence.format(period=closed.period),
+        )
+
+    def decide(self, closed: Closed, posted: Posted, *, wait: bool) -> ProposalState | None:
+        """Carry the vote as far as it goes; None when it is for others to vote, or there is nothing to vote on."""
+        if not self._members:
+            return None
+        proposal = next(p for p in self._attempts(closed, posted) if self._dao.state(p) not in _DEAD)
+        if self._dao.state(proposal) is None and posted.status is not OrderStatus.POSTED:
             return None
         return self._dao.carry_out(proposal, self._members, wait=wait)
 
-    def votes(self, closed: Closed, placed: Sequence[Placed]) -> tuple[int, int, int]:
+    def votes(self, closed: Closed, posted: Posted) -> tuple[int, int, int]:
         """Return the votes against, for and abstaining of the newest attempt."""
         votes = (0, 0, 0)
-        for proposal in self._attempts(closed, placed) if placed else ():
+        for proposal in self._attempts(closed, posted) if self._members else ():
             if self._dao.state(proposal) is None:
                 break
             votes = self._dao.votes(proposal)
         return votes
 
-    def collect(self, placed: Sequence[Placed]) -> None:
-        """Pay out what is credited."""
-        for order in placed:
-            if self._contract.line(order.leaf.line).credit_mws:
-                try:
-                    self._contract.collect(self._operator, order.leaf.line)
-                except ChainRefusedError as error:
-                    # it stays credited until the battery has room and both are active; or another was first
-                    if error.name not in {"NoRoom", "SystemNotActive", "NothingToCollect"}:
-                        raise
+    def claim(self, closed: Closed, posted: Posted) -> None:
+        """Claim every line of the approved order, and pay out what is credited; who is refused is in `refused`."""
+        self.refused = {}
+        if self._contract.claimable() != posted.order_id:
+            return
+        for claim in claims_of(closed):
+            line = self._contract.line(claim.line)
+            try:
+                if line.paid_mws < claim.payable_total_mws:
+                    self._contract.claim(self._operator, claim)
+                elif line.credit_mws:
+                    self._contract.collect(self._operator, claim.line)
+            except ChainRefusedError as error:
+                if error.name == NO_FUNDS:
+                    raise
+                # another was first; or the DAO, the guardian or the battery must move first: it stays claimable
+                if error.name not in {"NothingNew", "NothingToCollect"}:
+                    self.refused[claim.line.hex()] = str(error)
 
-    def order_entry(self, closed: Closed, placed: Sequence[Placed]) -> bytes:
-        """Return order.json."""
+    def look(self, posted: Posted) -> Posted:
+        """Return an order as it stands now."""
+        order = self._contract.order(posted.order_id)
+        return Posted(posted.order_id, posted.posting, order.status, order.code, order.text)
+
+    def order_entry(self, closed: Closed, posted: Posted) -> bytes:
+        """Return order.json: all that anybody needs to claim a line, and nothing of a household's profile."""
         addresses = asdict(self._deployment.addresses)
         chain_id = addresses.pop("chain_id")
-        tree = closed.derived.tree
-        leaves = list(closed.derived.leaves)
+        posting = posted.posting
         return canonical_json(
             {
                 "chain_id": chain_id,
                 "contracts": addresses,
-                "data_root": tree.root.hex(),
-                "orders": [
-                    {
-                        "line": p.leaf.line.hex(),
-                        "order": p.order_id,
-                        "leaf": [v.hex() if isinstance(v, bytes) else str(v) for v in p.leaf.values],
-                        "proof": [sibling.hex() for sibling in tree.proof(leaves.index(p.leaf))],
-                        "transactions": self._contract.transactions(p.order_id),
-                    }
-                    for p in placed
-                ],
+                "order": posted.order_id,
+                "posting": {
+                    "until": posting.until_s,
+                    "root": posting.root.hex(),
+                    "count": posting.count,
+                    "total_mws": str(posting.total_mws),
+                    "manifest": posting.manifest_digest.hex(),
+                    "evidence": posting.evidence,
+                },
+                "claims": [claim_json(claim) for claim in claims_of(closed)],
+                "transactions": self._contract.transactions(posted.order_id),
             }
         )
 
-    def pack_entries(self, closed: Closed, placed: Sequence[Placed]) -> dict[str, bytes]:
+    def pack_entries(self, closed: Closed, posted: Posted | None) -> dict[str, bytes]:
         """Return a period's pack, with its order when there is one."""
-        return {**closed.entries, **({ORDER: self.order_entry(closed, placed)} if placed else {})}
+        return {**closed.entries, **({ORDER: self.order_entry(closed, posted)} if posted is not None else {})}
 
-    def minted_wei(self, placed: Sequence[Placed]) -> int:
-        """Return everything that was ever paid out on the lines, wei."""
-        return sum(self._contract.line(p.leaf.line).minted_wei for p in placed)
+    def minted_wei(self, closed: Closed) -> int:
+        """Return everything that was ever paid out on the order's lines, wei."""
+        return sum(self._contract.line(leaf.line).minted_wei for leaf in closed.derived.leaves)
 
-    def _place(self, closed: Closed, leaf: Leaf) -> Placed:
-        if (there := self._found(closed, leaf)) is not None:
-            return there
-        wanted = OrderRequest(
-            line=leaf.line,
-            until_s=leaf.until_s,
-            payable_total_mws=leaf.payable_total_mws,
-            batch_root=leaf.batch_root,
-            data_root=closed.derived.tree.root,
-            manifest_digest=closed.manifest_digest,
-            sent=leaf.sent,
-            received=leaf.received,
-        )
-        try:
-            return Placed(leaf, self._contract.request(self._operator, wanted), OrderStatus.REQUESTED)
-        except ChainRefusedError:
-            if (there := self._found(closed, leaf)) is not None:  # another run was first
-                return there
-            raise
+    def _attempts(self, closed: Closed, posted: Posted) -> Iterator[Proposal]:
+        """Yield the votes on an order: a dead one is followed by the next attempt.
 
-    def _found(self, closed: Closed, leaf: Leaf) -> Placed | None:
-        for order_id in reversed(self._contract.orders_of(leaf.line)):
-            order = self._contract.order(order_id)
-            if order.manifest_digest == closed.manifest_digest:
-                return Placed(leaf, order_id, order.status)
+        The description ends in the proposer's address, so that nobody else can propose and cancel it.
+        """
+        for number in count(1):
+            text = f"Pay {closed.period}, order {posted.order_id}, attempt {number}"
+            proposal = self._contract.approval(posted.order_id, posted.posting, description=text)
+            yield proposal.by(self._members[0].address)
+
+    def _found(self, posting: Posting) -> Posted | None:
+        """Return the newest order with this content, if there is one."""
+        for order_id, there in self._contract.posted():
+            if there == posting:
+                return self.look(Posted(order_id, there, OrderStatus.POSTED))
+            if there.until_s < posting.until_s:
+                break
         return None
 
 
-def open_line(engine: Engine, deployment: Deployment, operator: LocalAccount, ends: Ends, loss: LossTerms) -> bytes:
-    """Open a line with the first attestation of each end, unless it is open; return its id."""
+def claims_of(closed: Closed) -> list[Claim]:
+    """Return the claims of all leaves."""
+    tree = closed.derived.tree
+    return [
+        Claim(
+            line=leaf.line,
+            to_register=leaf.to_register,
+            received_to=leaf.received_to,
+            payable_total_mws=leaf.payable_total_mws,
+            batch_root=leaf.batch_root,
+            proof=tuple(tree.proof(number)),
+            sent=leaf.sent,
+            received=leaf.received,
+        )
+        for number, leaf in enumerate(closed.derived.leaves)
+    ]
+
+
+def open_line(engine: Engine, deployment: Deployment, account: LocalAccount, ends: Ends) -> bytes:
+    """Open a line that the DAO approved with the first attestation of each end, unless it is open; return its id."""
     contract = SettlementContract(deployment)
-    try:
-        contract.line(ends.line_id)
-    except ChainRefusedError as error:
-        if error.name != "NoSuchLine":
-            raise
+    if not contract.line(ends.line_id).opened_s:
         with reader(engine).begin() as connection:
             book = Book(connection)
             sent = first_attestation(book, ends.miner_token, ends.miner_channel)
             received = first_attestation(book, ends.node_token, ends.node_channel)
-        contract.open_line(operator, ends, loss, sent, received)
+        contract.open_line(account, ends, sent, received)
     return ends.line_id
 
 

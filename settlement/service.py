@@ -7,20 +7,21 @@ from typing import Any
 from eth_account.signers.local import LocalAccount
 from sqlalchemy import Engine
 
-from maxgreen.chain.client import account_from_file, connect
+from maxgreen.actions.wallet import load_account
+from maxgreen.chain.client import connect
 from maxgreen.chain.code import verify
 from maxgreen.chain.dao import ProposalState
 from maxgreen.chain.deployment import Addresses, Deployment
-from maxgreen.chain.orders import SettlementContract
+from maxgreen.chain.orders import OrderStatus, SettlementContract
 from maxgreen.clock import Clock, make_clock
 from maxgreen.errors import Fatal
 from maxgreen.keyfile import load_key_file
 from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.keys import Signer
-from maxgreen.protocol.pack import write_pack
+from maxgreen.protocol.pack import ORDER, write_pack
 from settlement.close import Closed, close_period
 from settlement.config import SettlementSettings
-from settlement.orders import Payer, Placed
+from settlement.orders import Payer, Posted
 from settlement.page import statement_page
 
 
@@ -29,7 +30,7 @@ class Settled:
     """How far a run came."""
 
     closed: Closed
-    placed: tuple[Placed, ...]
+    posted: Posted | None
     state: ProposalState | None
     votes: tuple[int, int, int]
     minted_wei: int
@@ -42,14 +43,38 @@ class Settled:
         """Return the run for scripts; energies mW·s, amounts wei, as decimal strings."""
         return {
             "period": self.closed.period,
-            "orders": [p.order_id for p in self.placed],
-            "state": self.state.name.lower() if self.state is not None else "nothing to vote on",
+            "order": self.posted.order_id if self.posted is not None else None,
+            "state": self.posted.status.label if self.posted is not None else "nothing payable",
+            "vote": self.state.name.lower() if self.state is not None else None,
             "votes_for": self.votes[1],
             "minted_wei": str(self.minted_wei),
             "refused": self.refused,
+            "next": self.next_step(),
             "pack": str(self.pack),
             "statement": str(self.statement),
         }
+
+    def next_step(self) -> str:
+        """Say what comes next, and whose turn it is."""
+        posted = self.posted
+        if posted is None:
+            return "nothing: no line has anything new to pay; what is held counts later when its reason is gone"
+        match posted.status:
+            case OrderStatus.POSTED if self.state is not None:
+                return f"the DAO's vote is {self.state.name.lower()}; the next run goes on"
+            case OrderStatus.POSTED:
+                return f"a member of the DAO: maxgreen dao propose {posted.order_id}; then the members vote"
+            case OrderStatus.REJECTED:
+                return (
+                    f"the operator: the DAO rejected it ({posted.code}: {posted.text}); record decisions with "
+                    "'maxgreen ingest decide'; the next period contains what stays payable"
+                )
+            case OrderStatus.APPROVED if self.refused:
+                return "the lines named as refused stay claimable; the next run tries again"
+            case OrderStatus.APPROVED:
+                return "nothing: everything is paid"
+            case _:
+                return "the next run posts it again"
 
 
 class SettlementService:
@@ -64,6 +89,7 @@ class SettlementService:
         operator: LocalAccount,
         members: tuple[LocalAccount, ...],
         output_dir: Path,
+        evidence: str = "",
     ) -> None:
         self.engine = engine
         self.deployment = deployment
@@ -72,7 +98,7 @@ class SettlementService:
         self._clock = clock
         self._output_dir = output_dir
         self._contract = SettlementContract(deployment)
-        self._payer = Payer(deployment, clock, operator, members)
+        self._payer = Payer(deployment, clock, operator, members, evidence)
 
     @classmethod
     def from_settings(cls, settings: SettlementSettings) -> "SettlementService":
@@ -87,9 +113,10 @@ class SettlementService:
             deployment,
             load_key_file(settings.key_file),
             clock,
-            account_from_file(settings.operator_file),
-            tuple(account_from_file(path) for path in settings.member_files),
+            load_account(settings.operator_file),
+            tuple(map(load_account, settings.member_files)),
             settings.output_dir,
+            settings.evidence_url,
         )
 
     def run(self, period: str, *, wait: bool) -> Settled:
@@ -97,20 +124,27 @@ class SettlementService:
         closed = close_period(
             self.engine, self._contract, self._signer, self.deployment.network, period, self._clock.now_ms()
         )
-        placed = self._payer.place(closed)
-        state = self._payer.decide(closed, placed, wait=wait)
-        self._payer.collect(placed)
+        posted = self._payer.post(closed)
+        state, votes = None, (0, 0, 0)
+        if posted is not None:
+            state = self._payer.decide(closed, posted, wait=wait)
+            votes = self._payer.votes(closed, posted)
+            self._payer.claim(closed, posted)
+            posted = self._payer.look(posted)
         folder = self._output_dir / period
         folder.mkdir(parents=True, exist_ok=True)
-        pack = _write(folder / "pack.zip", write_pack(self._payer.pack_entries(closed, placed)))
+        entries = self._payer.pack_entries(closed, posted)
+        pack = _write(folder / "pack.zip", write_pack(entries))
+        if ORDER in entries:  # for whoever claims; it says nothing of a household's profile
+            _write(folder / ORDER, entries[ORDER])
         statement = _write(folder / "statement.json", closed.entries["statement.json"])
         page = _write(folder / "statement.html", statement_page(closed.entries["statement.json"]).encode())
         return Settled(
             closed,
-            tuple(placed),
+            posted,
             state,
-            self._payer.votes(closed, placed),
-            self._payer.minted_wei(placed),
+            votes,
+            self._payer.minted_wei(closed),
             dict(self._payer.refused),
             pack,
             statement,

@@ -17,6 +17,7 @@ from settlement.windows import (
     Window,
     count_runs,
     edge_term,
+    line_end,
     line_windows,
     online_windows,
     period_start,
@@ -76,6 +77,11 @@ class Derived:
     def leaves(self) -> tuple[Leaf, ...]:
         """The leaves of the lines with something to pay, by line."""
         return tuple(result.leaf for result in self.lines if result.leaf is not None)
+
+    @property
+    def total_mws(self) -> int:
+        """What the lines of this settlement are due or were paid since they opened, all together."""
+        return sum(max(int(r.statement["payable_total_mws"]), r.terms.paid_mws) for r in self.lines)
 
     @property
     def tree(self) -> MerkleTree:
@@ -141,12 +147,12 @@ def _line_result(inputs: Inputs, line: LineTerms, found: LineWindows) -> LineRes
     counted = [w for w in period if w.state is State.COUNTED]
     sent, received = (sum(getattr(w, name) for w in counting) for name in ("sent_mws", "received_mws"))
     edges = edge_term(count_runs(w.window_s for w in counted), found.peak_mw, found.interval_ms)
-    sent_cut, received_cut = (_cut_attestation(end, inputs.until_s) for end in (found.miner, found.node))
+    sent_cut, received_cut = (_cut_attestation(end, line_end(inputs, line)) for end in (found.miner, found.node))
     root = MerkleTree.of(BATCH_LEAF, [(digest,) for digest in _new_digests(inputs, line, found)]).root
     miner_facts = [f for f in found.miner.facts if begin_s <= f.window_s < inputs.until_s]
     online = {w for w in online_windows(found.miner.facts) if begin_s <= w < inputs.until_s}
     to_register = line.carried_mws + (sent_cut.register_mws if sent_cut else line.sent_register)
-    received_to = received_cut.register_mws if received_cut else line.received_register
+    received_to = line.carried_received_mws + (received_cut.register_mws if received_cut else line.received_register)
     efficiency_ppm = inputs.party(line.node).efficiency_ppm
     statement = {
         "line": line.line.hex(),

@@ -110,7 +110,8 @@ def line_windows(inputs: Inputs, line: LineTerms, facts: Mapping[bytes, Sequence
         node_party, line.node_channel, line.received_seq, tuple(facts[node_party.device]), node_party.online_required
     )
     sent, received = miner.windows(), node.windows()
-    seconds = sorted(w for w in sent.keys() | received.keys() if inputs.start_s <= w < inputs.until_s)
+    end_s = line_end(inputs, line)
+    seconds = sorted(w for w in sent.keys() | received.keys() if inputs.start_s <= w < end_s)
     held = _held(inputs, line, (miner, node))
     partial = _partial(line, (miner, node))
     released = _released(inputs, (miner, node))
@@ -219,6 +220,11 @@ def _dispute_period(inputs: Inputs, line: LineTerms, result: LineWindows, releas
     return replace(result, windows=tuple(windows))
 
 
+def line_end(inputs: Inputs, line: LineTerms) -> int:
+    """Return where a line's windows end, unix s: with the period, or where the line was closed."""
+    return min(inputs.until_s, line.closed_s) if line.closed_s else inputs.until_s
+
+
 def period_start(inputs: Inputs) -> int:
     """Return where the period begins, unix s: its month's or day's first midnight."""
     return period_bounds(inputs.period)[0]
@@ -229,7 +235,7 @@ def _held(inputs: Inputs, line: LineTerms, ends: tuple[End, End]) -> Held:
     held: Held = defaultdict(set)
     for end in ends:
         _hold_by_batches(held, end)
-        _hold_unattested(held, end, inputs.until_s)
+        _hold_unattested(held, end, line_end(inputs, line))
         _hold_incomplete(held, end)
         if end.online_required:
             _hold_offline(held, end)

@@ -23,7 +23,7 @@ from maxgreen.chain.dao import Dao
 from maxgreen.chain.deploying import deploy
 from maxgreen.chain.deployment import Deployment, Governance
 from maxgreen.chain.embedded import dev_secret
-from maxgreen.chain.orders import Ends, LossTerms
+from maxgreen.chain.orders import Ends, LossTerms, SettlementContract
 from maxgreen.chain.registry import admission, apply_for
 from maxgreen.clock import FileClock
 from maxgreen.errors import Fatal, MaxgreenError
@@ -164,6 +164,7 @@ class _Demo:
         backend = create_key_file(self._folder / "backend.pem")
         keys = {name: make_key(self._folder / name) for name in ("miner", "node")}
         tokens = self._enrol(deployment, keys)
+        ends = self._approve_line(deployment, tokens)
         broker = EmbeddedBroker()
         broker.start()
         self._stack.callback(broker.stop)
@@ -172,7 +173,6 @@ class _Demo:
         settlement = SettlementService(
             ingest.engine, deployment, backend, self._clock, self._accounts[1], self._members, self._folder
         )
-        ends = Ends(tokens["miner"], SENT_CHANNEL, tokens["node"], RECEIVED_CHANNEL)
         forged = self._replay(agents, settlement, ends, broker.port, progress)
         settled = self._settle(settlement, progress)
         audits = self._audit(settled, deployment, progress)
@@ -200,6 +200,14 @@ class _Demo:
         Dao(deployment, self._clock).carry_out(admission(deployment, applications), self._members, wait=True)
         functions: Any = deployment.registry.functions
         return {name: deployment.chain.call(functions.tokenOf(key_id(key.spki))) for name, key in keys.items()}
+
+    def _approve_line(self, deployment: Deployment, tokens: dict[str, int]) -> Ends:
+        """Let the DAO allow the line from the miner to the node, with what it may lose."""
+        ends = Ends(tokens["miner"], SENT_CHANNEL, tokens["node"], RECEIVED_CHANNEL)
+        terms = LossTerms(RESISTANCE_UOHM, 0, MAX_LOSS_PPM)
+        proposal = SettlementContract(deployment).line_approval([(ends, terms)])
+        Dao(deployment, self._clock).carry_out(proposal, self._members, wait=True)
+        return ends
 
     def _start_ingest(
         self, deployment: Deployment, backend: MemorySigner, port: int
@@ -261,8 +269,7 @@ class _Demo:
             if quiet or not opened or any(agent.waiting > _AHEAD for agent in pair):
                 _until(lambda: all(agent.waiting == 0 for agent in pair), pair, "no receipt came from ingest")
             if not opened and all(agent.sealer.tip.opened for agent in pair):
-                loss = LossTerms(RESISTANCE_UOHM, 0, MAX_LOSS_PPM)
-                open_line(settlement.engine, settlement.deployment, settlement.operator, ends, loss)
+                open_line(settlement.engine, settlement.deployment, settlement.operator, ends)
                 opened = True
             progress("sunlight", min(1.0, (number + 1) / count))
         for agent in pair:

@@ -14,10 +14,10 @@ from edge_agent.config import (
     WorkSettings,
 )
 from edge_agent.sensors.trace import TracePoint
-from maxgreen.chain.registry import ChannelSpec, Kind, SystemSpec
 from maxgreen.keyfile import create_key_file
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.keys import MemorySigner
+from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
 
 GENERATION_CHANNEL = 0
 SENT_CHANNEL = 1

@@ -28,15 +28,29 @@ library DeviceKeys {
         return bytes16(sha256(abi.encodePacked(SPKI_PREFIX, key.x, key.y)));
     }
 
-    /// P-ID-5: the applicant holds the key.
+    /// P-ID-5: who holds the key applies for this owner with exactly this content.
     function provesPossession(
         DeviceKey memory key,
         bytes32 networkDigest,
-        address applicant,
+        address owner,
+        uint64 nonce,
+        bytes32 content,
         bytes32 r,
         bytes32 s
     ) internal view returns (bool) {
-        bytes memory message = abi.encodePacked("MGPOP1\x00\x00", networkDigest, deviceId(key), applicant);
+        bytes memory message = abi.encodePacked("MGPOP2\x00\x00", networkDigest, deviceId(key), owner, nonce, content);
+        return P256.verify(sha256(message), r, s, key.x, key.y);
+    }
+
+    /// P-ID-6: the old key gives its place to a new one.
+    function handsOver(
+        DeviceKey memory key,
+        bytes32 networkDigest,
+        bytes16 newDevice,
+        bytes32 r,
+        bytes32 s
+    ) internal view returns (bool) {
+        bytes memory message = abi.encodePacked("MGROT1\x00\x00", networkDigest, deviceId(key), newDevice);
         return P256.verify(sha256(message), r, s, key.x, key.y);
     }
 

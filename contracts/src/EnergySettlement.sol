@@ -2,16 +2,73 @@
 pragma solidity ^0.8.28;
 
 import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
+import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {Attestation, DeviceKey, DeviceKeys} from "./DeviceKeys.sol";
 import {EnergyToken} from "./EnergyToken.sol";
-import {Channel, Kind, MinerRegistry, Status, System} from "./MinerRegistry.sol";
+import {Ends, Hold, Line, LineBook, Reading} from "./LineBook.sol";
+import {KeyAt, Meter, MinerRegistry} from "./MinerRegistry.sol";
+import {Kind, Status} from "./Systems.sol";
 
-/// Lines, payment orders and their payment. Energy in mW·s, times in unix seconds.
+enum OrderStatus {
+    None,
+    Posted,
+    Approved,
+    Rejected,
+    Withdrawn
+}
+
+/// All lines of a period in one order. Energy in mW·s, times in unix seconds.
+struct Posting {
+    uint64 until;
+    bytes32 root; // over the lines' leaves
+    uint32 count; // of leaves
+    uint128 total; // payable totals of all lines together, since they opened
+    bytes32 manifestDigest; // SHA-256 of the evidence's manifest
+    string evidence; // where it is
+}
+
+struct Order {
+    bytes32 content; // hash of the number and the posting
+    uint64 postedAt;
+    uint64 postedBlock;
+    uint64 decidedBlock;
+    OrderStatus status;
+    uint8 code;
+}
+
+/// The order whose leaves can be claimed.
+struct Approved {
+    bytes32 root;
+    uint64 orderId;
+    uint128 total;
+    uint48 until;
+}
+
+/// A line's part of an order, and the attestations of its two cuts.
+struct Claim {
+    bytes32 line;
+    uint256 toRegister;
+    uint256 receivedTo;
+    uint256 payableTotal;
+    bytes32 batchRoot;
+    bytes32[] proof;
+    Attestation sent;
+    Attestation received;
+}
+
+/// Why the DAO leaves a line out.
+struct Exclusion {
+    bytes32 line;
+    uint8 code;
+    string text;
+}
+
+/// Orders of a period, and the payment of their lines.
 ///
-/// A line leads from a miner's sent channel to a storage node's received channel. Orders are cumulative:
-/// each states the total payable since the line opened, so whatever was lost or repeated, only the
-/// difference to what was paid is ever paid.
+/// An order states for every line the total payable since it opened, so whatever was lost, repeated or refused, only
+/// the difference to what was paid is ever paid. Only the newest approved order can be claimed.
 contract EnergySettlement is AccessManaged {
     using DeviceKeys for DeviceKey;
 
@@ -23,266 +80,237 @@ contract EnergySettlement is AccessManaged {
     uint256 private constant WEI_DENOMINATOR = 9;
     uint256 private constant WEI_PER_WH = 1e15;
     uint256 private constant FUTURE_SECONDS = 300;
-    uint8 private constant CODE_OTHER = 64;
+    uint256 private constant MAX_EVIDENCE_BYTES = 512;
+    uint256 private constant MAX_TEXT_BYTES = 1_024;
 
-    struct Ends {
-        uint256 minerToken;
-        uint64 minerChannel;
-        uint256 nodeToken;
-        uint64 nodeChannel;
-    }
+    event OrderPosted(uint256 indexed orderId, uint64 indexed until, Posting posting);
+    event OrderApproved(uint256 indexed orderId, uint64 indexed until);
+    event OrderRejected(uint256 indexed orderId, uint8 code, string text);
+    event OrderWithdrawn(uint256 indexed orderId);
+    event NoRoomYet(bytes32 indexed line, uint256 credit);
+    event FraudProved(uint256 indexed token, uint64 indexed channel, uint64 seq, address indexed by);
+    event ParametersChanged(uint256 nodeSharePpm, uint256 capacityPpm, uint64 orderLife);
 
-    /// How much a line may lose: by its resistance, or by a share of what was sent.
-    struct Loss {
-        uint64 resistanceUohm;
-        uint32 lossPpm;
-        uint32 maxLossPpm;
-    }
-
-    struct Reading {
-        uint64 time;
-        uint64 register;
-        uint64 seq;
-    }
-
-    struct Line {
-        Ends ends;
-        Loss loss;
-        Reading baseSent;
-        Reading baseReceived;
-        Reading sent; // of the last approved order
-        Reading received;
-        uint256 paid; // payableTotal of the last approved order
-        uint256 credit; // approved, not collected
-        uint256 acc; // remainder of wei, in ninths
-        uint256 openOrder; // 0 when none
-        uint64 until; // end of the last approved period
-        uint256 minted; // wei paid out
-        uint256 collectedBlock; // of the newest payment
-    }
-
-    enum OrderStatus {
-        None,
-        Requested,
-        Approved,
-        Rejected
-    }
-
-    struct Order {
-        bytes32 line;
-        OrderStatus status;
-        uint64 until;
-        Reading sent;
-        Reading received;
-        uint256 payableTotal;
-        bytes32 batchRoot;
-        bytes32 dataRoot;
-        bytes32 manifestDigest;
-        uint8 code;
-        string text;
-        uint256 requestedBlock;
-        uint256 decidedBlock;
-    }
-
-    struct Request {
-        bytes32 line;
-        uint64 until;
-        uint256 payableTotal;
-        bytes32 batchRoot;
-        bytes32 dataRoot;
-        bytes32 manifestDigest;
-        Attestation sent;
-        Attestation received;
-    }
-
-    event LineOpened(bytes32 indexed line, uint256 indexed minerToken, uint256 indexed nodeToken);
-    event OrderRequested(uint256 indexed orderId, bytes32 indexed line, uint64 until, uint256 payableTotal);
-    event OrderApproved(uint256 indexed orderId, bytes32 indexed line, uint256 credited);
-    event OrderSkipped(uint256 indexed orderId);
-    event OrderRejected(uint256 indexed orderId, bytes32 indexed line, uint8 code, string text);
-    event Collected(bytes32 indexed line, uint256 energy, uint256 toMiner, uint256 toNode);
-    event ParametersChanged(uint256 nodeSharePpm, uint256 capacityPpm);
-
-    error LineExists(bytes32 line);
-    error NoSuchLine(bytes32 line);
-    error ChannelInUse(uint256 token, uint64 channel, bytes32 line);
-    error WrongKind(uint256 token);
-    error NoSuchChannel(uint256 token, uint64 channel, uint8 role);
+    error WrongEnd(uint256 token, uint64 channel);
     error SystemNotActive(uint256 token);
     error BadAttestation(uint256 token, uint64 channel);
     error AttestationInFuture(uint64 time, uint256 blockTime);
     error RegisterWentBack(uint256 token, uint64 register, uint64 known);
     error ReadingWentBack(uint256 token, uint64 time, uint64 seq);
-    error OrderOpen(bytes32 line, uint256 orderId);
-    error NothingPayable(bytes32 line, uint256 payableTotal, uint256 paid);
-    error PayableExceedsGrowth(uint256 payableTotal, uint256 sentGrowth, uint256 receivedGrowth);
-    error PayableExceedsCapacity(uint256 payableTotal, uint256 capacity);
+    error RegisterTooFast(uint256 token, uint256 growth, uint256 capacity);
+    error OtherKey(uint256 token, uint64 keyNumber, uint64 known);
+    error SameKey(uint256 token, uint64 keyNumber);
+    error ReadingAfterClosing(bytes32 line, uint64 time);
+    error OrderOpen(uint256 orderId);
     error NoSuchOrder(uint256 orderId);
     error OrderNotOpen(uint256 orderId, OrderStatus status);
-    error DataRootChanged(uint256 orderId, bytes32 voted, bytes32 stored);
+    error OrderLapsed(uint256 orderId);
+    error ContentChanged(uint256 orderId, bytes32 voted, bytes32 stored);
+    error NothingPosted();
+    error PeriodNotOver(uint64 until);
+    error PeriodNotNew(uint64 until, uint64 approved);
+    error TextTooLong(uint256 bytes_);
+    error NothingPayable(uint256 total, uint256 paid);
+    error NoOrderApproved();
+    error NotInOrder(bytes32 line, uint256 orderId);
+    error LeafNotOfReading(bytes32 line, uint256 stated, int256 attested);
+    error LineIsHeld(bytes32 line, uint8 code);
+    error PayableExceedsGrowth(uint256 payableTotal, int256 sentGrowth, int256 receivedGrowth);
+    error OrderExceeded(uint256 totalPaid, uint256 total);
     error NothingToCollect(bytes32 line);
     error NoRoom(uint256 nodeToken, uint256 supply, uint256 capacity);
-    error LengthMismatch();
-    error ShareOutOfRange(uint256 ppm);
+    error NoFraud(uint256 token);
+    error ProvedBefore(uint256 token, uint64 channel, uint64 seq);
+    error OutOfRange(uint256 value);
 
     MinerRegistry public immutable registry;
+    LineBook public immutable book;
     bytes32 private immutable _networkDigest;
 
     uint256 public nodeSharePpm = 100_000;
     uint256 public capacityPpm = 1_250_000;
+    uint64 public orderLife = 60 days;
     uint256 public orders;
+    Approved public current;
     mapping(uint256 orderId => Order) private _orders;
-    mapping(bytes32 line => Line) private _lines;
-    bytes32[] private _lineIds;
-    mapping(bytes32 line => uint256[] orderIds) private _ordersOf;
-    mapping(uint256 token => mapping(uint64 channel => bytes32 line)) public lineOf;
+    mapping(bytes32 place => bool) private _fraudProved;
 
-    constructor(address authority, MinerRegistry registry_) AccessManaged(authority) {
+    constructor(address authority_, MinerRegistry registry_, LineBook book_) AccessManaged(authority_) {
         registry = registry_;
+        book = book_;
         _networkDigest = registry_.networkDigest();
     }
 
-    function lineId(Ends memory ends) public pure returns (bytes32) {
-        return keccak256(abi.encode(ends.minerToken, ends.minerChannel, ends.nodeToken, ends.nodeChannel));
+    function contentOf(uint256 orderId, Posting calldata posting) public pure returns (bytes32) {
+        return keccak256(abi.encode(orderId, posting));
     }
 
-    /// Open a line with an attestation of each end: its bases.
-    function openLine(
-        Ends calldata ends,
-        Loss calldata loss,
-        Attestation calldata sent,
-        Attestation calldata received
-    ) external restricted returns (bytes32 id) {
-        id = lineId(ends);
-        Line storage line = _lines[id];
-        if (line.ends.minerToken != 0) revert LineExists(id);
-        _claim(ends.minerToken, ends.minerChannel, Kind.Miner, ROLE_SENT, id);
-        _claim(ends.nodeToken, ends.nodeChannel, Kind.StorageNode, ROLE_RECEIVED, id);
-        line.ends = ends;
-        line.loss = loss;
-        line.baseSent = _checked(ends.minerToken, ends.minerChannel, sent, line.sent);
-        line.baseReceived = _checked(ends.nodeToken, ends.nodeChannel, received, line.received);
-        line.sent = line.baseSent;
-        line.received = line.baseReceived;
-        _lineIds.push(id);
-        emit LineOpened(id, ends.minerToken, ends.nodeToken);
-    }
-
-    /// Ask for payment of everything payable since the line opened, up to both attestations.
-    function request(Request calldata wanted) external restricted returns (uint256 orderId) {
-        Line storage line = _line(wanted.line);
-        if (line.openOrder != 0) revert OrderOpen(wanted.line, line.openOrder);
-        if (wanted.payableTotal <= line.paid) revert NothingPayable(wanted.line, wanted.payableTotal, line.paid);
-        Ends memory ends = line.ends;
-        Reading memory sent = _checked(ends.minerToken, ends.minerChannel, wanted.sent, line.sent);
-        Reading memory received = _checked(ends.nodeToken, ends.nodeChannel, wanted.received, line.received);
-        _checkBounds(line, wanted.payableTotal, sent, received);
+    /// The operator asks for the payment of a period. The order before must be decided, withdrawn or lapsed.
+    function post(Posting calldata posting) external restricted returns (uint256 orderId) {
+        if (isOpen(orders)) revert OrderOpen(orders);
+        if (posting.root == 0 || posting.count == 0) revert NothingPosted();
+        if (posting.until > block.timestamp) revert PeriodNotOver(posting.until);
+        if (posting.until <= current.until) revert PeriodNotNew(posting.until, current.until);
+        if (posting.total <= book.totalPaid()) revert NothingPayable(posting.total, book.totalPaid());
+        if (bytes(posting.evidence).length > MAX_EVIDENCE_BYTES) revert TextTooLong(bytes(posting.evidence).length);
         orderId = ++orders;
-        line.openOrder = orderId;
         Order storage order = _orders[orderId];
-        order.line = wanted.line;
-        order.status = OrderStatus.Requested;
-        order.until = wanted.until;
-        order.sent = sent;
-        order.received = received;
-        order.payableTotal = wanted.payableTotal;
-        order.batchRoot = wanted.batchRoot;
-        order.dataRoot = wanted.dataRoot;
-        order.manifestDigest = wanted.manifestDigest;
-        order.requestedBlock = block.number;
-        _ordersOf[wanted.line].push(orderId);
-        emit OrderRequested(orderId, wanted.line, wanted.until, wanted.payableTotal);
+        order.content = contentOf(orderId, posting);
+        (order.postedAt, order.postedBlock) = (uint64(block.timestamp), uint64(block.number));
+        order.status = OrderStatus.Posted;
+        emit OrderPosted(orderId, posting.until, posting);
     }
 
-    /// The DAO approves orders as they were voted on: the data root pins the evidence. Orders that were
-    /// voided meanwhile are skipped, so that one does not stop the others.
-    function approve(uint256[] calldata orderIds, bytes32[] calldata dataRoots) external restricted {
-        if (orderIds.length != dataRoots.length) revert LengthMismatch();
-        for (uint256 k = 0; k < orderIds.length; ++k) {
-            Order storage order = _order(orderIds[k]);
-            if (order.dataRoot != dataRoots[k]) revert DataRootChanged(orderIds[k], dataRoots[k], order.dataRoot);
-            Line storage line = _lines[order.line];
-            if (order.status != OrderStatus.Requested || order.payableTotal <= line.paid) {
-                emit OrderSkipped(orderIds[k]);
-                continue;
-            }
-            if (!_areActive(line.ends)) {
-                _reject(orderIds[k], order, CODE_OTHER, "a system of the line is not active");
-                continue;
-            }
-            uint256 credited = order.payableTotal - line.paid;
-            order.status = OrderStatus.Approved;
-            order.decidedBlock = block.number;
-            line.openOrder = 0;
-            line.credit += credited;
-            line.paid = order.payableTotal;
-            line.sent = order.sent;
-            line.received = order.received;
-            line.until = order.until;
-            emit OrderApproved(orderIds[k], order.line, credited);
-        }
+    /// The operator takes an undecided order back.
+    function withdraw(uint256 orderId) external restricted {
+        _decide(orderId, OrderStatus.Withdrawn, 0);
+        emit OrderWithdrawn(orderId);
+    }
+
+    /// The DAO approves the order as it was voted on, but for the lines that it leaves out: these stay held until it
+    /// releases them.
+    function approve(
+        uint256 orderId,
+        Posting calldata posting,
+        Exclusion[] calldata excluded
+    ) external restricted {
+        bytes32 content = contentOf(orderId, posting);
+        if (content != _order(orderId).content) revert ContentChanged(orderId, content, _order(orderId).content);
+        if (_lapsed(orderId)) revert OrderLapsed(orderId);
+        _decide(orderId, OrderStatus.Approved, 0);
+        current = Approved(posting.root, uint64(orderId), posting.total, SafeCast.toUint48(posting.until));
+        for (uint256 k = 0; k < excluded.length; ++k) _hold(excluded[k]);
+        emit OrderApproved(orderId, posting.until);
     }
 
     /// The DAO rejects an order: codes 60 data_integrity, 61 mining_history, 62 hardware_integrity, 63 loss, 64 other.
-    function reject(uint256 orderId, uint8 code, string calldata text) external restricted {
-        Order storage order = _order(orderId);
-        if (order.status != OrderStatus.Requested) revert OrderNotOpen(orderId, order.status);
-        _reject(orderId, order, code, text);
+    function reject(uint256 orderId, bytes32 content, uint8 code, string calldata text) external restricted {
+        if (content != _order(orderId).content) revert ContentChanged(orderId, content, _order(orderId).content);
+        if (bytes(text).length > MAX_TEXT_BYTES) revert TextTooLong(bytes(text).length);
+        _decide(orderId, OrderStatus.Rejected, code);
+        emit OrderRejected(orderId, code, text);
     }
 
-    /// Pay out a line's credit, as far as its node's battery has room and while both systems are active. Anyone may
-    /// call it.
-    function collect(bytes32 id) external {
-        Line storage line = _line(id);
+    /// The DAO stops the payment of a line, whatever order it is in.
+    function hold(Exclusion calldata exclusion) external restricted {
+        _hold(exclusion);
+    }
+
+    function release(bytes32 line) external restricted {
+        book.release(line);
+    }
+
+    /// Open a line that the DAO approved, with an attestation of each end: its bases. Anyone may.
+    function openLine(bytes32 id, Attestation calldata sent, Attestation calldata received) external restricted {
+        Ends memory ends = book.lineAt(id).ends;
+        Reading memory none;
+        Reading memory first = _checked(ends.minerToken, ends.minerChannel, ROLE_SENT, sent, none);
+        book.open(id, first, _checked(ends.nodeToken, ends.nodeChannel, ROLE_RECEIVED, received, none));
+    }
+
+    /// One end of a line has another key or device: the old one's last register and the new one's first. Anyone may.
+    function replaceMeter(
+        bytes32 id,
+        bool minerEnd,
+        Attestation calldata closing,
+        Attestation calldata opening
+    ) external restricted {
+        Line memory line = book.lineAt(id);
+        (uint64 token, uint64 channel) = minerEnd
+            ? (line.ends.minerToken, line.ends.minerChannel)
+            : (line.ends.nodeToken, line.ends.nodeChannel);
+        uint8 role = minerEnd ? ROLE_SENT : ROLE_RECEIVED;
+        Reading memory last = _checked(token, channel, role, closing, minerEnd ? line.sent : line.received);
+        Reading memory first = _verified(token, channel, role, opening);
+        if (first.keyNumber <= last.keyNumber) revert SameKey(token, first.keyNumber);
+        int128 carried = int128(uint128(last.register)) - int128(uint128(first.register));
+        book.replaceMeter(id, minerEnd, carried, first);
+    }
+
+    /// Claim a line's part of the approved order and pay it out, as far as its node's battery has room. Anyone may.
+    function claim(Claim calldata wanted) external restricted {
+        Line memory line = book.lineAt(wanted.line);
+        Hold memory held = book.holdOf(wanted.line);
+        if (held.heldBlock != 0) revert LineIsHeld(wanted.line, held.code);
+        Approved memory order = current;
+        if (order.orderId == 0) revert NoOrderApproved();
+        if (!_isIn(order, wanted)) revert NotInOrder(wanted.line, order.orderId);
+        Ends memory ends = line.ends;
+        Reading memory sent = _checked(ends.minerToken, ends.minerChannel, ROLE_SENT, wanted.sent, line.sent);
+        Reading memory received = _checked(
+            ends.nodeToken,
+            ends.nodeChannel,
+            ROLE_RECEIVED,
+            wanted.received,
+            line.received
+        );
+        if (line.closedAt != 0 && Math.max(sent.time, received.time) > line.closedAt) {
+            revert ReadingAfterClosing(wanted.line, line.closedAt);
+        }
+        _checkGrowth(line, wanted, sent, received);
+        uint80 payableTotal = _toUint80(wanted.payableTotal);
+        uint80 credit = line.credit + (payableTotal > line.paid ? payableTotal - line.paid : 0);
+        (uint80 energy, uint96 amount, , ) = _payable(line, credit);
+        sent.until = order.until;
+        uint256 total = book.claim(wanted.line, payableTotal, sent, received, energy, amount);
+        if (total > order.total) revert OrderExceeded(total, order.total);
+        if (energy != 0) _mint(line, amount);
+        else emit NoRoomYet(wanted.line, credit);
+    }
+
+    /// Pay out a line's credit, as far as its node's battery has room. Anyone may.
+    function collect(bytes32 id) external restricted {
+        Line memory line = book.lineAt(id);
         if (line.credit == 0) revert NothingToCollect(id);
+        Hold memory held = book.holdOf(id);
+        if (held.heldBlock != 0) revert LineIsHeld(id, held.code);
         _requireActive(line.ends.minerToken);
         _requireActive(line.ends.nodeToken);
-        System memory node = registry.systemOf(line.ends.nodeToken);
-        EnergyToken token = registry.energyTokenOf(line.ends.nodeToken);
-        uint256 factor = uint256(node.efficiencyPpm) * WEI_NUMERATOR;
-        uint256 capacity = uint256(node.batteryWh) * WEI_PER_WH;
-        uint256 supply = token.totalSupply();
-        uint256 room = capacity > supply ? (capacity - supply) * WEI_DENOMINATOR : 0;
-        uint256 energy = Math.min(line.credit, room > line.acc ? (room - line.acc) / factor : 0);
+        (uint80 energy, uint96 amount, uint256 supply, uint256 capacity) = _payable(line, line.credit);
         if (energy == 0) revert NoRoom(line.ends.nodeToken, supply, capacity);
-        line.credit -= energy;
-        uint256 ninths = line.acc + energy * factor;
-        line.acc = ninths % WEI_DENOMINATOR;
-        uint256 amount = ninths / WEI_DENOMINATOR;
-        line.minted += amount;
-        line.collectedBlock = block.number;
-        uint256 toNode = (amount * nodeSharePpm) / PPM;
-        emit Collected(id, energy, amount - toNode, toNode);
-        token.mint(registry.ownerOf(line.ends.minerToken), amount - toNode);
-        if (toNode != 0) token.mint(registry.ownerOf(line.ends.nodeToken), toNode);
+        book.pay(id, energy, amount);
+        _mint(line, amount);
     }
 
-    function setParameters(uint256 nodeSharePpm_, uint256 capacityPpm_) external restricted {
-        if (nodeSharePpm_ > PPM) revert ShareOutOfRange(nodeSharePpm_);
-        nodeSharePpm = nodeSharePpm_;
-        capacityPpm = capacityPpm_;
-        emit ParametersChanged(nodeSharePpm_, capacityPpm_);
+    /// Two attestations of a device with one channel and seq, but another register or time (P-ATT-2): the system is
+    /// suspended, and what its lines were credited and not paid is lost. Anyone may.
+    function proveFraud(
+        uint256 token,
+        uint64 channel,
+        uint256 keyNumber,
+        Attestation calldata first,
+        Attestation calldata second
+    ) external restricted {
+        DeviceKey memory key = registry.keysOf(token)[keyNumber].key;
+        if (first.seq != second.seq || (first.register == second.register && first.time == second.time)) {
+            revert NoFraud(token);
+        }
+        if (
+            !key.attests(_networkDigest, channel, first) || !key.attests(_networkDigest, channel, second)
+        ) revert BadAttestation(token, channel);
+        bytes32 place = keccak256(abi.encode(token, keyNumber, channel, first.seq));
+        if (_fraudProved[place]) revert ProvedBefore(token, channel, first.seq);
+        _fraudProved[place] = true;
+        registry.suspendForFraud(token);
+        bytes32 line = book.lineOf(token, channel);
+        if (line != 0) book.forfeit(line);
+        emit FraudProved(token, channel, first.seq, msg.sender);
     }
 
-    function lineAt(bytes32 id) external view returns (Line memory) {
-        return _line(id);
-    }
-
-    function lineIds() external view returns (bytes32[] memory) {
-        return _lineIds;
-    }
-
-    function ordersOf(bytes32 id) external view returns (uint256[] memory) {
-        return _ordersOf[id];
+    function setParameters(uint256 nodeSharePpm_, uint256 capacityPpm_, uint64 orderLife_) external restricted {
+        if (nodeSharePpm_ > PPM) revert OutOfRange(nodeSharePpm_);
+        if (orderLife_ == 0) revert OutOfRange(orderLife_);
+        (nodeSharePpm, capacityPpm, orderLife) = (nodeSharePpm_, capacityPpm_, orderLife_);
+        emit ParametersChanged(nodeSharePpm_, capacityPpm_, orderLife_);
     }
 
     function orderAt(uint256 orderId) external view returns (Order memory) {
         return _order(orderId);
     }
 
-    function _line(bytes32 id) private view returns (Line storage line) {
-        line = _lines[id];
-        if (line.ends.minerToken == 0) revert NoSuchLine(id);
+    /// Whether an order waits for the DAO.
+    function isOpen(uint256 orderId) public view returns (bool) {
+        return _orders[orderId].status == OrderStatus.Posted && !_lapsed(orderId);
     }
 
     function _order(uint256 orderId) private view returns (Order storage order) {
@@ -290,78 +318,135 @@ contract EnergySettlement is AccessManaged {
         if (order.status == OrderStatus.None) revert NoSuchOrder(orderId);
     }
 
-    function _claim(uint256 token, uint64 channel, Kind kind, uint8 role, bytes32 id) private {
-        if (lineOf[token][channel] != 0) revert ChannelInUse(token, channel, lineOf[token][channel]);
-        System memory system = registry.systemOf(token);
-        if (system.kind != kind) revert WrongKind(token);
-        _channel(system, token, channel, role);
-        lineOf[token][channel] = id;
+    function _lapsed(uint256 orderId) private view returns (bool) {
+        return block.timestamp > _orders[orderId].postedAt + orderLife;
     }
 
-    function _channel(
-        System memory system,
-        uint256 token,
-        uint64 channel,
-        uint8 role
-    ) private pure returns (Channel memory) {
-        for (uint256 k = 0; k < system.channels.length; ++k) {
-            if (system.channels[k].number == channel && system.channels[k].role == role) return system.channels[k];
+    function _decide(uint256 orderId, OrderStatus status, uint8 code) private {
+        Order storage order = _order(orderId);
+        if (order.status != OrderStatus.Posted) revert OrderNotOpen(orderId, order.status);
+        (order.status, order.code, order.decidedBlock) = (status, code, uint64(block.number));
+    }
+
+    function _hold(Exclusion calldata exclusion) private {
+        if (bytes(exclusion.text).length > MAX_TEXT_BYTES) revert TextTooLong(bytes(exclusion.text).length);
+        book.hold(exclusion.line, exclusion.code, exclusion.text);
+    }
+
+    function _isIn(Approved memory order, Claim calldata c) private pure returns (bool) {
+        bytes32 leaf = keccak256(
+            bytes.concat(
+                keccak256(
+                    abi.encode(order.until, c.line, c.toRegister, c.receivedTo, c.payableTotal, c.batchRoot)
+                )
+            )
+        );
+        return MerkleProof.verifyCalldata(c.proof, order.root, leaf);
+    }
+
+    /// The leaf is of these readings, and both registers grew by at least what is payable.
+    function _checkGrowth(
+        Line memory line,
+        Claim calldata wanted,
+        Reading memory sent,
+        Reading memory received
+    ) private pure {
+        int256 toRegister = int256(line.carriedSent) + int256(uint256(sent.register));
+        int256 receivedTo = int256(line.carriedReceived) + int256(uint256(received.register));
+        if (toRegister != SafeCast.toInt256(wanted.toRegister)) {
+            revert LeafNotOfReading(wanted.line, wanted.toRegister, toRegister);
         }
-        revert NoSuchChannel(token, channel, role);
+        if (receivedTo != SafeCast.toInt256(wanted.receivedTo)) {
+            revert LeafNotOfReading(wanted.line, wanted.receivedTo, receivedTo);
+        }
+        int256 sentGrowth = toRegister - int256(uint256(line.baseSent.register));
+        int256 receivedGrowth = receivedTo - int256(uint256(line.baseReceived.register));
+        int256 payableTotal = SafeCast.toInt256(wanted.payableTotal);
+        if (payableTotal > sentGrowth || payableTotal > receivedGrowth) {
+            revert PayableExceedsGrowth(wanted.payableTotal, sentGrowth, receivedGrowth);
+        }
     }
 
+    /// How much of a credit the node's battery has room for, and the tokens for it: what all energy up to it is worth,
+    /// less what the energy that was minted before is worth. So no remainder is ever lost.
+    function _payable(
+        Line memory line,
+        uint80 credit
+    ) private view returns (uint80 energy, uint96 amount, uint256 supply, uint256 capacity) {
+        (uint64 batteryWh, uint32 efficiencyPpm) = registry.storageOf(line.ends.nodeToken);
+        uint256 factor = uint256(efficiencyPpm) * WEI_NUMERATOR;
+        capacity = uint256(batteryWh) * WEI_PER_WH;
+        supply = registry.energyTokenOf(line.ends.nodeToken).totalSupply();
+        if (capacity <= supply) return (0, 0, supply, capacity);
+        uint256 before = line.paid - line.forfeited - line.credit;
+        uint256 paidNinths = (before * factor) % WEI_DENOMINATOR;
+        uint256 room = (capacity - supply) * WEI_DENOMINATOR;
+        energy = uint80(Math.min(credit, room > paidNinths ? (room - paidNinths) / factor : 0));
+        amount = SafeCast.toUint96((paidNinths + energy * factor) / WEI_DENOMINATOR);
+    }
+
+    function _mint(Line memory line, uint256 amount) private {
+        uint256 toNode = (amount * nodeSharePpm) / PPM;
+        EnergyToken token = registry.energyTokenOf(line.ends.nodeToken);
+        address miner = registry.ownerOf(line.ends.minerToken);
+        token.mint(miner, amount - toNode, registry.ownerOf(line.ends.nodeToken), toNode);
+    }
+
+    function _toUint80(uint256 value) private pure returns (uint80) {
+        if (value > type(uint80).max) revert OutOfRange(value);
+        return uint80(value);
+    }
+
+    /// A reading that follows the known one: by the same key, not earlier, and not faster than the panel allows.
     function _checked(
-        uint256 token,
+        uint64 token,
         uint64 channel,
-        Attestation calldata reading,
-        Reading storage known
-    ) private view returns (Reading memory) {
-        _requireActive(token);
-        if (!registry.keyOf(token).attests(_networkDigest, channel, reading)) revert BadAttestation(token, channel);
-        if (reading.time > block.timestamp + FUTURE_SECONDS) {
-            revert AttestationInFuture(reading.time, block.timestamp);
-        }
+        uint8 role,
+        Attestation calldata attestation,
+        Reading memory known
+    ) private view returns (Reading memory reading) {
+        Meter memory meter;
+        (reading, meter) = _read(token, channel, role, attestation);
+        if (known.time == 0) return reading;
+        if (reading.keyNumber != known.keyNumber) revert OtherKey(token, reading.keyNumber, known.keyNumber);
         if (reading.register < known.register) revert RegisterWentBack(token, reading.register, known.register);
         if (reading.time < known.time || reading.seq < known.seq) {
             revert ReadingWentBack(token, reading.time, reading.seq);
         }
-        return Reading(reading.time, reading.register, reading.seq);
+        // times are whole seconds: one more than they differ
+        uint256 capacity = (uint256(meter.channel.peakMw) * (reading.time - known.time + 1) * capacityPpm) / PPM;
+        uint256 growth = reading.register - known.register;
+        if (growth > capacity) revert RegisterTooFast(token, growth, capacity);
     }
 
-    function _reject(uint256 orderId, Order storage order, uint8 code, string memory text) private {
-        order.status = OrderStatus.Rejected;
-        order.decidedBlock = block.number;
-        order.code = code;
-        order.text = text;
-        _lines[order.line].openOrder = 0;
-        emit OrderRejected(orderId, order.line, code, text);
+    function _verified(
+        uint64 token,
+        uint64 channel,
+        uint8 role,
+        Attestation calldata attestation
+    ) private view returns (Reading memory reading) {
+        (reading, ) = _read(token, channel, role, attestation);
     }
 
-    function _areActive(Ends memory ends) private view returns (bool) {
-        return
-            registry.statusOf(ends.minerToken) == Status.Active && registry.statusOf(ends.nodeToken) == Status.Active;
+    /// A register that an active system's meter signed, with a key that counted then.
+    function _read(
+        uint64 token,
+        uint64 channel,
+        uint8 role,
+        Attestation calldata attestation
+    ) private view returns (Reading memory, Meter memory meter) {
+        meter = registry.meterOf(token, channel, attestation.time);
+        if (meter.status != Status.Active) revert SystemNotActive(token);
+        bool isMiner = meter.kind == Kind.Miner;
+        if (meter.channel.role != role || isMiner != (role == ROLE_SENT)) revert WrongEnd(token, channel);
+        if (!meter.key.attests(_networkDigest, channel, attestation)) revert BadAttestation(token, channel);
+        if (attestation.time > block.timestamp + FUTURE_SECONDS) {
+            revert AttestationInFuture(attestation.time, block.timestamp);
+        }
+        return (Reading(attestation.time, attestation.register, attestation.seq, meter.keyNumber, 0), meter);
     }
 
     function _requireActive(uint256 token) private view {
         if (registry.statusOf(token) != Status.Active) revert SystemNotActive(token);
-    }
-
-    function _checkBounds(
-        Line storage line,
-        uint256 payableTotal,
-        Reading memory sent,
-        Reading memory received
-    ) private view {
-        uint256 sentGrowth = sent.register - line.baseSent.register;
-        uint256 receivedGrowth = received.register - line.baseReceived.register;
-        if (payableTotal > sentGrowth || payableTotal > receivedGrowth) {
-            revert PayableExceedsGrowth(payableTotal, sentGrowth, receivedGrowth);
-        }
-        Ends memory ends = line.ends;
-        System memory miner = registry.systemOf(ends.minerToken);
-        Channel memory channel = _channel(miner, ends.minerToken, ends.minerChannel, ROLE_SENT);
-        uint256 elapsed = sent.time > line.baseSent.time ? sent.time - line.baseSent.time : 0;
-        uint256 capacity = (uint256(channel.peakMw) * elapsed * capacityPpm) / PPM;
-        if (payableTotal > capacity) revert PayableExceedsCapacity(payableTotal, capacity);
     }
 }

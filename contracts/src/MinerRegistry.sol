@@ -2,47 +2,15 @@
 pragma solidity ^0.8.28;
 
 import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
-import {IAccessManager} from "@openzeppelin/contracts/access/manager/IAccessManager.sol";
+import {IERC4906} from "@openzeppelin/contracts/interfaces/IERC4906.sol";
+import {Clones} from "@openzeppelin/contracts/proxy/Clones.sol";
+import {ERC721} from "@openzeppelin/contracts/token/ERC721/ERC721.sol";
 import {Strings} from "@openzeppelin/contracts/utils/Strings.sol";
-import {DeviceKey, DeviceKeys} from "./DeviceKeys.sol";
+import {Authority} from "./Authority.sol";
+import {Attestation, DeviceKey, DeviceKeys} from "./DeviceKeys.sol";
 import {EnergyToken} from "./EnergyToken.sol";
-import {EnergyTokenFactory} from "./EnergyTokenFactory.sol";
 import {SoulBound} from "./SoulBound.sol";
-
-enum Kind {
-    Miner,
-    StorageNode
-}
-
-enum Status {
-    None,
-    Active,
-    Suspended,
-    Revoked
-}
-
-/// A metered channel: role as in the protocol, peak power mW, meter error ppm and mW.
-struct Channel {
-    uint64 number;
-    uint8 role;
-    uint64 peakMw;
-    uint32 errorPpm;
-    uint32 offsetMw;
-}
-
-/// What an applicant states of a clean energy system. Places have one decimal, tenths of a degree.
-struct System {
-    Kind kind;
-    DeviceKey key;
-    Channel[] channels;
-    bool placed;
-    int16 latitudeDeci;
-    int16 longitudeDeci;
-    uint32 efficiencyPpm;
-    uint64 batteryWh;
-    bool onlineRequired;
-    string uri;
-}
+import {Channel, Kind, Status, System, Systems} from "./Systems.sol";
 
 /// A status and when it began, unix seconds.
 struct StatusAt {
@@ -50,55 +18,107 @@ struct StatusAt {
     Status status;
 }
 
+/// A key and the time in which its signatures count: from ≤ t < to, unix seconds.
+struct KeyAt {
+    DeviceKey key;
+    uint64 from;
+    uint64 to;
+}
+
+/// What settlement asks of a channel at a time.
+struct Meter {
+    DeviceKey key;
+    uint16 keyNumber; // counted from 0, as the system's keys came
+    Kind kind;
+    Status status;
+    Channel channel;
+}
+
+/// What the operator keeps of a system: where it is, what it is, when it was written.
+struct Record {
+    bytes32 digest;
+    uint64 time;
+    string uri;
+}
+
+/// What settlement asks of a system again and again, in one word.
+struct Head {
+    Status status;
+    Kind kind;
+    uint32 efficiencyPpm;
+    uint64 batteryWh;
+}
+
+enum Topic {
+    HardwareStatus,
+    MiningPool
+}
+
 /// Miners and storage nodes: application with proof of possession, approval by the DAO, a soul-bound token.
 contract MinerRegistry is SoulBound, AccessManaged {
     using DeviceKeys for DeviceKey;
+    using Systems for System;
+
+    uint64 private constant FOREVER = type(uint64).max;
 
     struct Application {
         address applicant;
         uint256 tokenId; // 0 while it waits
+        bytes32 content; // what the device signed
         System system;
     }
 
-    event Applied(uint256 indexed applicationId, address indexed applicant, bytes16 deviceId, Kind kind);
+    event Applied(
+        uint256 indexed applicationId,
+        address indexed applicant,
+        bytes16 deviceId,
+        Kind kind,
+        bytes32 content
+    );
     event Registered(uint256 indexed tokenId, uint256 indexed applicationId, bytes16 indexed deviceId, Kind kind);
-    event ApplicationSkipped(uint256 indexed applicationId, uint256 indexed tokenId);
+    event ApplicationSkipped(uint256 indexed applicationId, string why);
     event StatusChanged(uint256 indexed tokenId, Status status, string reason);
     event EnergyTokenMade(uint256 indexed tokenId, address token);
+    event KeyRequested(uint256 indexed tokenId, bytes16 deviceId);
+    event KeyChanged(uint256 indexed tokenId, bytes16 oldDevice, bytes16 newDevice);
+    event RecordSet(uint256 indexed tokenId, Topic indexed topic, bytes32 digest, string uri);
+    event Consumed(uint256 indexed tokenId, uint256 amount);
 
-    /// The signature does not prove that the applicant holds the device key (P-ID-5).
+    /// The signature does not prove that the applicant holds the device key, or is for other fields (P-ID-5).
     error PossessionNotProved(bytes16 deviceId, address applicant);
+    error HandOverNotProved(bytes16 oldDevice, bytes16 newDevice);
     error DeviceAlreadyRegistered(bytes16 deviceId, uint256 tokenId);
-    error NoSuchApplication(uint256 applicationId);
-    error NoChannels();
-    error TooManyChannels(uint256 count);
-    error ChannelTwice(uint64 channel);
-    error UriTooLong(uint256 bytes_);
-    error EfficiencyOutOfRange(uint32 efficiencyPpm);
     error NotRegistered(uint256 tokenId);
+    error NotOwner(uint256 tokenId, address caller);
+    error NoSuchChannel(uint256 tokenId, uint64 channel);
+    error NoKeyAt(uint256 tokenId, uint64 time);
+    error KeyNotRequested(uint256 tokenId, bytes16 deviceId);
+    error NotAStatus(Status status);
 
-    uint256 private constant MAX_CHANNELS = 16;
-    uint256 private constant MAX_URI_BYTES = 512;
-
-    /// SHA-256 of the deployment's CAIP-10 name (P-ID-3).
     bytes32 public immutable networkDigest;
-
-    EnergyTokenFactory private immutable _factory;
+    EnergyToken public immutable energyTokenCode;
 
     uint256 public applications;
     uint256 public registrations;
     mapping(uint256 applicationId => Application) private _applications;
     mapping(uint256 tokenId => uint256 applicationId) private _applicationOf;
-    mapping(uint256 tokenId => Status) public statusOf;
+    mapping(uint256 tokenId => KeyAt[]) private _keys;
+    mapping(uint256 tokenId => DeviceKey) private _requestedKey;
+    mapping(uint256 tokenId => Head) private _heads;
+    mapping(uint256 tokenId => mapping(uint64 number => Channel)) private _channels;
     mapping(uint256 tokenId => StatusAt[]) private _history;
+    mapping(uint256 tokenId => mapping(Topic => Record)) private _records;
     mapping(uint256 tokenId => EnergyToken) public energyTokenOf;
-    mapping(bytes16 deviceId => uint256 tokenId) public tokenOf;
+    mapping(uint256 tokenId => uint256) public consumed; // energy taken out, wei of an energy token
+    mapping(bytes16 deviceId => uint256 tokenId) public tokenOf; // also of keys that were replaced
+    mapping(bytes16 deviceId => uint64) public nonceOf;
+    mapping(address owner => uint256) public activeSystems;
 
     constructor(
-        address authority,
-        EnergyTokenFactory factory
-    ) SoulBound("MaxCoin Green Energy System", "MGSYS") AccessManaged(authority) {
-        _factory = factory;
+        address authority_,
+        EnergyToken energyTokenCode_
+    ) ERC721("MaxCoin Green Energy System", "MGSYS") AccessManaged(authority_) {
+        energyTokenCode = energyTokenCode_;
         networkDigest = sha256(bytes(network()));
     }
 
@@ -107,50 +127,97 @@ contract MinerRegistry is SoulBound, AccessManaged {
         return string.concat("eip155:", Strings.toString(block.chainid), ":", Strings.toHexString(address(this)));
     }
 
-    /// Apply for a soul-bound token; r, s prove possession of the device key (P-ID-5).
+    /// Apply for a soul-bound token; r, s prove that the device's key is the applicant's and signed these fields.
     function applyFor(System calldata system, bytes32 r, bytes32 s) external returns (uint256 applicationId) {
-        bytes16 device = system.key.deviceId();
-        if (tokenOf[device] != 0) revert DeviceAlreadyRegistered(device, tokenOf[device]);
-        _checkChannels(system.channels);
-        if (bytes(system.uri).length > MAX_URI_BYTES) revert UriTooLong(bytes(system.uri).length);
-        if (system.efficiencyPpm == 0 || system.efficiencyPpm > 1_000_000) {
-            revert EfficiencyOutOfRange(system.efficiencyPpm);
-        }
-        if (!system.key.provesPossession(networkDigest, msg.sender, r, s)) {
-            revert PossessionNotProved(device, msg.sender);
-        }
+        system.check();
+        bytes32 content = _proved(system, system.key, msg.sender, r, s);
         applicationId = ++applications;
-        _applications[applicationId].applicant = msg.sender;
-        _applications[applicationId].system = system;
-        emit Applied(applicationId, msg.sender, device, system.kind);
+        Application storage application = _applications[applicationId];
+        application.applicant = msg.sender;
+        application.content = content;
+        application.system = system;
+        emit Applied(applicationId, msg.sender, system.key.deviceId(), system.kind, content);
     }
 
-    /// The DAO approves: the applicant gets the token, a storage node its energy token. A device that is registered
-    /// already is skipped, so that one application does not stop the others of a vote.
-    function admit(uint256 applicationId) external restricted returns (uint256 tokenId) {
+    /// The DAO approves what it voted on: the applicant gets the token, a storage node its energy token. An application
+    /// that is unknown, another than voted on, or of a device that is registered already is skipped, so that one does
+    /// not stop the others of a vote.
+    function admit(uint256 applicationId, bytes32 content) external restricted returns (uint256 tokenId) {
         Application storage application = _applications[applicationId];
-        if (application.applicant == address(0)) revert NoSuchApplication(applicationId);
-        bytes16 device = application.system.key.deviceId();
-        if (tokenOf[device] != 0) {
-            emit ApplicationSkipped(applicationId, tokenOf[device]);
-            return 0;
-        }
+        if (application.applicant == address(0)) return _skip(applicationId, "there is no such application");
+        if (application.content != content) return _skip(applicationId, "its content is not the one voted on");
+        DeviceKey memory key = application.system.key;
+        bytes16 device = key.deviceId();
+        if (tokenOf[device] != 0) return _skip(applicationId, "its device is registered already");
         tokenId = ++registrations;
         application.tokenId = tokenId;
         tokenOf[device] = tokenId;
         _applicationOf[tokenId] = applicationId;
+        _keys[tokenId].push(KeyAt(key, uint64(block.timestamp), FOREVER));
         _mint(application.applicant, tokenId);
+        _describe(tokenId, application.system);
         emit Registered(tokenId, applicationId, device, application.system.kind);
         _setStatus(tokenId, Status.Active, "registered");
-        if (application.system.kind == Kind.StorageNode) {
-            energyTokenOf[tokenId] = _factory.make(IAccessManager(authority()), tokenId);
-            emit EnergyTokenMade(tokenId, address(energyTokenOf[tokenId]));
-        }
+        if (application.system.kind == Kind.StorageNode) _makeEnergyToken(tokenId);
     }
 
     function setStatus(uint256 tokenId, Status status, string calldata reason) external restricted {
-        _requireRegistered(tokenId);
+        _requireOwned(tokenId);
+        if (status == Status.None) revert NotAStatus(status);
         _setStatus(tokenId, status, reason);
+    }
+
+    /// Two registers of one instant were proved: an active system is suspended, and only the DAO reinstates it.
+    function suspendForFraud(uint256 tokenId) external restricted {
+        if (statusOf(tokenId) == Status.Active) _setStatus(tokenId, Status.Suspended, "fraud proof");
+    }
+
+    /// The old key hands over to a new one, which proves possession: from now on the new one signs.
+    function rotateKey(
+        uint256 tokenId,
+        DeviceKey calldata newKey,
+        bytes32[2] calldata byOldKey,
+        bytes32[2] calldata byNewKey
+    ) external {
+        _requireOwner(tokenId);
+        DeviceKey memory oldKey = keyOf(tokenId);
+        bytes16 newDevice = newKey.deviceId();
+        if (!oldKey.handsOver(networkDigest, newDevice, byOldKey[0], byOldKey[1])) {
+            revert HandOverNotProved(oldKey.deviceId(), newDevice);
+        }
+        _proved(systemOf(tokenId), newKey, msg.sender, byNewKey[0], byNewKey[1]);
+        _changeKey(tokenId, newKey);
+    }
+
+    /// Without the old key (lost, broken): the owner asks, the DAO replaces it after a vote and its delay.
+    function requestKey(uint256 tokenId, DeviceKey calldata newKey, bytes32 r, bytes32 s) external {
+        _requireOwner(tokenId);
+        _proved(systemOf(tokenId), newKey, msg.sender, r, s);
+        _requestedKey[tokenId] = newKey;
+        emit KeyRequested(tokenId, newKey.deviceId());
+    }
+
+    function replaceKey(uint256 tokenId, bytes16 newDevice) external restricted {
+        DeviceKey memory newKey = _requestedKey[tokenId];
+        if (newKey.x == 0 || newKey.deviceId() != newDevice) revert KeyNotRequested(tokenId, newDevice);
+        delete _requestedKey[tokenId];
+        _requireNew(newDevice);
+        _changeKey(tokenId, newKey);
+    }
+
+    /// The operator keeps hardware status and mining pool data of a system.
+    function setRecord(uint256 tokenId, Topic topic, bytes32 digest, string calldata uri) external restricted {
+        _requireOwned(tokenId);
+        if (bytes(uri).length > Systems.MAX_URI_BYTES) revert Systems.UriTooLong(bytes(uri).length);
+        _records[tokenId][topic] = Record(digest, uint64(block.timestamp), uri);
+        emit RecordSet(tokenId, topic, digest, uri);
+        emit IERC4906.MetadataUpdate(tokenId);
+    }
+
+    /// Energy was taken out of storage for this system.
+    function recordConsumption(uint256 tokenId, uint256 amount) external restricted {
+        consumed[tokenId] += amount;
+        emit Consumed(tokenId, amount);
     }
 
     /// Every status that a system had, oldest first: verdicts depend on the one at the time of measurement.
@@ -158,39 +225,138 @@ contract MinerRegistry is SoulBound, AccessManaged {
         return _history[tokenId];
     }
 
+    function keysOf(uint256 tokenId) external view returns (KeyAt[] memory) {
+        return _keys[tokenId];
+    }
+
+    function recordOf(uint256 tokenId, Topic topic) external view returns (Record memory) {
+        return _records[tokenId][topic];
+    }
+
     function applicationOf(uint256 applicationId) external view returns (Application memory) {
         return _applications[applicationId];
     }
 
-    /// The registered system behind a token.
-    function systemOf(uint256 tokenId) public view returns (System memory) {
-        _requireRegistered(tokenId);
-        return _applications[_applicationOf[tokenId]].system;
+    function requestedKeyOf(uint256 tokenId) external view returns (DeviceKey memory) {
+        return _requestedKey[tokenId];
     }
 
-    function keyOf(uint256 tokenId) external view returns (DeviceKey memory) {
-        _requireRegistered(tokenId);
-        return _applications[_applicationOf[tokenId]].system.key;
+    /// The registered system behind a token, with its present key.
+    function systemOf(uint256 tokenId) public view returns (System memory system) {
+        system = _system(tokenId);
+        system.key = keyOf(tokenId);
     }
 
-    /// Whoever reads a system reads all its channels: a bound keeps that affordable for others.
-    function _checkChannels(Channel[] calldata channels) private pure {
-        if (channels.length == 0) revert NoChannels();
-        if (channels.length > MAX_CHANNELS) revert TooManyChannels(channels.length);
-        for (uint256 k = 1; k < channels.length; ++k) {
-            for (uint256 earlier = 0; earlier < k; ++earlier) {
-                if (channels[k].number == channels[earlier].number) revert ChannelTwice(channels[k].number);
+    function keyOf(uint256 tokenId) public view returns (DeviceKey memory) {
+        KeyAt[] storage keys = _keys[tokenId];
+        if (keys.length == 0) revert NotRegistered(tokenId);
+        return keys[keys.length - 1].key;
+    }
+
+    /// A channel of a system, and the key whose signatures counted at a time.
+    function meterOf(uint256 tokenId, uint64 channel, uint64 time) external view returns (Meter memory meter) {
+        Head memory head = _heads[tokenId];
+        (meter.kind, meter.status) = (head.kind, head.status);
+        if (head.status == Status.None) revert NotRegistered(tokenId);
+        meter.channel = _channels[tokenId][channel];
+        if (meter.channel.peakMw == 0) revert NoSuchChannel(tokenId, channel);
+        KeyAt[] storage keys = _keys[tokenId];
+        for (uint256 k = keys.length; k > 0; --k) {
+            KeyAt storage entry = keys[k - 1];
+            if (time >= entry.from && time < entry.to) {
+                meter.key = entry.key;
+                meter.keyNumber = uint16(k - 1);
+                return meter;
             }
+        }
+        revert NoKeyAt(tokenId, time);
+    }
+
+    function statusOf(uint256 tokenId) public view returns (Status) {
+        return _heads[tokenId].status;
+    }
+
+    /// What room depends on: a node's battery and efficiency.
+    function storageOf(uint256 tokenId) external view returns (uint64 batteryWh, uint32 efficiencyPpm) {
+        Head storage head = _heads[tokenId];
+        return (head.batteryWh, head.efficiencyPpm);
+    }
+
+    function tokenURI(uint256 tokenId) public view override returns (string memory) {
+        return systemOf(tokenId).card(tokenId, statusOf(tokenId));
+    }
+
+    function supportsInterface(bytes4 interfaceId) public view override returns (bool) {
+        return interfaceId == 0x49064906 || super.supportsInterface(interfaceId); // ERC-4906
+    }
+
+    /// Check P-ID-5 and use up the device's nonce; return the content's digest.
+    function _proved(
+        System memory system,
+        DeviceKey memory key,
+        address applicant,
+        bytes32 r,
+        bytes32 s
+    ) private returns (bytes32 content) {
+        bytes16 device = key.deviceId();
+        _requireNew(device);
+        content = system.digest();
+        if (!key.provesPossession(networkDigest, applicant, nonceOf[device]++, content, r, s)) {
+            revert PossessionNotProved(device, applicant);
         }
     }
 
-    function _setStatus(uint256 tokenId, Status status, string memory reason) private {
-        statusOf[tokenId] = status;
-        _history[tokenId].push(StatusAt(uint64(block.timestamp), status));
-        emit StatusChanged(tokenId, status, reason);
+    function _changeKey(uint256 tokenId, DeviceKey memory newKey) private {
+        KeyAt[] storage keys = _keys[tokenId];
+        KeyAt storage old = keys[keys.length - 1];
+        bytes16 newDevice = newKey.deviceId();
+        emit KeyChanged(tokenId, old.key.deviceId(), newDevice);
+        old.to = uint64(block.timestamp);
+        keys.push(KeyAt(newKey, uint64(block.timestamp), FOREVER));
+        tokenOf[newDevice] = tokenId;
+        emit IERC4906.MetadataUpdate(tokenId);
     }
 
-    function _requireRegistered(uint256 tokenId) private view {
+    function _describe(uint256 tokenId, System storage system) private {
+        Head storage head = _heads[tokenId];
+        (head.kind, head.efficiencyPpm, head.batteryWh) = (system.kind, system.efficiencyPpm, system.batteryWh);
+        for (uint256 k = 0; k < system.channels.length; ++k) {
+            _channels[tokenId][system.channels[k].number] = system.channels[k];
+        }
+    }
+
+    function _makeEnergyToken(uint256 tokenId) private {
+        address token = Clones.cloneWithImmutableArgs(address(energyTokenCode), abi.encode(tokenId));
+        Authority(authority()).setImplementation(token, address(energyTokenCode));
+        energyTokenOf[tokenId] = EnergyToken(token);
+        emit EnergyTokenMade(tokenId, token);
+    }
+
+    function _setStatus(uint256 tokenId, Status status, string memory reason) private {
+        address owner = ownerOf(tokenId);
+        if (statusOf(tokenId) == Status.Active) --activeSystems[owner];
+        if (status == Status.Active) ++activeSystems[owner];
+        _heads[tokenId].status = status;
+        _history[tokenId].push(StatusAt(uint64(block.timestamp), status));
+        emit StatusChanged(tokenId, status, reason);
+        emit IERC4906.MetadataUpdate(tokenId);
+    }
+
+    function _skip(uint256 applicationId, string memory why) private returns (uint256) {
+        emit ApplicationSkipped(applicationId, why);
+        return 0;
+    }
+
+    function _system(uint256 tokenId) private view returns (System storage) {
         if (_applicationOf[tokenId] == 0) revert NotRegistered(tokenId);
+        return _applications[_applicationOf[tokenId]].system;
+    }
+
+    function _requireNew(bytes16 device) private view {
+        if (tokenOf[device] != 0) revert DeviceAlreadyRegistered(device, tokenOf[device]);
+    }
+
+    function _requireOwner(uint256 tokenId) private view {
+        if (ownerOf(tokenId) != msg.sender) revert NotOwner(tokenId, msg.sender);
     }
 }

@@ -11,9 +11,20 @@ CONTRACTS: Final = (
     "Timelock",
     "TechGovernor",
     "MinerRegistry",
-    "EnergySettlement",
     "EnergyToken",
-    "EnergyTokenFactory",
+    "LineBook",
+    "EnergySettlement",
+    "Deca",
+    "MaxCoin",
+    "CarbonToken",
+    "Rewards",
+    "EnergyPool",
+    "EnergyPools",
+    "EnergyExchange",
+    "Electorate",
+    "ModuleTimelock",
+    "ModuleGovernor",
+    "ModuleRegistry",
 )
 
 

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn
 
-from maxgreen.chain.client import account_from_file, connect
+from maxgreen.actions.wallet import load_account
+from maxgreen.chain.client import connect
 from maxgreen.chain.code import verify
 from maxgreen.chain.deploying import deploy
 from maxgreen.chain.deployment import Addresses, Deployment, Governance
@@ -29,9 +30,12 @@ DeploymentOption = Annotated[Path, typer.Option("--deployment", help="the contra
 @app.command("deploy")
 def deploy_command(
     rpc: RpcOption,
-    deployer: Annotated[Path, typer.Option(help="file with the deployer's secret key, 0600")],
+    deployer: Annotated[str, typer.Option(help="the deployer's wallet, or a file with its secret key, 0600")],
     operator: Annotated[str, typer.Option(help="address of the settlement service")],
     member: Annotated[list[str], typer.Option(help="address of a DAO member; repeat it")],
+    guardian: Annotated[
+        str | None, typer.Option(help="address that may stop single functions for a week, for a year")
+    ] = None,
     out: DeploymentOption = Path("deployment.json"),
     voting_delay_s: Annotated[int, typer.Option(min=0)] = Governance.voting_delay_s,
     voting_period_s: Annotated[int, typer.Option(min=1)] = Governance.voting_period_s,
@@ -48,10 +52,11 @@ def deploy_command(
         task = progress.add_task("")
         deployment = deploy(
             chain,
-            account_from_file(deployer),
+            load_account(deployer),
             operator,
             member,
             governance,
+            guardian=guardian,
             journal=journal,
             progress=lambda step: progress.update(task, description=step),
         )

@@ -42,6 +42,10 @@ _NO_FEES: Final = {"maxFeePerGas": 0, "maxPriorityFeePerGas": 0}
 EMBEDDED_GAS: Final = 12_000_000
 
 
+class NothingSentError(MaxgreenError):
+    """A transaction would be sent, and was not: a dry run. The message says which."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """A block's number, hash and time (unix s)."""
@@ -62,6 +66,7 @@ class Chain:
         self._served: bool | None = None if where else False
         self._lock = threading.RLock()  # py-evm is not made for threads, and a nonce is used once
         self._sender = Sender(web3, self._asked)
+        self.sends = True  # else a transaction is only tried, and NothingSentError says what it would be
 
     @property
     def embedded(self) -> bool:
@@ -120,9 +125,10 @@ class Chain:
         """Return a deployed contract of ours."""
         return self.web3.eth.contract(address=Web3.to_checksum_address(address), abi=artifact(name)["abi"])
 
-    def call(self, function: ContractFunction, *, at: Any = "latest") -> Any:
-        """Return what a view function answers in a block; ChainRefusedError when it reverts."""
-        return self._asked(lambda: function.call(block_identifier=at))
+    def call(self, function: ContractFunction, *, at: Any = "latest", sender: str | None = None) -> Any:
+        """Return what a function would answer in a block, to a sender; ChainRefusedError when it reverts."""
+        options: Any = {"from": sender} if sender is not None else {}
+        return self._asked(lambda: function.call(options, block_identifier=at))
 
     def deploy(self, account: LocalAccount, name: str, *arguments: Any) -> Contract:
         """Deploy a contract and return it."""
@@ -132,6 +138,9 @@ class Chain:
 
     def transact(self, account: LocalAccount, function: ContractFunction) -> Any:
         """Send a transaction, wait for its receipt and return it; ChainRefusedError when it reverts."""
+        if not self.sends:
+            self.call(function, sender=account.address)
+            raise NothingSentError(f"{function.fn_name}{function.args} to {function.address} by {account.address}")
         return self._send(account, function, str(function.fn_name))
 
     def gas_price(self) -> int:
@@ -185,8 +194,9 @@ class Chain:
             raise
         if receipt["status"] != 1:
             if isinstance(function, ContractFunction):
-                before = int(receipt["blockNumber"]) - 1
-                self._asked(lambda: function.call({"from": account.address}, block_identifier=before))
+                number = int(receipt["blockNumber"])
+                for block in (number - 1, number):  # what others did in its block may be why
+                    self.call(function, at=block, sender=account.address)
             raise ChainRefusedError("", f"transaction 0x{bytes(receipt['transactionHash']).hex()} failed")
         return receipt
 

@@ -7,22 +7,19 @@ from eth_utils import keccak
 
 from maxgreen.chain.artifacts import artifact
 from maxgreen.chain.client import Chain
-from maxgreen.chain.deployment import Addresses
+from maxgreen.chain.deployment import FIELDS, Addresses
 from maxgreen.errors import Fatal
 from maxgreen.protocol.cose import network_digest
 
-CONTRACTS: Final = {
-    "Authority": "authority",
-    "DaoBadge": "badge",
-    "Timelock": "timelock",
-    "TechGovernor": "governor",
-    "MinerRegistry": "registry",
-    "EnergySettlement": "settlement",
-}
 _EIP712_NAMES: Final = {
     "DaoBadge": "MaxCoin Technical DAO",
     "TechGovernor": "MaxCoin Technical DAO",
-    "MinerRegistry": "MaxCoin Green Energy System",
+    "EnergyToken": "MaxCoin Energy",
+    "Deca": "DECA",
+    "MaxCoin": "MaxCoin",
+    "CarbonToken": "Carbon Token",
+    "Electorate": "MaxCoin Electorate",
+    "ModuleGovernor": "MaxCoin Modules",
 }
 _EIP712_VERSION: Final = "1"
 _DOMAIN: Final = keccak(text="EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
@@ -40,35 +37,21 @@ def code_findings(chain: Chain, addresses: Addresses) -> list[str]:
     if chain.chain_id != addresses.chain_id:
         return [f"the RPC is of chain {chain.chain_id}, the deployment of chain {addresses.chain_id}"]
     findings = []
-    for name, field in CONTRACTS.items():
+    for name, field in FIELDS.items():
         address = getattr(addresses, field)
         code = chain.code(address)
         if not code:
             findings.append(f"there is no contract at {address}, where {name} should be")
-        elif code != runtime(name, addresses, code):
+        elif code != runtime(name, addresses):
             findings.append(f"the code at {address} is not that of {name}")
-    if not findings:
-        factory = factory_of(chain.code(addresses.registry))
-        if chain.code(factory) != bytes.fromhex(artifact("EnergyTokenFactory")["runtime"][2:]):
-            findings.append(f"the code at {factory} is not that of EnergyTokenFactory")
     return findings
 
 
-def factory_of(registry_code: bytes) -> str:
-    """Return the address of the factory that a registry's code names."""
-    [at, *_] = artifact("MinerRegistry")["immutables"]["_factory"]
-    return "0x" + registry_code[at + _WORD - 20 : at + _WORD].hex()
-
-
-def runtime(name: str, addresses: Addresses, code: bytes) -> bytes:
-    """Return the code that a contract of a deployment has; `code`, what is there, names the factory."""
+def runtime(name: str, addresses: Addresses) -> bytes:
+    """Return the code that a contract of a deployment has."""
     made = artifact(name)
     filled = bytearray.fromhex(made["runtime"][2:])
-    if len(code) != len(filled):
-        return bytes(filled)
     values = _immutables(name, addresses)
-    if name == "MinerRegistry":
-        values["_factory"] = _address(factory_of(code))
     for variable, places in made["immutables"].items():
         for at in places:
             filled[at : at + _WORD] = values[variable]
@@ -78,14 +61,23 @@ def runtime(name: str, addresses: Addresses, code: bytes) -> bytes:
 def _immutables(name: str, addresses: Addresses) -> dict[str, bytes]:
     digest = network_digest(addresses.network)
     values: dict[str, bytes] = {
+        "authority": _address(addresses.authority),
         "registry": _address(addresses.registry),
+        "book": _address(addresses.line_book),
+        "energyTokenCode": _address(addresses.energy_token),
+        "_implementation": _address(addresses.energy_token),
+        "_manager": _address(addresses.authority),
         "networkDigest": digest,
         "_networkDigest": digest,
-        "_token": _address(addresses.badge),
+        "_token": _address(addresses.electorate if name == "ModuleGovernor" else addresses.badge),
+        "badge": _address(addresses.badge),
+        "vault": _address(addresses.timelock),
     }
+    for variable, address in (("deca", addresses.deca), ("maxCoin", addresses.max_coin), ("carbon", addresses.carbon)):
+        values[variable] = values[f"_{variable}"] = _address(address)
     if name in _EIP712_NAMES:
         title = _EIP712_NAMES[name]
-        here = _address(getattr(addresses, CONTRACTS[name]))
+        here = _address(getattr(addresses, FIELDS[name]))
         chain_id = addresses.chain_id.to_bytes(_WORD, "big")
         hashed, version = keccak(text=title), keccak(text=_EIP712_VERSION)
         values |= {

@@ -1,8 +1,9 @@
 """Proposals of the technical DAO: propose, vote, queue, execute; each step may be repeated."""
 
 import logging
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from maxgreen.errors import MaxgreenError, Retryable
 
 _LOG: Final = logging.getLogger(__name__)
 _DONE_ALREADY: Final = {"GovernorUnexpectedProposalState", "GovernorAlreadyCastVote", "GovernorAlreadyQueuedProposal"}
+_PROPOSER: Final = re.compile(r" #proposer=0x[0-9a-f]{40}$")
 _FIRST_PAUSE_MS: Final = 1_000
 _LONGEST_PAUSE_MS: Final = 30_000
 
@@ -58,6 +60,11 @@ class Proposal:
     calls: tuple[ContractFunction, ...]
     description: str
 
+    def by(self, proposer: str) -> "Proposal":
+        """Return it with the proposer's address at its end, as the governor wants it."""
+        suffix = f" #proposer={proposer.lower()}"
+        return self if _PROPOSER.search(self.description) else replace(self, description=self.description + suffix)
+
     @property
     def arguments(self) -> tuple[list[str], list[int], list[bytes], bytes]:
         """Targets, values, calldatas and the description's hash, as the governor takes them."""
@@ -72,10 +79,10 @@ class Proposal:
 class Dao:
     """The DAO of a deployment."""
 
-    def __init__(self, deployment: Deployment, clock: Clock) -> None:
+    def __init__(self, deployment: Deployment, clock: Clock, governor: str = "TechGovernor") -> None:
+        """`governor` is TechGovernor, or ModuleGovernor for the votes on modules."""
         self._chain = deployment.chain
-        self._governor = deployment.governor
-        self._functions: Any = deployment.governor.functions
+        self._functions: Any = deployment.functions(governor)
         self._clock = clock
 
     def id_of(self, proposal: Proposal) -> int:
@@ -89,42 +96,60 @@ class Dao:
             return None
         return ProposalState(self._chain.call(self._functions.state(proposal_id)))
 
-    def propose(self, member: LocalAccount, proposal: Proposal) -> None:
-        """Propose, unless it was proposed already."""
+    def propose(self, member: LocalAccount, proposal: Proposal) -> Proposal:
+        """Propose in a member's name, unless it was proposed already; return the proposal as it is on the chain."""
+        proposal = proposal.by(member.address)
         if self.state(proposal) is None:
             targets, values, calldatas, _ = proposal.arguments
             self._chain.transact(member, self._functions.propose(targets, values, calldatas, proposal.description))
+        return proposal
 
     def vote(self, member: LocalAccount, proposal: Proposal, vote: Vote = Vote.FOR) -> None:
         """Cast a member's vote, unless it was cast already."""
-        proposal_id = self.id_of(proposal)
-        if not self._chain.call(self._functions.hasVoted(proposal_id, member.address)):
-            self._chain.transact(member, self._functions.castVote(proposal_id, int(vote)))
+        self.cast(member, self.id_of(proposal), vote)
+
+    def cast(self, member: LocalAccount, number: int, vote: Vote, reason: str = "") -> None:
+        """Cast a member's vote on a proposal's number, unless it was cast already."""
+        if not self._chain.call(self._functions.hasVoted(number, member.address)):
+            self._chain.transact(member, self._functions.castVoteWithReason(number, int(vote), reason))
+
+    def queue(self, account: LocalAccount, arguments: tuple[list[str], list[int], list[bytes], bytes]) -> None:
+        """Put what passed into the timelock."""
+        self._chain.transact(account, self._functions.queue(*arguments))
+
+    def execute(self, account: LocalAccount, arguments: tuple[list[str], list[int], list[bytes], bytes]) -> None:
+        """Carry out what passed, when its timelock is over."""
+        self._chain.transact(account, self._functions.execute(*arguments))
 
     def votes(self, proposal: Proposal) -> tuple[int, int, int]:
         """Return the votes against, for and abstaining."""
-        against, in_favour, abstaining = self._chain.call(self._functions.proposalVotes(self.id_of(proposal)))
+        return self.votes_of(self.id_of(proposal))
+
+    def votes_of(self, number: int) -> tuple[int, int, int]:
+        """Return the votes against, for and abstaining on a proposal's number."""
+        against, in_favour, abstaining = self._chain.call(self._functions.proposalVotes(number))
         return int(against), int(in_favour), int(abstaining)
 
     def due_ms(self, proposal: Proposal) -> int:
-        """Return when the present state can end, by the chain's time: votes open, votes close, the timelock is over."""
-        proposal_id, state = self.id_of(proposal), self.state(proposal)
-        read = (
-            {
-                ProposalState.PENDING: self._functions.proposalSnapshot,
-                ProposalState.ACTIVE: self._functions.proposalDeadline,
-                ProposalState.QUEUED: self._functions.proposalEta,
-            }.get(state)
-            if state is not None
-            else None
-        )
-        return int(self._chain.call(read(proposal_id))) * 1000 + 1000 if read else 0
+        """Return when the present state can end, by the chain's time; 0 when only an act ends it."""
+        state = self.state(proposal)
+        return self.due_of(self.id_of(proposal), state) if state is not None else 0
+
+    def due_of(self, number: int, state: ProposalState) -> int:
+        """Return when a state can end: votes open, votes close, the timelock is over (unix ms)."""
+        read = {
+            ProposalState.PENDING: self._functions.proposalSnapshot,
+            ProposalState.ACTIVE: self._functions.proposalDeadline,
+            ProposalState.QUEUED: self._functions.proposalEta,
+        }.get(state)
+        return int(self._chain.call(read(number))) * 1000 + 1000 if read else 0
 
     def carry_out(self, proposal: Proposal, members: Sequence[LocalAccount], *, wait: bool) -> ProposalState:
         """Take every step that can be taken now, in the members' names; `wait` sleeps from one to the next.
 
         Returns the state reached: EXECUTED, or a state that only time or votes can end.
         """
+        proposal = proposal.by(members[0].address)
         self._unless_done(lambda: self.propose(members[0], proposal))
         said = None
         pause_ms = _FIRST_PAUSE_MS
@@ -135,12 +160,10 @@ class Dao:
                 for member in members:
                     self._unless_done(lambda: self.vote(member, proposal))  # noqa: B023 - called at once
             elif state is ProposalState.SUCCEEDED:
-                step = self._functions.queue(*proposal.arguments)
-                self._unless_done(lambda: self._chain.transact(members[0], step))  # noqa: B023
+                self._unless_done(lambda: self.queue(members[0], proposal.arguments))
                 continue
             elif state is ProposalState.QUEUED and now_ms >= due_ms:
-                step = self._functions.execute(*proposal.arguments)
-                self._unless_done(lambda: self._chain.transact(members[0], step))  # noqa: B023
+                self._unless_done(lambda: self.execute(members[0], proposal.arguments))
                 continue
             if state in ENDED or not wait:
                 return state
@@ -162,10 +185,13 @@ class Dao:
             self._clock.sleep_until(self._clock.now_ms() + _FIRST_PAUSE_MS)
 
     def _state_now(self, proposal: Proposal) -> ProposalState:
-        """Return the state as a transaction would find it: a chain without traffic has old blocks."""
         if self.state(proposal) is None:
             raise MaxgreenError("the proposal was not found on the chain")
-        function = self._functions.state(self.id_of(proposal))
+        return self.state_of(self.id_of(proposal))
+
+    def state_of(self, number: int) -> ProposalState:
+        """Return a proposal's state as a transaction would find it: a chain without traffic has old blocks."""
+        function = self._functions.state(number)
         if self._chain.is_eth_tester:
             return ProposalState(self._chain.call(function))
         try:

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from web3.contract.contract import Contract
 
@@ -12,9 +12,27 @@ from maxgreen.chain.client import Chain
 from maxgreen.errors import Fatal
 from maxgreen.protocol.identity import network_name
 
-ADMIN_ROLE: Final = 0
-OPERATOR_ROLE: Final = 1
-MINTER_ROLE: Final = 2
+# Of a contract's field in a deployment file.
+FIELDS: Final = {
+    "Authority": "authority",
+    "DaoBadge": "badge",
+    "Timelock": "timelock",
+    "TechGovernor": "governor",
+    "EnergyToken": "energy_token",
+    "MinerRegistry": "registry",
+    "LineBook": "line_book",
+    "EnergySettlement": "settlement",
+    "Deca": "deca",
+    "MaxCoin": "max_coin",
+    "CarbonToken": "carbon",
+    "Rewards": "rewards",
+    "EnergyPools": "pools",
+    "EnergyExchange": "exchange",
+    "Electorate": "electorate",
+    "ModuleTimelock": "module_timelock",
+    "ModuleGovernor": "module_governor",
+    "ModuleRegistry": "modules",
+}
 NOBODY: Final = "0x0000000000000000000000000000000000000000"
 
 
@@ -36,8 +54,20 @@ class Addresses:
     badge: str
     timelock: str
     governor: str
+    energy_token: str  # the code that the nodes' tokens share
     registry: str
+    line_book: str
     settlement: str
+    deca: str
+    max_coin: str
+    carbon: str
+    rewards: str
+    pools: str
+    exchange: str
+    electorate: str
+    module_timelock: str
+    module_governor: str
+    modules: str
 
     @property
     def network(self) -> str:
@@ -70,6 +100,14 @@ class Deployment:
         """The deployment's name in every signed message (P-ID-3)."""
         return self.addresses.network
 
+    def address_of(self, name: str) -> str:
+        """Return where a contract of ours is."""
+        return str(getattr(self.addresses, FIELDS[name]))
+
+    def functions(self, name: str) -> Any:
+        """Return the functions of a contract of ours."""
+        return self.chain.contract(name, self.address_of(name)).functions
+
     @cached_property
     def governor(self) -> Contract:
         """TechGovernor."""
@@ -79,6 +117,11 @@ class Deployment:
     def registry(self) -> Contract:
         """MinerRegistry."""
         return self.chain.contract("MinerRegistry", self.addresses.registry)
+
+    @cached_property
+    def line_book(self) -> Contract:
+        """LineBook."""
+        return self.chain.contract("LineBook", self.addresses.line_book)
 
     @cached_property
     def settlement(self) -> Contract:

@@ -4,8 +4,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from maxgreen.chain import roles
 from maxgreen.chain.code import code_findings
-from maxgreen.chain.deployment import ADMIN_ROLE, MINTER_ROLE, NOBODY, OPERATOR_ROLE, Deployment
+from maxgreen.chain.deploying import selector_of
+from maxgreen.chain.deployment import NOBODY, Deployment
 from maxgreen.errors import Retryable
 
 _BLOCKS: Final = 10_000  # of logs that are asked for at once
@@ -35,66 +37,84 @@ def diagnose(deployment: Deployment) -> Diagnosis:
 def _governance(deployment: Deployment, found: Diagnosis) -> None:
     chain, addresses = deployment.chain, deployment.addresses
     governor: Any = deployment.governor.functions
-    timelock: Any = chain.contract("Timelock", addresses.timelock).functions
     members = _members(deployment)
     found.facts |= {
         "network": deployment.network,
         "voting_delay_s": int(chain.call(governor.votingDelay())),
         "voting_period_s": int(chain.call(governor.votingPeriod())),
-        "timelock_s": int(chain.call(timelock.getMinDelay())),
+        "timelock_s": int(chain.call(deployment.functions("Timelock").getMinDelay())),
         "members": members,
         "votes_to_pass": len(members) // 2 + 1,
     }
-    for name, address, right in (
-        ("votes with", chain.call(governor.token()), addresses.badge),
-        ("acts through", chain.call(governor.timelock()), addresses.timelock),
-    ):
-        if address != right:
-            found.wrong.append(f"the governor {name} {address}, not {right}")
     if len(members) < _FEW_MEMBERS:
         found.odd.append(f"{len(members)} members: fewer than {_FEW_MEMBERS} outlast nobody who leaves or loses a key")
     for name in ("voting_period_s", "timelock_s"):
         if found.facts[name] < _SHORT_S:
             found.odd.append(f"{name} is {found.facts[name]}: hardly anybody looks at a proposal in that time")
-    proposer, canceller, executor = (
-        chain.call(timelock[role]()) for role in ("PROPOSER_ROLE", "CANCELLER_ROLE", "EXECUTOR_ROLE")
-    )
-    for role, who, named in (
-        (proposer, addresses.governor, "the governor does not propose to the timelock"),
-        (canceller, addresses.governor, "the governor does not cancel in the timelock"),
-        (executor, NOBODY, "not everybody may execute what passed"),
-        (chain.call(timelock.DEFAULT_ADMIN_ROLE()), addresses.timelock, "the timelock does not administer itself"),
+    for name, lock, votes in (
+        ("TechGovernor", "Timelock", addresses.badge),
+        ("ModuleGovernor", "ModuleTimelock", addresses.electorate),
     ):
-        if not chain.call(timelock.hasRole(role, who)):
-            found.wrong.append(named)
-    held = _held(deployment, chain.contract("Timelock", addresses.timelock), "role", "account")
+        functions = deployment.functions(name)
+        for what, address, right in (
+            ("votes with", chain.call(functions.token()), votes),
+            ("acts through", chain.call(functions.timelock()), deployment.address_of(lock)),
+        ):
+            if address != right:
+                found.wrong.append(f"{name} {what} {address}, not {right}")
+        _timelock(deployment, found, lock, deployment.address_of(name))
+
+
+def _timelock(deployment: Deployment, found: Diagnosis, name: str, governor: str) -> None:
+    """The governor alone proposes, cancels and executes; the timelock administers itself."""
+    chain, address = deployment.chain, deployment.address_of(name)
+    functions = deployment.functions(name)
     right_holders = {
-        bytes(proposer): {addresses.governor},
-        bytes(canceller): {addresses.governor},
-        bytes(executor): {NOBODY},
-        bytes(32): {addresses.timelock},
-    }
-    for role, accounts in held.items():
-        for account in accounts - right_holders.get(role, set()):
-            found.wrong.append(f"{account} holds role 0x{role.hex()} of the timelock")
+        bytes(chain.call(functions[role]())): {governor}
+        for role in ("PROPOSER_ROLE", "CANCELLER_ROLE", "EXECUTOR_ROLE")
+    } | {bytes(32): {address}}
+    held = _held(deployment, chain.contract(name, address), "role", "account")
+    for role in held.keys() | right_holders.keys():
+        right = right_holders.get(role, set())
+        for account in held[role] - right:
+            found.wrong.append(f"{account} holds role 0x{role.hex()} of {name}")
+        for account in right - held[role]:
+            found.wrong.append(f"{account} does not hold role 0x{role.hex()} of {name}")
 
 
 def _roles(deployment: Deployment, found: Diagnosis) -> None:
-    addresses = deployment.addresses
-    held = _held(deployment, deployment.chain.contract("Authority", addresses.authority), "roleId", "account")
-    found.facts["operators"] = sorted(held[OPERATOR_ROLE])
-    for role, name, right in (
-        (ADMIN_ROLE, "administrates", addresses.timelock),
-        (MINTER_ROLE, "mints", addresses.settlement),
-    ):
-        for account in held[role] - {right}:
-            found.wrong.append(f"{account} {name} beside {right}")
-        if right not in held[role]:
-            found.wrong.append(f"{right} does not hold the role that {name}")
-    if not held[OPERATOR_ROLE]:
+    chain, addresses = deployment.chain, deployment.addresses
+    contract = chain.contract("Authority", addresses.authority)
+    authority: Any = contract.functions
+    held = _held(deployment, contract, "roleId", "account")
+    found.facts["operators"] = sorted(held[roles.OPERATOR])
+    right_holders = {roles.ADMIN: {addresses.timelock}}
+    right_holders |= {role: set(map(deployment.address_of, names)) for role, names in roles.HOLDERS.items()}
+    for role, right in right_holders.items():
+        for account in held[role] - right:
+            found.wrong.append(f"{account} holds the role {roles.NAMES[role]} beside {', '.join(sorted(right))}")
+        for account in right - held[role]:
+            found.wrong.append(f"{account} does not hold the role {roles.NAMES[role]}")
+    writer = str(chain.call(deployment.line_book.functions.writer()))
+    if writer != addresses.settlement:
+        found.wrong.append(f"{writer} writes the line book, not {addresses.settlement}")
+    if not held[roles.OPERATOR]:
         found.odd.append("nobody is operator: no period can be ordered")
-    for role in set(held) - {ADMIN_ROLE, OPERATOR_ROLE, MINTER_ROLE}:
+    for role in set(held) - set(right_holders) - {roles.OPERATOR}:
         found.odd.append(f"role {role} is held by {', '.join(sorted(held[role]))}")
+    now_s = chain.now_s()
+    for right_ in roles.RIGHTS:
+        target = deployment.address_of(right_.target)
+        for name in right_.functions:
+            selector = selector_of(right_.contract, name)
+            role = int(chain.call(authority.getTargetFunctionRole(target, selector)))
+            if role != right_.role:
+                is_for = roles.NAMES.get(role, str(role))
+                found.wrong.append(f"{right_.contract}.{name} is for {is_for}, not for {roles.NAMES[right_.role]}")
+            if chain.call(authority.stoppedUntil(target, selector)) > now_s:
+                found.odd.append(f"the guardian stopped {right_.contract}.{name}")
+    guardian = str(chain.call(authority.guardian()))
+    found.facts["guardian"] = "" if guardian == NOBODY else guardian
 
 
 def _held(deployment: Deployment, contract: Any, role: str, account: str) -> dict[Any, set[str]]:

@@ -1,8 +1,9 @@
-"""Lines and payment orders as EnergySettlement has them."""
+"""Lines as LineBook has them; orders and claims as EnergySettlement has them."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Final
 
 from eth_abi.abi import encode as abi_encode
 from eth_account.signers.local import LocalAccount
@@ -47,195 +48,326 @@ class LossTerms:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A register at one instant: unix s, mW·s, seq of the batch that attested it."""
+    """A register at one instant: unix s, mW·s, seq of the batch that attested it, number of the key that signed."""
 
     time_s: int
     register_mws: int
     seq: int
+    key_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line on the chain; energies in mW·s, acc in ninths of a wei."""
+    """A line on the chain; energies in mW·s; `hold` is the code of the DAO's hold, or 0."""
 
     ends: Ends
     loss: LossTerms
+    opened_s: int
+    closed_s: int
     base_sent: Reading
     base_received: Reading
     sent: Reading
     received: Reading
+    carried_sent_mws: int
+    carried_received_mws: int
     paid_mws: int
     credit_mws: int
-    acc: int
-    open_order: int
+    forfeited_mws: int
     until_s: int
     minted_wei: int
-    collected_block: int
+    hold: int = 0
+
+    @property
+    def minted_mws(self) -> int:
+        """The energy that tokens were minted for."""
+        return self.paid_mws - self.credit_mws - self.forfeited_mws
 
 
 class OrderStatus(IntEnum):
-    """Where an order stands."""
+    """Where an order stands; `lapsed` is a posted one that was not decided in time."""
 
     NONE = 0
-    REQUESTED = 1
+    POSTED = 1
     APPROVED = 2
     REJECTED = 3
+    WITHDRAWN = 4
+    LAPSED = 5
+
+    @property
+    def label(self) -> str:
+        """The status as people and packs write it."""
+        return self.name.lower()
+
+
+_POSTING: Final = "(uint64,bytes32,uint32,uint128,bytes32,string)"
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """All lines of a period: end (unix s), root over the leaves, sum of all lines' payable totals (mW·s), evidence."""
+
+    until_s: int
+    root: bytes
+    count: int
+    total_mws: int
+    manifest_digest: bytes
+    evidence: str = ""
+
+    @property
+    def values(self) -> tuple[int, bytes, int, int, bytes, str]:
+        """The posting in the contract's order."""
+        return self.until_s, self.root, self.count, self.total_mws, self.manifest_digest, self.evidence
+
+    def content(self, order_id: int) -> bytes:
+        """Return the hash that the chain keeps of it."""
+        return bytes(keccak(abi_encode(["uint256", _POSTING], [order_id, self.values])))
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A payment order on the chain."""
+    """An order on the chain; `code` and `text` say why it was rejected."""
 
-    line: bytes
+    content: bytes
     status: OrderStatus
-    until_s: int
-    sent: Reading
-    received: Reading
-    payable_total_mws: int
-    batch_root: bytes
-    data_root: bytes
-    manifest_digest: bytes
+    posted_s: int
+    posted_block: int
+    decided_block: int
     code: int
     text: str
-    requested_block: int
-    decided_block: int
 
 
 @dataclass(frozen=True, slots=True)
-class OrderRequest:
-    """What settlement asks the chain to pay for one line."""
+class Claim:
+    """A line's leaf in an order with its proof, and the attestations of its two cuts."""
 
     line: bytes
-    until_s: int
+    to_register: int
+    received_to: int
     payable_total_mws: int
     batch_root: bytes
-    data_root: bytes
-    manifest_digest: bytes
+    proof: tuple[bytes, ...]
     sent: Attestation
     received: Attestation
 
 
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Why the DAO leaves a line out: code and text."""
+
+    line: bytes
+    code: int
+    text: str
+
+    @property
+    def values(self) -> tuple[bytes, int, str]:
+        """The exclusion in the contract's order."""
+        return self.line, self.code, self.text
+
+
 class SettlementContract:
-    """EnergySettlement of a deployment."""
+    """LineBook and EnergySettlement of a deployment."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self._deployment = deployment
         self._chain = deployment.chain
         self._contract: Any = deployment.settlement
+        self._book: Any = deployment.line_book
         self._functions: Any = self._contract.functions
 
     def line_ids(self) -> list[bytes]:
-        """Return the ids of all lines, oldest first."""
-        return [bytes(line) for line in self._chain.call(self._functions.lineIds())]
+        """Return the ids of all lines that the DAO approved, oldest first."""
+        return [bytes(line) for line in self._chain.call(self._book.functions.lineIds())]
+
+    def opened_lines(self) -> list[Line]:
+        """Return the lines that were opened, closed ones too, oldest first."""
+        return [line for line in map(self.line, self.line_ids()) if line.opened_s]
 
     def line(self, line: bytes) -> Line:
-        """Return a line; ChainRefusedError NoSuchLine when there is none."""
-        value = self._named("lineAt", self._chain.call(self._functions.lineAt(line)))
+        """Return a line; ChainRefusedError NoSuchLine when the DAO never approved it."""
+        value = _named(self._book, "lineAt", self._chain.call(self._book.functions.lineAt(line)))
+        hold = _named(self._book, "holdOf", self._chain.call(self._book.functions.holdOf(line)))
         ends, loss = value["ends"], value["loss"]
         return Line(
             ends=Ends(ends["minerToken"], ends["minerChannel"], ends["nodeToken"], ends["nodeChannel"]),
             loss=LossTerms(loss["resistanceUohm"], loss["lossPpm"], loss["maxLossPpm"]),
+            opened_s=value["openedAt"],
+            closed_s=value["closedAt"],
             base_sent=_reading(value["baseSent"]),
             base_received=_reading(value["baseReceived"]),
             sent=_reading(value["sent"]),
             received=_reading(value["received"]),
+            carried_sent_mws=value["carriedSent"],
+            carried_received_mws=value["carriedReceived"],
             paid_mws=value["paid"],
             credit_mws=value["credit"],
-            acc=value["acc"],
-            open_order=value["openOrder"],
-            until_s=value["until"],
+            forfeited_mws=value["forfeited"],
+            until_s=value["sent"]["until"],
             minted_wei=value["minted"],
-            collected_block=value["collectedBlock"],
+            hold=hold["code"] if hold["heldBlock"] else 0,
         )
+
+    def hold_text(self, line: bytes) -> str:
+        """Return why the DAO holds a line, or nothing."""
+        block = _named(self._book, "holdOf", self._chain.call(self._book.functions.holdOf(line)))["heldBlock"]
+        found = self._chain.events(self._book.events.LineHeld(), block) if block else []
+        return next((str(event["args"]["text"]) for event in reversed(found) if event["args"]["line"] == line), "")
 
     def order(self, order_id: int) -> Order:
         """Return an order; ChainRefusedError NoSuchOrder when there is none."""
-        value = self._named("orderAt", self._chain.call(self._functions.orderAt(order_id)))
+        value = _named(self._contract, "orderAt", self._chain.call(self._functions.orderAt(order_id)))
+        status = OrderStatus(value["status"])
+        if status is OrderStatus.POSTED and not self._chain.call(self._functions.isOpen(order_id)):
+            status = OrderStatus.LAPSED
+        text = ""
+        if status is OrderStatus.REJECTED:
+            events = self._chain.events(self._contract.events.OrderRejected(), value["decidedBlock"])
+            text = next((str(e["args"]["text"]) for e in events if e["args"]["orderId"] == order_id), "")
         return Order(
-            line=bytes(value["line"]),
-            status=OrderStatus(value["status"]),
-            until_s=value["until"],
-            sent=_reading(value["sent"]),
-            received=_reading(value["received"]),
-            payable_total_mws=value["payableTotal"],
-            batch_root=bytes(value["batchRoot"]),
-            data_root=bytes(value["dataRoot"]),
-            manifest_digest=bytes(value["manifestDigest"]),
-            code=value["code"],
-            text=value["text"],
-            requested_block=value["requestedBlock"],
+            content=bytes(value["content"]),
+            status=status,
+            posted_s=value["postedAt"],
+            posted_block=value["postedBlock"],
             decided_block=value["decidedBlock"],
+            code=value["code"],
+            text=text,
         )
 
-    def orders_of(self, line: bytes) -> list[int]:
-        """Return the ids of a line's orders, oldest first."""
-        return [int(number) for number in self._chain.call(self._functions.ordersOf(line))]
+    def order_count(self) -> int:
+        """Return how many orders were posted: their numbers are 1 and up."""
+        return int(self._chain.call(self._functions.orders()))
 
-    def open_line(
-        self, operator: LocalAccount, ends: Ends, loss: LossTerms, sent: Attestation, received: Attestation
+    def claimable(self) -> int:
+        """Return the number of the newest approved order, whose leaves can be claimed; 0 when there is none."""
+        return int(self._chain.call(self._functions.current())[1])
+
+    def total_paid_mws(self) -> int:
+        """Return what was ever claimed on all lines, mW·s."""
+        return int(self._chain.call(self._book.functions.totalPaid()))
+
+    def posting(self, order_id: int) -> Posting:
+        """Return what an order asks for, from its event, checked against the hash that the chain keeps."""
+        order = self.order(order_id)
+        for event in self._chain.events(self._contract.events.OrderPosted(), order.posted_block):
+            if event["args"]["orderId"] == order_id:
+                value = event["args"]["posting"]
+                names = ("until", "root", "count", "total", "manifestDigest", "evidence")
+                posting = Posting(*(value[name] for name in names))
+                if posting.content(order_id) == order.content:
+                    return posting
+        raise Retryable(f"the chain's RPC does not have the event of order {order_id}: ask another one")
+
+    def posted(self) -> Iterator[tuple[int, Posting]]:
+        """Yield all orders, the newest first."""
+        for order_id in range(self.order_count(), 0, -1):
+            yield order_id, self.posting(order_id)
+
+    def line_approval(self, lines: Sequence[tuple[Ends, LossTerms]]) -> Proposal:
+        """Return the proposal that allows lines with what they may lose."""
+        calls = tuple(
+            self._book.functions.approveLine(e.values, (t.resistance_uohm, t.loss_ppm, t.max_loss_ppm))
+            for e, t in lines
+        )
+        names = ", ".join(f"{e.miner_token}.{e.miner_channel} to {e.node_token}.{e.node_channel}" for e, _ in lines)
+        return Proposal(calls, f"Approve lines {names}")
+
+    def open_line(self, account: LocalAccount, ends: Ends, sent: Attestation, received: Attestation) -> Any:
+        """Open a line that the DAO approved, with its bases; return the transaction's receipt."""
+        call = self._functions.openLine(ends.line_id, attestation_values(sent), attestation_values(received))
+        return self._chain.transact(account, call)
+
+    def replace_meter(
+        self, account: LocalAccount, line: bytes, closing: Attestation, opening: Attestation, *, miner_end: bool
     ) -> Any:
-        """Open a line with its bases; return the transaction's receipt."""
-        terms = (loss.resistance_uohm, loss.loss_ppm, loss.max_loss_ppm)
-        call = self._functions.openLine(ends.values, terms, _attestation(sent), _attestation(received))
-        return self._chain.transact(operator, call)
+        """Let a line's end go on with another key: the old one's last register, the new one's first."""
+        call = self._functions.replaceMeter(line, miner_end, attestation_values(closing), attestation_values(opening))
+        return self._chain.transact(account, call)
 
-    def request(self, operator: LocalAccount, wanted: OrderRequest) -> int:
-        """Request an order; return its number, from the transaction's own event."""
-        value = (
-            wanted.line,
-            wanted.until_s,
-            wanted.payable_total_mws,
-            wanted.batch_root,
-            wanted.data_root,
-            wanted.manifest_digest,
-            _attestation(wanted.sent),
-            _attestation(wanted.received),
-        )
-        receipt = self._chain.transact(operator, self._functions.request(value))
-        for event in self._contract.events.OrderRequested().process_receipt(receipt, errors=DISCARD):
-            if event["address"] == self._contract.address and bytes(event["args"]["line"]) == wanted.line:
+    def post(self, operator: LocalAccount, posting: Posting) -> int:
+        """Post an order; return its number, from the transaction's own event."""
+        receipt = self._chain.transact(operator, self._functions.post(posting.values))
+        for event in self._contract.events.OrderPosted().process_receipt(receipt, errors=DISCARD):
+            if event["address"] == self._contract.address:
                 return int(event["args"]["orderId"])
         raise Retryable("the chain's RPC gave a receipt without the order: run it again, with another RPC")
 
-    def approval(self, orders: dict[int, bytes], description: str) -> Proposal:
-        """Return the proposal that approves orders with the data roots voted on."""
-        call = self._functions.approve(list(orders), list(orders.values()))
-        return Proposal((call,), description)
+    def withdraw(self, operator: LocalAccount, order_id: int) -> Any:
+        """Take an undecided order back."""
+        return self._chain.transact(operator, self._functions.withdraw(order_id))
 
-    def rejection(self, order_id: int, code: int, text: str) -> Proposal:
+    def approval(
+        self, order_id: int, posting: Posting, exclusions: Sequence[Exclusion] = (), description: str = ""
+    ) -> Proposal:
+        """Return the proposal that approves an order as it stands, without the excluded lines."""
+        call = self._functions.approve(order_id, posting.values, [e.values for e in exclusions])
+        return Proposal((call,), description or f"Approve order {order_id}")
+
+    def rejection(self, order_id: int, posting: Posting, code: int, text: str) -> Proposal:
         """Return the proposal that rejects an order with a code and a reason."""
-        return Proposal((self._functions.reject(order_id, code, text),), f"Reject order {order_id}: {text}")
+        call = self._functions.reject(order_id, posting.content(order_id), code, text)
+        return Proposal((call,), f"Reject order {order_id}: {text}")
+
+    def holding(self, exclusion: Exclusion) -> Proposal:
+        """Return the proposal that stops the payment of a line."""
+        text = f"Hold line {exclusion.line.hex()}: {exclusion.text}"
+        return Proposal((self._functions.hold(exclusion.values),), text)
+
+    def releasing(self, line: bytes) -> Proposal:
+        """Return the proposal that lets a held line be paid again."""
+        return Proposal((self._functions.release(line),), f"Release line {line.hex()}")
+
+    def closing(self, line: bytes) -> Proposal:
+        """Return the proposal that closes a line: its channels are free for another."""
+        return Proposal((self._book.functions.close(line),), f"Close line {line.hex()}")
+
+    def agree_to_close(self, owner: LocalAccount, line: bytes) -> Any:
+        """Close a line in the name of one of its two owners; it closes when both did."""
+        return self._chain.transact(owner, self._book.functions.agreeToClose(line))
+
+    def claim(self, account: LocalAccount, claim: Claim) -> Any:
+        """Claim a line's part of the approved order, and pay it out as far as there is room."""
+        value = (
+            claim.line,
+            claim.to_register,
+            claim.received_to,
+            claim.payable_total_mws,
+            claim.batch_root,
+            list(claim.proof),
+            attestation_values(claim.sent),
+            attestation_values(claim.received),
+        )
+        return self._chain.transact(account, self._functions.claim(value))
 
     def collect(self, account: LocalAccount, line: bytes) -> Any:
         """Pay out a line's credit; return the transaction's receipt."""
         return self._chain.transact(account, self._functions.collect(line))
 
     def transactions(self, order_id: int) -> dict[str, str]:
-        """Return the hashes of the transactions that requested, decided and last paid an order's line."""
+        """Return the hashes of the transactions that posted and decided an order."""
         order = self.order(order_id)
         events = self._contract.events
-        decided = events.OrderApproved() if order.status is OrderStatus.APPROVED else events.OrderRejected()
-        wanted = {
-            "request": (events.OrderRequested(), order.requested_block),
-            "decision": (decided, order.decided_block),
-            "collect": (events.Collected(), self.line(order.line).collected_block),
-        }
+        decided = {
+            OrderStatus.APPROVED: events.OrderApproved(),
+            OrderStatus.REJECTED: events.OrderRejected(),
+            OrderStatus.WITHDRAWN: events.OrderWithdrawn(),
+        }.get(order.status)
+        wanted = {"post": (events.OrderPosted(), order.posted_block), "decision": (decided, order.decided_block)}
         found = {}
         for name, (event, block) in wanted.items():
-            for entry in self._chain.events(event, block) if block else ():
-                if bytes(entry["args"]["line"]) == order.line:
+            for entry in self._chain.events(event, block) if event is not None and block else ():
+                if entry["args"]["orderId"] == order_id:
                     found[name] = "0x" + bytes(entry["transactionHash"]).hex()
         return found
 
-    def _named(self, function: str, value: Any) -> Any:
-        return name_fields(self._contract.get_function_by_name(function).abi["outputs"][0], value)
+
+def _named(contract: Any, function: str, value: Any) -> Any:
+    return name_fields(contract.get_function_by_name(function).abi["outputs"][0], value)
 
 
 def _reading(value: dict[str, int]) -> Reading:
-    return Reading(value["time"], value["register"], value["seq"])
+    return Reading(value["time"], value["register"], value["seq"], value["keyNumber"])
 
 
-def _attestation(attestation: Attestation) -> tuple[int, int, int, bytes, bytes]:
+def attestation_values(attestation: Attestation) -> tuple[int, int, int, bytes, bytes]:
+    """Return an attestation in the contracts' order."""
     return (
         attestation.unix_s,
         attestation.register_mws,

@@ -2,55 +2,32 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, Final
 
 from eth_account.signers.local import LocalAccount
+from web3.logs import DISCARD
 
 from maxgreen.chain.dao import Proposal
 from maxgreen.chain.deployment import Deployment
+from maxgreen.errors import Retryable
 from maxgreen.protocol.attestation import prove_possession
-from maxgreen.protocol.keys import SPKI_PREFIX, Signer, public_point
+from maxgreen.protocol.keys import SPKI_PREFIX, Signer, key_id, public_point
+from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
 from maxgreen.verify.rules import DeviceRecord, Status
-
-
-class Kind(IntEnum):
-    """What a system is."""
-
-    MINER = 0
-    STORAGE_NODE = 1
-
-    @property
-    def label(self) -> str:
-        """The kind as packs write it."""
-        return self.name.lower()
-
 
 _STATUSES: Final = {1: Status.ACTIVE, 2: Status.SUSPENDED, 3: Status.SUSPENDED}
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelSpec:
-    """A metered channel: role, peak power mW, meter error ppm and mW."""
+class Application:
+    """What somebody applied with; `token` is 0 while it waits, `content` the digest that the device signed."""
 
     number: int
-    role: int
-    peak_mw: int
-    error_ppm: int
-    offset_mw: int
-
-
-@dataclass(frozen=True, slots=True)
-class SystemSpec:
-    """What an applicant states; latitude and longitude in tenths of a degree, None when no place is given."""
-
-    kind: Kind
-    channels: tuple[ChannelSpec, ...]
-    place_deci: tuple[int, int] | None = None
-    efficiency_ppm: int = 1_000_000
-    battery_wh: int = 0
-    online_required: bool = False
-    uri: str = ""
+    applicant: str
+    token: int
+    content: bytes
+    spki: bytes
+    spec: SystemSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +42,20 @@ class RegisteredSystem:
 
 
 def apply_for(deployment: Deployment, applicant: LocalAccount, signer: Signer, spec: SystemSpec) -> int:
-    """Apply for a soul-bound token with proof of possession; return the application's id."""
-    proof = prove_possession(signer, deployment.network, bytes.fromhex(applicant.address[2:]))
-    x, y = public_point(signer.spki)
+    """Apply for a soul-bound token with the device's own signature; return the application's id."""
+    nonce = nonce_of(deployment, key_id(signer.spki))
+    owner = bytes.fromhex(applicant.address[2:])
+    proof = prove_possession(signer, deployment.network, owner, nonce, spec.digest)
+    return apply_with(deployment, applicant, signer.spki, proof, spec)
+
+
+def apply_with(deployment: Deployment, applicant: LocalAccount, spki: bytes, proof: bytes, spec: SystemSpec) -> int:
+    """Apply with a proof that the device made before (`maxgreen agent prove`); return the application's id."""
+    functions: Any = deployment.registry.functions
     latitude, longitude = spec.place_deci or (0, 0)
     system = (
         int(spec.kind),
-        (x.to_bytes(32, "big"), y.to_bytes(32, "big")),
+        key_words(spki),
         [(c.number, c.role, c.peak_mw, c.error_ppm, c.offset_mw) for c in spec.channels],
         spec.place_deci is not None,
         latitude,
@@ -81,17 +65,45 @@ def apply_for(deployment: Deployment, applicant: LocalAccount, signer: Signer, s
         spec.online_required,
         spec.uri,
     )
-    functions: Any = deployment.registry.functions
     receipt = deployment.chain.transact(applicant, functions.applyFor(system, proof[:32], proof[32:]))
-    [event] = deployment.registry.events.Applied().process_receipt(receipt)
-    return int(event["args"]["applicationId"])
+    for event in deployment.registry.events.Applied().process_receipt(receipt, errors=DISCARD):
+        if event["address"] == deployment.registry.address:
+            return int(event["args"]["applicationId"])
+    raise Retryable("the chain's RPC gave a receipt without the application: look with 'maxgreen owner status'")
+
+
+def key_words(spki: bytes) -> tuple[bytes, bytes]:
+    """Return a public key's x and y as contracts take them."""
+    x, y = public_point(spki)
+    return x.to_bytes(32, "big"), y.to_bytes(32, "big")
+
+
+def nonce_of(deployment: Deployment, device: bytes) -> int:
+    """Return how many applications of a device there were: the next one signs this number."""
+    functions: Any = deployment.registry.functions
+    return int(deployment.chain.call(functions.nonceOf(device)))
+
+
+def application(deployment: Deployment, number: int) -> Application:
+    """Return an application; its `applicant` is empty when there is none."""
+    functions: Any = deployment.registry.functions
+    value = _named(deployment.chain.call(functions.applicationOf(number)), deployment.registry, "applicationOf")
+    known = int(value["applicant"], 16) != 0
+    return Application(
+        number=number,
+        applicant=str(value["applicant"]) if known else "",
+        token=int(value["tokenId"]),
+        content=bytes(value["content"]),
+        spki=SPKI_PREFIX + value["system"]["key"]["x"] + value["system"]["key"]["y"],
+        spec=_spec(value["system"]),
+    )
 
 
 def admission(deployment: Deployment, applications: Sequence[int]) -> Proposal:
-    """Return the proposal that admits applications."""
+    """Return the proposal that admits applications, with the content that they have now."""
     functions: Any = deployment.registry.functions
-    names = ", ".join(map(str, applications))
-    return Proposal(tuple(functions.admit(number) for number in applications), f"Admit applications {names}")
+    calls = tuple(functions.admit(number, application(deployment, number).content) for number in applications)
+    return Proposal(calls, f"Admit applications {', '.join(map(str, applications))}")
 
 
 def read_systems(deployment: Deployment) -> dict[bytes, RegisteredSystem]:

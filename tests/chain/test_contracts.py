@@ -1,189 +1,115 @@
 """The contracts on the embedded chain, and the same calls on a real anvil."""
 
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
-from eth_account import Account
 
+from maxgreen.chain import explain as explain_module
+from maxgreen.chain.artifacts import CONTRACTS, artifact, errors_by_selector
 from maxgreen.chain.client import Chain, connect, connect_to_read
-from maxgreen.chain.dao import Dao, Proposal, ProposalState, Vote
-from maxgreen.chain.deploying import deploy
-from maxgreen.chain.deployment import Deployment, Governance
-from maxgreen.chain.embedded import dev_secret
-from maxgreen.chain.explain import ChainRefusedError, explain
-from maxgreen.chain.merkle import BATCH_LEAF, MerkleTree, leaf_hash, root_of
-from maxgreen.chain.orders import Ends, LossTerms, OrderRequest, OrderStatus, SettlementContract
-from maxgreen.chain.registry import ChannelSpec, Kind, SystemSpec, admission, apply_for, read_systems
-from maxgreen.clock import FileClock
+from maxgreen.chain.dao import Proposal, ProposalState, Vote
+from maxgreen.chain.deploying import selector_of
+from maxgreen.chain.deployment import Deployment
+from maxgreen.chain.explain import explain
+from maxgreen.chain.merkle import BATCH_LEAF, LINE_LEAF, MerkleTree, leaf_hash, root_of
+from maxgreen.chain.orders import Ends, Exclusion, OrderStatus
+from maxgreen.chain.registry import admission, application, apply_for, apply_with, key_words, read_systems
 from maxgreen.errors import Fatal
-from maxgreen.protocol.attestation import attest
-from maxgreen.protocol.keys import MemorySigner
-
-START_S = 1_767_225_600
-KWH = 3_600_000_000
-GOVERNANCE = Governance(voting_delay_s=1, voting_period_s=5, timelock_s=1)
-ANVIL_SECRETS = [
-    "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80",
-    "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d",
-    "0x5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a",
-    "0x7c852118294e51e653712a81e05800f419141751be58f605c371e15141b007a6",
-    "0x47e179ec197488593b187f80a00eb0da91f1b9d0b13f8733639f19c30a34926a",
-    "0x8b3a350cf5c34c9194ca85829a2df0ec3153be0318b5e2d3348e872092edffba",
-    "0x92db14e403b83dfe3df233f83dfa3a0d7096f21ca9b0d6d6b8d88b2b4ec1564e",
-]
-
-
-class World:
-    """A deployment with a miner, a storage node and a line."""
-
-    def __init__(self, chain, clock, accounts):
-        self.chain, self.clock, self.accounts = chain, clock, accounts
-        self.members = accounts[2:5]
-        self.operator = accounts[1]
-        self.deployment = deploy(
-            chain, accounts[0], self.operator.address, [m.address for m in self.members], GOVERNANCE
-        )
-        # a proposer's votes must be older than its proposal
-        clock.sleep_until((chain.newest_block().time_s + 5) * 1000)
-        self.dao = Dao(self.deployment, clock)
-        self.contract = SettlementContract(self.deployment)
-        self.miner, self.node = MemorySigner.from_secret(11), MemorySigner.from_secret(12)
-        self.ends = Ends(1, 1, 2, 0)
-        self.time_s = chain.newest_block().time_s
-
-    def enrol(self, battery_wh=10_000, efficiency_ppm=900_000):
-        channel = ChannelSpec(1, 1, 100_000, 5_000, 0)
-        received = ChannelSpec(0, 2, 100_000, 5_000, 0)
-        node = SystemSpec(Kind.STORAGE_NODE, (received,), efficiency_ppm=efficiency_ppm, battery_wh=battery_wh)
-        ids = [
-            apply_for(self.deployment, self.accounts[5], self.miner, SystemSpec(Kind.MINER, (channel,), (351, -1066))),
-            apply_for(self.deployment, self.accounts[6], self.node, node),
-        ]
-        assert self.pass_(admission(self.deployment, ids)) is ProposalState.EXECUTED
-        return self
-
-    def pass_(self, proposal):
-        return self.dao.carry_out(proposal, self.members, wait=True)
-
-    def attest(self, energy, seq, at_s=0):
-        network, t = self.deployment.network, self.time_s + at_s
-        return attest(self.miner, network, 1, t, energy, seq), attest(self.node, network, 0, t, energy, seq)
-
-    def open(self):
-        self.contract.open_line(self.operator, self.ends, LossTerms(1000, 0, 100_000), *self.attest(0, 0))
-        return self
-
-    def wanted(self, energy, seq=1, at_s=100_000_000, **changes):
-        sent, received = self.attest(energy, seq, at_s)
-        request = OrderRequest(
-            self.ends.line_id, self.time_s, energy, b"\1" * 32, b"\2" * 32, b"\3" * 32, sent, received
-        )
-        return replace(request, **changes)
+from maxgreen.protocol.attestation import attest, hand_over, prove_possession
+from maxgreen.protocol.keys import MemorySigner, key_id
+from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
+from tests.chain.world import DAY_S, KWH, START_S, TERMS, embedded, on_anvil, refused
 
 
 @pytest.fixture(params=["embedded", "anvil"])
 def world(request, tmp_path):
-    if request.param == "embedded":
-        clock = FileClock(tmp_path / "clock")
-        clock.sleep_until(START_S * 1000)
-        chain = connect(str(tmp_path / "chain.db"), clock)
-        return World(chain, clock, [Account.from_key(dev_secret(k)) for k in range(7)])
-    chain = connect(request.getfixturevalue("anvil"), None)
-
-    class AnvilClock:
-        """Time is the chain's own; sleeping moves it."""
-
-        def now_ms(self):
-            return chain.newest_block().time_s * 1000
-
-        def sleep_until(self, t_ms):
-            if t_ms // 1000 > chain.newest_block().time_s:
-                chain.web3.provider.make_request("evm_setNextBlockTimestamp", [t_ms // 1000])
-            chain.web3.provider.make_request("evm_mine", [])
-
-    return World(chain, AnvilClock(), [Account.from_key(secret) for secret in ANVIL_SECRETS])
-
-
-def refused(name):
-    return pytest.raises(ChainRefusedError, match=name)
+    return embedded(tmp_path) if request.param == "embedded" else on_anvil(request.getfixturevalue("anvil"))
 
 
 @pytest.mark.services
 def test_a_month_of_energy_is_paid_once(world):
     world.enrol().open()
     contract, chain = world.contract, world.chain
-    world.clock.sleep_until((world.time_s + 90_000) * 1000)
     token = world.deployment.energy_token(2)
-    total = 0
     for number, energy in enumerate((KWH, KWH + 7_000_007), 1):
-        request = world.wanted(energy, number, at_s=80_000 * number // 2)
-        if number == 1:
-            with refused("PayableExceedsCapacity"):
-                contract.request(world.operator, world.wanted(100 * KWH, 1, at_s=10))
-        contract.request(world.operator, request)
+        world.pass_time(DAY_S)
+        at_s = (number - 1) * DAY_S + 80_000
+        posting, [claim] = world.period(world.claim(energy, number, at_s))
+        order = contract.post(world.operator, posting)
+        assert order == number
         with refused("OrderOpen"):
-            contract.request(world.operator, request)
-        [*_, order] = contract.orders_of(world.ends.line_id)
+            contract.post(world.operator, posting)
+        approve = contract.approval(order, posting).calls[0]
         with refused("AccessManagedUnauthorized"):
-            chain.transact(world.operator, world.deployment.settlement.functions.approve([order], [b"\2" * 32]))
-        assert world.pass_(contract.approval({order: b"\2" * 32}, f"Pay {number}")) is ProposalState.EXECUTED
-        contract.collect(world.operator, world.ends.line_id)
+            chain.transact(world.operator, approve)
+        assert world.pass_(contract.approval(order, posting)) is ProposalState.EXECUTED
+        contract.claim(world.stranger, claim)  # anybody may
+        with refused("NothingNew"):
+            contract.claim(world.stranger, claim)
         with refused("NothingToCollect"):
             contract.collect(world.operator, world.ends.line_id)
         total = (energy * 900_000 * 2_500) // 9
         assert abs(chain.call(token.functions.totalSupply()) - total) <= 1
+        with refused("PeriodNotNew"):
+            contract.post(world.operator, posting)
         with refused("NothingPayable"):
-            contract.request(world.operator, request)
+            contract.post(world.operator, replace(posting, until_s=posting.until_s + 1))
     line = contract.line(world.ends.line_id)
-    assert (line.paid_mws, line.credit_mws, line.open_order) == (KWH + 7_000_007, 0, 0)
+    assert (line.paid_mws, line.credit_mws, contract.total_paid_mws()) == (KWH + 7_000_007, 0, KWH + 7_000_007)
     supply = chain.call(token.functions.totalSupply())
     shares = [chain.call(token.functions.balanceOf(world.accounts[k].address)) for k in (5, 6)]
     assert sum(shares) == supply == total
     assert shares[1] * 9 <= shares[0] <= shares[1] * 9 + 20
-    assert supply * 9 + line.acc == line.paid_mws * 900_000 * 2_500
+    assert supply == line.minted_wei == line.paid_mws * 900_000 * 2_500 // 9
 
 
 @pytest.mark.services
-def test_a_rejected_order_says_why_and_can_be_corrected(world):
+def test_a_rejected_order_says_why_and_a_corrected_one_takes_its_place(world):
     world.enrol().open()
-    world.clock.sleep_until((world.time_s + 90_000) * 1000)
-    world.contract.request(world.operator, world.wanted(KWH, at_s=80_000))
-    assert world.pass_(world.contract.rejection(1, 63, "the loss is not explained")) is ProposalState.EXECUTED
+    world.pass_time(DAY_S)
+    posting, [claim] = world.period(world.claim(KWH, at_s=80_000))
+    world.contract.post(world.operator, posting)
+    assert world.pass_(world.contract.rejection(1, posting, 63, "the loss is not explained")) is ProposalState.EXECUTED
     order = world.contract.order(1)
     assert (order.status, order.code, order.text) == (OrderStatus.REJECTED, 63, "the loss is not explained")
-    world.contract.request(world.operator, world.wanted(KWH - 5, at_s=80_000))
-    assert world.pass_(world.contract.approval({2: b"\2" * 32}, "Pay again")) is ProposalState.EXECUTED
-    assert world.contract.line(world.ends.line_id).credit_mws == KWH - 5
+    with refused("NoOrderApproved"):
+        world.contract.claim(world.operator, claim)
+    [claim] = world.approved(world.claim(KWH, at_s=80_000, payable_total_mws=KWH - 5))
+    world.contract.claim(world.operator, claim)
+    assert world.contract.line(world.ends.line_id).paid_mws == KWH - 5
 
 
 @pytest.mark.rule("P-ATT-1")
 @pytest.mark.services
-def test_orders_need_both_meters_signatures(world):
+def test_claims_need_both_meters_signatures(world):
     world.enrol().open()
-    world.clock.sleep_until((world.time_s + 90_000) * 1000)
-    good = world.wanted(KWH, at_s=80_000)
+    world.pass_time(DAY_S)
+    good, other = world.claim(KWH, at_s=80_000), world.claim(KWH, at_s=80_000, payable_total_mws=KWH + 1)
+    [claim] = world.approved(good)
     for change in (
         {"sent": replace(good.sent, register_mws=KWH + 1)},
         {"received": replace(good.received, seq=9)},
-        {"received": good.sent},
+        {"received": replace(good.sent, channel=0)},
+        {"sent": attest(world.miner, "eip155:1:0x" + "0" * 40, 1, good.sent.unix_s, KWH, 1)},
     ):
         with refused("BadAttestation"):
-            world.contract.request(world.operator, replace(good, **change))
-    with refused("PayableExceedsGrowth"):
-        world.contract.request(world.operator, replace(good, payable_total_mws=KWH + 1))
+            world.contract.claim(world.operator, replace(claim, **change))
+    late = world.attest(KWH, 2, 10_000_000)
     with refused("AttestationInFuture"):
-        world.contract.request(world.operator, world.wanted(KWH, at_s=10_000_000))
-    with refused("AccessManagedUnauthorized"):
-        world.contract.request(world.accounts[5], good)
+        world.contract.claim(world.operator, replace(claim, sent=late[0]))
+    [claim] = world.approved(other)
+    with refused("PayableExceedsGrowth"):
+        world.contract.claim(world.operator, claim)
 
 
 @pytest.mark.rule("P-ID-5")
 @pytest.mark.services
 def test_a_system_needs_its_key_and_the_daos_vote(world):
-    stranger = world.accounts[6]
+    owner = world.accounts[6]
     spec = SystemSpec(Kind.MINER, (ChannelSpec(1, 1, 1, 0, 0),))
     with refused("NoChannels"):
-        apply_for(world.deployment, stranger, world.miner, replace(spec, channels=()))
+        apply_for(world.deployment, owner, world.miner, replace(spec, channels=()))
 
     class Thief:
         spki = world.miner.spki
@@ -192,77 +118,388 @@ def test_a_system_needs_its_key_and_the_daos_vote(world):
             return world.node.sign(message)
 
     with refused("PossessionNotProved"):
-        apply_for(world.deployment, stranger, Thief(), spec)
+        apply_for(world.deployment, owner, Thief(), spec)
     with refused("EfficiencyOutOfRange"):
-        apply_for(world.deployment, stranger, world.miner, replace(spec, efficiency_ppm=0))
-    application = apply_for(world.deployment, stranger, world.miner, spec)
+        apply_for(world.deployment, owner, world.miner, replace(spec, efficiency_ppm=0))
+    proof = prove_possession(world.miner, world.deployment.network, bytes.fromhex(owner.address[2:]), 0, spec.digest)
+    with refused("PossessionNotProved"):  # the device signed other fields
+        apply_with(world.deployment, owner, world.miner.spki, proof, replace(spec, uri="x"))
+    with refused("PossessionNotProved"):  # for another owner
+        apply_with(world.deployment, world.accounts[5], world.miner.spki, proof, spec)
+    number = apply_with(world.deployment, owner, world.miner.spki, proof, spec)
+    with refused("PossessionNotProved"):  # and only once
+        apply_with(world.deployment, owner, world.miner.spki, proof, spec)
     functions = world.deployment.registry.functions
     with refused("AccessManagedUnauthorized"):
-        world.chain.transact(stranger, functions.admit(application))
-    world.pass_(admission(world.deployment, [application]))
+        world.chain.transact(owner, functions.admit(number, spec.digest))
+    assert application(world.deployment, number).content == spec.digest
+    world.pass_(admission(world.deployment, [number]))
     with refused("DeviceAlreadyRegistered"):
-        apply_for(world.deployment, stranger, world.miner, spec)
-    with refused("TokenIsSoulBound"):
-        world.chain.transact(stranger, functions.transferFrom(stranger.address, world.operator.address, 1))
+        apply_for(world.deployment, owner, world.miner, spec)
+    for move in (
+        functions.transferFrom(owner.address, world.operator.address, 1),
+        functions.approve(world.operator.address, 1),
+    ):
+        with refused("TokenIsSoulBound"):
+            world.chain.transact(owner, move)
+    with refused("NoApprovals"):
+        world.chain.transact(owner, functions.setApprovalForAll(world.operator.address, True))
     [system] = read_systems(world.deployment).values()
-    assert (system.token, system.owner, system.record.spki) == (1, stranger.address, world.miner.spki)
+    assert (system.token, system.owner, system.record.spki) == (1, owner.address, world.miner.spki)
     assert world.chain.call(functions.locked(1))
     assert world.chain.call(functions.network()) == world.deployment.network
-
-
-def embedded(tmp_path):
-    clock = FileClock(tmp_path / "clock")
-    clock.sleep_until(START_S * 1000)
-    return World(connect(str(tmp_path / "chain.db"), clock), clock, [Account.from_key(dev_secret(k)) for k in range(7)])
+    assert world.chain.call(functions.tokenURI(1)).startswith("data:application/json;base64,")
 
 
 def test_tokens_are_never_more_than_the_battery_holds(tmp_path):
     world = embedded(tmp_path).enrol(battery_wh=500, efficiency_ppm=1_000_000).open()
-    world.clock.sleep_until((world.time_s + 90_000) * 1000)
-    world.contract.request(world.operator, world.wanted(KWH, at_s=80_000))
-    world.pass_(world.contract.approval({1: b"\2" * 32}, "Pay"))
-    world.contract.collect(world.operator, world.ends.line_id)
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(KWH, at_s=80_000))
+    world.contract.claim(world.operator, claim)
     token = world.deployment.energy_token(2)
     assert world.chain.call(token.functions.totalSupply()) == 5 * 10**17
     assert world.contract.line(world.ends.line_id).credit_mws == KWH // 2
     with refused("NoRoom"):
         world.contract.collect(world.operator, world.ends.line_id)
-    with refused("NotMinter"):
-        world.chain.transact(world.operator, token.functions.mint(world.operator.address, 1))
+    for owner, change in ((world.operator, token.functions.mint), (world.accounts[5], None)):
+        with refused("AccessManagedUnauthorized"):  # nor does burning make room without a delivery
+            world.chain.transact(
+                owner, change(owner.address, 1, owner.address, 0) if change else token.functions.burn(10**17)
+            )
+    assert world.chain.call(token.functions.symbol()) == "MGE2"
 
 
-def test_what_a_revoked_system_made_is_neither_credited_nor_paid(tmp_path):
-    world = embedded(tmp_path).enrol().open()
+def test_what_a_suspended_system_made_waits(tmp_path):
+    world = embedded(tmp_path).enrol(battery_wh=500).open()
     statuses = world.deployment.registry.functions
-    world.clock.sleep_until((world.time_s + 90_000) * 1000)
-    world.contract.request(world.operator, world.wanted(KWH, at_s=80_000))
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(KWH, at_s=80_000))
     world.pass_(Proposal((statuses.setStatus(1, 3, "its shunt was bridged"),), "Revoke it"))
-    assert world.pass_(world.contract.approval({1: b"\2" * 32}, "Pay")) is ProposalState.EXECUTED
-    order, line = world.contract.order(1), world.contract.line(world.ends.line_id)
-    assert (order.status, order.code, order.text) == (OrderStatus.REJECTED, 64, "a system of the line is not active")
-    assert (line.paid_mws, line.credit_mws, line.open_order) == (0, 0, 0)  # and the line is not stuck
     with refused("SystemNotActive"):
-        world.contract.request(world.operator, world.wanted(KWH, at_s=80_000))
+        world.contract.claim(world.operator, claim)
     world.pass_(Proposal((statuses.setStatus(1, 1, "it was mended"),), "Reinstate it"))
-    world.contract.request(world.operator, world.wanted(KWH, at_s=80_000))
-    world.pass_(world.contract.approval({2: b"\2" * 32}, "Pay again"))
+    world.contract.claim(world.operator, claim)
     world.pass_(Proposal((statuses.setStatus(2, 2, "it sells what it has not"),), "Suspend the node"))
     with refused("SystemNotActive"):
         world.contract.collect(world.operator, world.ends.line_id)
-    world.pass_(Proposal((statuses.setStatus(2, 1, "it was a mistake"),), "Reinstate the node"))
-    world.contract.collect(world.operator, world.ends.line_id)
-    assert world.contract.line(world.ends.line_id).credit_mws == 0
+    with refused("NotAStatus"):
+        world.pass_(Proposal((statuses.setStatus(2, 0, "nothing"),), "No status"))
 
 
-def test_readings_never_go_back_in_time_or_seq(tmp_path):
+def test_readings_never_go_back_and_never_outrun_the_panel(tmp_path):
     world = embedded(tmp_path).enrol().open()
-    world.clock.sleep_until((world.time_s + 90_000) * 1000)
-    world.contract.request(world.operator, world.wanted(KWH, 5, at_s=80_000))
-    world.pass_(world.contract.approval({1: b"\2" * 32}, "Pay"))
-    for seq, at_s in ((4, 80_000), (5, 79_999), (6, 79_999)):
-        with refused("ReadingWentBack"):
-            world.contract.request(world.operator, world.wanted(KWH + 5, seq, at_s=at_s))
-    world.contract.request(world.operator, world.wanted(KWH + 5, 5, at_s=80_000))
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(KWH, 5, at_s=80_000))
+    world.contract.claim(world.operator, claim)
+    for number, (energy, seq, at_s, name) in enumerate(
+        (
+            (KWH + 5, 4, 80_000, "ReadingWentBack"),
+            (KWH + 5, 6, 79_999, "ReadingWentBack"),
+            (KWH - 5, 6, 80_001, "RegisterWentBack"),
+            (100 * KWH, 6, 80_010, "RegisterTooFast"),
+        )
+    ):
+        world.pass_time(10)
+        changes = {"payable_total_mws": KWH + 6 + number}
+        [claim] = world.approved(world.claim(energy, seq, at_s, **changes))
+        with refused(name):
+            world.contract.claim(world.operator, claim)
+
+
+def test_only_the_newest_approved_order_is_claimed_and_only_its_leaves(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    world.pass_time(2 * DAY_S)
+    [old] = world.approved(world.claim(2 * KWH, 1, at_s=40_000))
+    world.pass_time(10)
+    [new] = world.approved(world.claim(KWH, 1, at_s=80_000), total_mws=2 * KWH)  # corrected downwards
+    with refused("NotInOrder"):
+        world.contract.claim(world.operator, old)
+    with refused("NotInOrder"):
+        world.contract.claim(world.operator, replace(new, payable_total_mws=KWH + 1))
+    # a node of the tree is no leaf: leaves are hashed twice
+    inner = leaf_hash(LINE_LEAF, (0, old.line, 0, 0, 0, bytes(32)))
+    with refused("NotInOrder"):
+        world.contract.claim(world.operator, replace(new, proof=(inner,)))
+    world.contract.claim(world.operator, new)
+    world.pass_time(10)
+    [more] = world.approved(world.claim(3 * KWH, 2, at_s=160_000), total_mws=KWH + 1)
+    with refused("OrderExceeded"):
+        world.contract.claim(world.operator, more)
+
+
+def test_an_order_is_what_was_voted_on_and_lapses(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    world.pass_time(DAY_S)
+    posting, _ = world.period(world.claim(KWH, at_s=80_000))
+    for change, name in (
+        ({"root": bytes(32)}, "NothingPosted"),
+        ({"count": 0}, "NothingPosted"),
+        ({"until_s": posting.until_s + 10_000}, "PeriodNotOver"),
+        ({"evidence": "x" * 513}, "TextTooLong"),
+        ({"total_mws": 0}, "NothingPayable"),
+    ):
+        with refused(name):
+            world.contract.post(world.operator, replace(posting, **change))
+    with refused("AccessManagedUnauthorized"):
+        world.contract.post(world.stranger, posting)
+    world.contract.post(world.operator, posting)
+    # the vote may come first: it is for a content, not for a number
+    with refused("ContentChanged"):
+        world.pass_(world.contract.approval(1, replace(posting, total_mws=2 * KWH), description="Twice"))
+    world.contract.withdraw(world.operator, 1)
+    assert world.contract.order(1).status is OrderStatus.WITHDRAWN
+    with refused("OrderNotOpen"):
+        world.contract.withdraw(world.operator, 1)
+    assert world.contract.post(world.operator, posting) == 2
+    world.pass_time(61 * DAY_S)
+    assert world.contract.order(2).status is OrderStatus.LAPSED
+    with refused("OrderLapsed"):
+        world.pass_(world.contract.approval(2, posting))
+    assert world.contract.post(world.operator, posting) == 3
+    with refused("NoSuchOrder"):
+        world.contract.order(9)
+
+
+def test_a_line_that_the_dao_leaves_out_stops_no_other(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    world.pass_time(DAY_S)
+    exclusion = Exclusion(world.ends.line_id, 62, "its meter is unsealed")
+    [claim] = world.approved(world.claim(KWH, at_s=80_000), exclusions=[exclusion])
+    with refused("LineIsHeld"):
+        world.contract.claim(world.operator, claim)
+    assert world.contract.line(world.ends.line_id).hold == 62
+    assert world.contract.hold_text(world.ends.line_id) == "its meter is unsealed"
+    world.pass_(world.contract.releasing(world.ends.line_id))
+    world.contract.claim(world.operator, claim)
+    world.pass_(world.contract.holding(exclusion))
+    with refused("NothingToCollect"):
+        world.contract.collect(world.operator, world.ends.line_id)
+
+
+def test_lines_are_the_daos_to_allow_and_both_owners_to_close(tmp_path):
+    world = embedded(tmp_path).enrol()
+    with refused("NoSuchLine"):
+        world.contract.open_line(world.operator, world.ends, *world.attest(0, 0))
+    world.open()
+    with refused("LineExists"):
+        world.contract.open_line(world.operator, world.ends, *world.attest(0, 0))
+    with refused("NotAnOwner"):
+        world.contract.agree_to_close(world.operator, world.ends.line_id)
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(KWH, at_s=80_000))
+    for owner in (world.accounts[5], world.accounts[6]):
+        assert world.contract.line(world.ends.line_id).closed_s == 0
+        world.contract.agree_to_close(owner, world.ends.line_id)
+    closed_s = world.contract.line(world.ends.line_id).closed_s
+    assert closed_s
+    world.contract.claim(world.operator, claim)  # of before
+    with refused("LineNotOpen"):
+        world.contract.agree_to_close(world.accounts[5], world.ends.line_id)
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(2 * KWH, 2, at_s=160_000))
+    with refused("ReadingAfterClosing"):
+        world.contract.claim(world.operator, claim)
+
+
+@pytest.mark.parametrize(("at_s", "name"), [(-100_000, "NoKeyAt"), (1 - START_S, "NoKeyAt")])
+def test_a_base_is_not_older_than_the_registration(tmp_path, at_s, name):
+    world = embedded(tmp_path).enrol()
+    world.pass_(world.contract.line_approval([(world.ends, TERMS)]))
+    world.time_s = START_S
+    with refused(name):
+        world.contract.open_line(world.operator, world.ends, *world.attest(0, 0, at_s=at_s))
+
+
+def test_a_line_leads_from_a_miner_to_a_node(tmp_path):
+    world = embedded(tmp_path).enrol()
+    for ends, name in ((Ends(2, 0, 1, 1), "WrongEnd"), (Ends(1, 5, 2, 0), "NoSuchChannel")):
+        world.pass_(world.contract.line_approval([(ends, TERMS)]))
+        sent, received = world.attest(0, 0)
+        with refused(name):
+            world.contract.open_line(world.operator, ends, sent, received)
+
+
+@pytest.mark.rule("P-ID-6")
+def test_a_line_goes_on_with_a_new_key(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    functions, owner, network = world.deployment.registry.functions, world.accounts[5], world.deployment.network
+    world.pass_time(DAY_S)
+    old, new, lost = world.miner, MemorySigner.from_secret(21), MemorySigner.from_secret(22)
+    spec = read_systems(world.deployment)[key_id(old.spki)].spec
+    address = bytes.fromhex(owner.address[2:])
+
+    def halves(signature):
+        return [signature[:32], signature[32:]]
+
+    possession = prove_possession(new, network, address, 0, spec.digest)
+    rotate = functions.rotateKey(
+        1, key_words(new.spki), halves(hand_over(old, network, key_id(new.spki))), halves(possession)
+    )
+    with refused("NotOwner"):
+        world.send(world.stranger, rotate)
+    forged = functions.rotateKey(
+        1, key_words(new.spki), halves(hand_over(new, network, key_id(new.spki))), halves(possession)
+    )
+    with refused("HandOverNotProved"):
+        world.send(owner, forged)
+    closing, _ = world.attest(KWH, 7, 80_000)
+    world.send(owner, rotate)
+    rotated_s = world.chain.newest_block().time_s
+    assert world.ask(functions.tokenOf(key_id(new.spki))) == 1
+    world.pass_time(DAY_S)
+    opening = attest(new, network, 1, rotated_s + 10, 1_000, 0)
+    cut = attest(new, network, 1, rotated_s + 60_000, 1_000 + KWH, 9)
+    claim = replace(world.claim(2 * KWH, 9, at_s=150_000), sent=cut)
+    [claim] = world.approved(claim)
+    with refused("OtherKey"):
+        world.contract.claim(world.operator, claim)
+    with refused("SameKey"):
+        world.contract.replace_meter(world.stranger, claim.line, closing, closing, miner_end=True)
+    late = attest(old, network, 1, rotated_s + 5, 50 * KWH, 8)  # the old key can do nothing more
+    with refused("BadAttestation"):
+        world.contract.replace_meter(world.stranger, claim.line, late, opening, miner_end=True)
+    world.contract.replace_meter(world.stranger, claim.line, closing, opening, miner_end=True)
+    world.contract.claim(world.operator, claim)
+    line = world.contract.line(claim.line)
+    assert (line.carried_sent_mws, line.paid_mws) == (KWH - 1_000, 2 * KWH)
+    # without the old key: the owner asks, the DAO decides
+    proof = prove_possession(lost, network, address, 0, spec.digest)
+    replaced = Proposal((functions.replaceKey(1, key_id(lost.spki)),), "Replace the key of system 1")
+    with refused("KeyNotRequested"):
+        world.pass_(replaced)
+    world.send(owner, functions.requestKey(1, key_words(lost.spki), *halves(proof)))
+    world.pass_(replace(replaced, description="Replace it, as the owner asks"))
+    assert [key[0][0] for key in world.ask(functions.keysOf(1))][-1] == key_words(lost.spki)[0]
+    assert len(world.ask(functions.keysOf(1))) == 3
+
+
+@pytest.mark.rule("P-ATT-2")
+def test_fraud_is_proved_by_anybody_and_costs_the_credit(tmp_path):
+    world = embedded(tmp_path).enrol(battery_wh=500, efficiency_ppm=1_000_000).open()
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(KWH, at_s=80_000))
+    world.contract.claim(world.operator, claim)
+    functions = world.deployment.settlement.functions
+
+    def prove(first, second, channel=1):
+        pair = [(a.unix_s, a.register_mws, a.seq, a.signature[:32], a.signature[32:]) for a in (first, second)]
+        return world.send(world.stranger, functions.proveFraud(1, channel, 0, *pair))
+
+    one, other = world.attest(KWH, 5, 80_000)[0], world.attest(KWH + 1, 5, 80_000)[0]
+    with refused("NoFraud"):
+        prove(one, one)
+    with refused("BadAttestation"):
+        prove(one, replace(one, register_mws=0))
+    prove(one, other)
+    line = world.contract.line(world.ends.line_id)
+    assert (line.credit_mws, line.forfeited_mws) == (0, KWH // 2)
+    with refused("NothingToCollect"):
+        world.contract.collect(world.operator, world.ends.line_id)
+    assert world.ask(world.deployment.registry.functions.statusOf(1)) == 2
+    with refused("ProvedBefore"):
+        prove(other, one)
+
+
+def test_the_guardian_stops_single_functions_for_a_while_and_no_more(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(KWH, at_s=80_000))
+    authority = world.functions("Authority")
+    settlement = world.deployment.settlement
+    selector = selector_of("EnergySettlement", "claim")
+    stop = authority.stop(settlement.address, selector)
+    with refused("NotGuardian"):
+        world.send(world.stranger, stop)
+    with refused("NotStoppable"):
+        world.send(world.guardian, authority.stop(settlement.address, selector_of("EnergySettlement", "reject")))
+    world.send(world.guardian, stop)
+    with refused("AccessManagedUnauthorized"):
+        world.contract.claim(world.operator, claim)
+    world.pass_(Proposal((world.deployment.registry.functions.setStatus(1, 2, "look"),), "The DAO goes on"))
+    world.pass_(Proposal((world.deployment.registry.functions.setStatus(1, 1, "seen"),), "The DAO goes on again"))
+    world.pass_(Proposal((authority.resume(settlement.address, selector),), "Resume"))
+    world.contract.claim(world.operator, claim)
+    with refused("StoppedBefore"):
+        world.send(world.guardian, stop)
+    mint = selector_of("EnergyToken", "mint")
+    world.send(world.guardian, authority.stop(world.deployment.addresses.energy_token, mint))  # of every node
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(2 * KWH, 2, at_s=160_000))
+    with refused("AccessManagedUnauthorized"):
+        world.contract.claim(world.operator, claim)
+    world.pass_time(7 * DAY_S)
+    world.contract.claim(world.operator, claim)
+    with refused("TermTooLong"):
+        world.pass_(Proposal((authority.setGuardian(world.guardian.address, 2**40),), "For ever"))
+    world.pass_time(366 * DAY_S)
+    world.pass_(Proposal((authority.setStoppable(settlement.address, [selector], True),), "A sign of life"))
+    with refused("NotGuardian"):  # its term is over
+        world.send(world.guardian, stop)
+
+
+def test_nobody_takes_or_kills_anothers_proposal(tmp_path):
+    world = embedded(tmp_path).enrol()
+    functions = world.deployment.governor.functions
+    mine = world.contract.line_approval([(world.ends, TERMS)]).by(world.members[0].address)
+    targets, values, calldatas, digest = mine.arguments
+    for text in (mine.description, "no proposer at all", mine.description + " "):
+        with refused("GovernorRestrictedProposer"):
+            world.send(world.members[2], functions.propose(targets, values, calldatas, text))
+    world.dao.propose(world.members[0], mine)
+    with refused("GovernorUnableToCancel"):
+        world.send(world.members[2], functions.cancel(targets, values, calldatas, digest))
+    world.send(world.guardian, functions.cancel(targets, values, calldatas, digest))
+    assert world.dao.state(mine) is ProposalState.CANCELED
+
+
+def test_what_passed_lapses(tmp_path):
+    world = embedded(tmp_path).enrol()
+    functions = world.deployment.governor.functions
+    proposal = world.dao.propose(world.members[0], world.contract.line_approval([(world.ends, TERMS)]))
+    world.clock.sleep_until(world.dao.due_ms(proposal))
+    world.chain.newest_block(fresh=True)
+    for member in world.members:
+        world.dao.vote(member, proposal)
+    world.pass_time(10)
+    assert world.dao.state(proposal) is ProposalState.SUCCEEDED
+    world.send(world.stranger, functions.queue(*proposal.arguments))
+    world.pass_time(15 * DAY_S)
+    assert world.dao.state(proposal) is ProposalState.EXPIRED
+    with refused("GovernorUnexpectedProposalState"):
+        world.send(world.stranger, functions.execute(*proposal.arguments))
+    timelock = world.functions("Timelock")
+    direct = timelock.executeBatch(*proposal.arguments[:3], bytes(32), proposal.arguments[3])
+    with refused("AccessControlUnauthorizedAccount"):  # nor past the governor
+        world.send(world.members[0], direct)
+
+
+def test_a_badge_is_its_owners_vote_and_lapses_when_silent(tmp_path):
+    world = embedded(tmp_path)
+    badge = world.functions("DaoBadge")
+    for target in (world.stranger.address, "0x" + "0" * 40):
+        with refused("VotesAreNotDelegated"):
+            world.send(world.members[0], badge.delegate(target))
+    with refused("SeenLately"):
+        world.send(world.stranger, badge.lapse(3))
+    world.pass_time(179 * DAY_S)
+    two = world.members[:2]
+    grant = Proposal((badge.grant(world.accounts[6].address),), "One more member")
+    assert world.dao.carry_out(grant, two, wait=True) is ProposalState.EXECUTED
+    world.pass_time(2 * DAY_S)
+    for number in (1, 2):
+        with refused("SeenLately"):  # they voted
+            world.send(world.stranger, badge.lapse(number))
+    world.send(world.stranger, badge.lapse(3))
+    world.pass_time(5)
+    assert world.ask(badge.getVotes(world.members[2].address)) == 0
+    with refused("AlreadyMember"):
+        world.pass_(Proposal((badge.grant(world.members[2].address),), "Again"))
+    with refused("NotLapsed"):
+        world.send(world.stranger, badge.takeUp())
+    world.send(world.members[2], badge.takeUp())
+    assert world.ask(badge.getVotes(world.members[2].address)) == 1
+    world.pass_(Proposal((badge.revoke(world.members[2].address),), "Out"))
+    assert world.ask(badge.balanceOf(world.members[2].address)) == 0
 
 
 def test_channels_are_few_and_each_has_a_number_of_its_own(tmp_path):
@@ -281,23 +518,36 @@ def test_channels_are_few_and_each_has_a_number_of_its_own(tmp_path):
     apply(range(16), "x" * 512)
 
 
-def test_an_application_that_came_twice_stops_no_other(tmp_path):
+def test_an_application_that_is_not_what_was_voted_on_stops_no_other(tmp_path):
     world = embedded(tmp_path)
     spec = SystemSpec(Kind.MINER, (ChannelSpec(1, 1, 1, 0, 0),))
     twice = [apply_for(world.deployment, world.accounts[5], world.miner, spec) for _ in range(2)]
     other = apply_for(world.deployment, world.accounts[6], world.node, spec)
-    assert world.pass_(admission(world.deployment, [*twice, other])) is ProposalState.EXECUTED
+    functions = world.deployment.registry.functions
+    calls = (functions.admit(99, bytes(32)), functions.admit(other, bytes(32)))
+    admitted = admission(world.deployment, [*twice, other])
+    assert world.pass_(Proposal((*calls, *admitted.calls), "All")) is ProposalState.EXECUTED
     assert {system.token for system in read_systems(world.deployment).values()} == {1, 2}
 
 
-def test_a_vote_pins_the_evidence_and_a_minority_does_not_pay(tmp_path):
+def test_the_operator_keeps_records_of_a_system(tmp_path):
+    world = embedded(tmp_path).enrol()
+    functions = world.deployment.registry.functions
+    world.send(world.operator, functions.setRecord(1, 1, b"\5" * 32, "https://pool.example/1"))
+    digest, _, uri = world.ask(functions.recordOf(1, 1))
+    assert (digest, uri) == (b"\5" * 32, "https://pool.example/1")
+    with refused("UriTooLong"):
+        world.send(world.operator, functions.setRecord(1, 0, bytes(32), "x" * 513))
+    with refused("AccessManagedUnauthorized"):
+        world.send(world.stranger, functions.setRecord(1, 0, bytes(32), ""))
+
+
+def test_a_minority_does_not_pay(tmp_path):
     world = embedded(tmp_path).enrol().open()
-    world.clock.sleep_until((world.time_s + 90_000) * 1000)
-    world.contract.request(world.operator, world.wanted(KWH, at_s=80_000))
-    with pytest.raises(ChainRefusedError):
-        world.pass_(world.contract.approval({1: b"\x09" * 32}, "Other evidence"))
-    against = world.contract.approval({1: b"\2" * 32}, "Against")
-    world.dao.propose(world.members[0], against)
+    world.pass_time(DAY_S)
+    posting, _ = world.period(world.claim(KWH, at_s=80_000))
+    world.contract.post(world.operator, posting)
+    against = world.dao.propose(world.members[0], world.contract.approval(1, posting, description="Against"))
     world.clock.sleep_until(world.dao.due_ms(against))
     world.chain.newest_block(fresh=True)
     world.dao.vote(world.members[0], against)
@@ -305,7 +555,7 @@ def test_a_vote_pins_the_evidence_and_a_minority_does_not_pay(tmp_path):
         world.dao.vote(member, against, Vote.AGAINST)
     assert world.dao.votes(against) == (2, 1, 0)
     assert world.pass_(against) is ProposalState.DEFEATED
-    assert world.contract.line(world.ends.line_id).paid_mws == 0
+    assert world.contract.order(1).status is OrderStatus.POSTED
 
 
 def test_the_embedded_chain_survives_its_process_and_keeps_the_clock(tmp_path):
@@ -352,6 +602,22 @@ def test_any_revert_data_becomes_a_sentence():
     assert "0x11" in str(explain(panic))
     assert "without a reason" in str(explain(b""))
     assert "0x12345678" in str(explain(bytes.fromhex("12345678")))
+
+
+def test_an_error_has_one_meaning_in_all_contracts():
+    names = defaultdict(set)
+    for contract in CONTRACTS:
+        for entry in artifact(contract)["abi"]:
+            if entry["type"] == "error":
+                types = tuple(p["type"] for p in entry["inputs"])
+                names[entry["name"], types].add(tuple(p["name"] for p in entry["inputs"]))
+    assert {key: found for key, found in names.items() if len(found) > 1} == {}
+
+
+def test_every_sentence_is_of_an_error_that_there_is():
+    errors = {entry["name"]: entry for entry in errors_by_selector().values()}
+    for name, sentence in explain_module._SENTENCES.items():
+        sentence.format(**{p["name"]: "1" for p in errors[name]["inputs"]})
 
 
 def test_merkle_proofs_lead_to_the_root():

@@ -109,15 +109,26 @@ def test_a_lie_in_the_order_is_found_on_the_chain(demo, tmp_path):
     order = json.loads(entries["order.json"])
     shutil.copy(folder / "chain.db", tmp_path / "chain.db")
     chain = open_chain(str(tmp_path / "chain.db"))
-    order["orders"][0]["order"] += 1
+    assert audit(entries, chain=chain).checks
     from maxgreen.chain.explain import ChainRefusedError
     from maxgreen.protocol.pack import canonical_json
 
     with pytest.raises((PackError, ChainRefusedError)):
-        audit({**entries, "order.json": canonical_json(order)}, chain=chain)
-    order["orders"][0]["leaf"][4] = "1"
-    with pytest.raises(PackError, match="order.json"):
-        audit({**entries, "order.json": canonical_json(order)})
+        audit({**entries, "order.json": canonical_json({**order, "order": 2})}, chain=chain)
+    [claim] = order["claims"]
+    lies = [
+        {"claims": [{**claim, "payable_total_mws": "1"}]},
+        {"claims": [{**claim, "proof": ["00" * 32]}]},
+        {"claims": [{**claim, "sent": claim["received"]}]},
+        {"claims": []},
+        {"posting": {**order["posting"], "total_mws": str(10**15)}},
+        {"posting": {**order["posting"], "manifest": "00" * 32}},
+        {"posting": {}},
+        {"order": "one"},
+    ]
+    for lie in lies:
+        with pytest.raises(PackError, match="order.json"):
+            audit({**entries, "order.json": canonical_json({**order, **lie})})
     assert write_pack(entries) == Path(result["pack"]).read_bytes()
 
 

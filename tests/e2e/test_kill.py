@@ -17,6 +17,7 @@ from maxgreen.chain.client import connect
 from maxgreen.chain.dao import Dao
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.chain.embedded import dev_secret
+from maxgreen.chain.orders import Ends, LossTerms, SettlementContract
 from maxgreen.chain.registry import admission, apply_for
 from maxgreen.clock import FileClock
 from maxgreen.keyfile import load_key_file
@@ -126,9 +127,9 @@ wait = true
             apply_for(self.deployment, account, key, system)
             for account, key, system in zip(self.accounts[5:7], keys, systems, strict=True)
         ]
-        Dao(self.deployment, self.clock).carry_out(
-            admission(self.deployment, applications), self.accounts[2:5], wait=True
-        )
+        line = SettlementContract(self.deployment).line_approval([(Ends(1, 1, 2, 0), LossTerms(150_000, 0, 200_000))])
+        for proposal in (admission(self.deployment, applications), line):
+            Dao(self.deployment, self.clock).carry_out(proposal, self.accounts[2:5], wait=True)
 
     def simulate(self):
         return (
@@ -168,10 +169,7 @@ wait = true
         return json.loads(self.run("settle", "run", "--period", PERIOD, "--config", "settlement.toml", "--json"))
 
     def open_line(self):
-        self.run(
-            "settle", "open-line", "--miner", 1, "--node", 2, "--resistance-uohm", 150_000, "--max-loss-ppm", 200_000,
-            "--config", "settlement.toml",
-        )  # fmt: skip
+        self.run("settle", "open-line", "--miner", 1, "--node", 2, "--config", "settlement.toml")
 
     def content(self):
         """Return what the ledger holds of each device: seq, verdict, time, registers; without work and signatures."""
@@ -216,7 +214,7 @@ def check_audit(site, result):
     assert audit(entries, chain=site.chain).checks
     statement = json.loads((site.folder / result["statement"]).read_text())
     assert sum(int(line["mint_wei"]) for line in statement["lines"]) == int(result["minted_wei"]) > 0
-    assert result["orders"] == [1]
+    assert result["order"] == 1
     assert site.chain.call(site.deployment.settlement.functions.orders()) == 1
 
 

@@ -286,7 +286,10 @@ def test_the_keys_of_a_device_never_show_in_what_its_commands_print(device, tmp_
     config.write_text(CONFIG.format(network=NETWORK, backend=BACKEND.spki.hex(), state=identities.folder))
     secret = (identities.folder / "signing.pem").read_text().splitlines()[1]
     said = ""
-    for arguments in (["rotate"], ["rotate", "--json"], ["prove", "0x" + "1" * 40, "--next"], ["status"]):
+    system = config.with_name("system.toml")
+    system.write_text('kind = "miner"\n[[channels]]\nnumber = 1\nrole = "sent"\npeak_w = 100\n')
+    prove = ["prove", "0x" + "1" * 40, "--next", "--system", str(system)]
+    for arguments in (["rotate"], ["rotate", "--json"], prove, ["status"]):
         done = CliRunner().invoke(app, [*arguments, "--config", str(config)])
         assert done.exit_code == 0, done.exception
         said += done.output

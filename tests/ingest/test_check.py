@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from ingest.check import check
 from ingest.cli import app
-from maxgreen.chain.deployment import Addresses
+from maxgreen.chain.deployment import FIELDS, Addresses
 from maxgreen.verify.rules import Action
 from simulator.lab import NETWORK, Lab
 from tests.ingest.desks import LATER, NOBODY, Bench, made, register
@@ -70,7 +70,9 @@ def test_the_commands_check_and_copy_a_ledger(tmp_path):
     bench, lab = Bench(engine), Lab()
     bench.send(*[lab.next() for _ in range(5)])
     chain_id, registry = NETWORK.removeprefix("eip155:").split(":")
-    Addresses(int(chain_id), *[NOBODY] * 4, registry, NOBODY).save(tmp_path / "deployment.json")
+    Addresses(chain_id=int(chain_id), **{**dict.fromkeys(FIELDS.values(), NOBODY), "registry": registry}).save(
+        tmp_path / "deployment.json"
+    )
     config = tmp_path / "ingest.toml"
     config.write_text(
         f'ledger = "sqlite:///{tmp_path}/ledger.db"\n[chain]\ndeployment = "{tmp_path}/deployment.json"\n'

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ingest.cli import app
 from ingest.commands import give
 from ingest.housekeeping import Housekeeping
-from maxgreen.chain.deployment import Addresses
+from maxgreen.chain.deployment import FIELDS, Addresses
 from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
@@ -35,7 +35,9 @@ class Station:
         (folder / "backend.pem").write_bytes(pem)
         (folder / "backend.pem").chmod(0o600)
         chain_id, registry = NETWORK.removeprefix("eip155:").split(":")
-        addresses = Addresses(int(chain_id), *[NOBODY] * 4, registry, NOBODY)
+        addresses = Addresses(
+            chain_id=int(chain_id), **{**dict.fromkeys(FIELDS.values(), NOBODY), "registry": registry}
+        )
         addresses.save(folder / "deployment.json")
         self.clock_file = folder / "clock"
         self.config = folder / "ingest.toml"

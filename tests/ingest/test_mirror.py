@@ -17,7 +17,8 @@ from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
 from maxgreen.ledger.schema import devices
 from maxgreen.verify.rules import Status
-from tests.chain.test_contracts import World, world  # noqa: F401 - a fixture
+from tests.chain.test_contracts import world  # noqa: F401 - a fixture
+from tests.chain.world import World
 from tests.ingest.desks import BACKEND, Clock, Wire
 
 
@@ -124,7 +125,7 @@ def test_a_server_that_gives_few_blocks_at_once_is_asked_for_fewer(world_of_two,
 
 @pytest.fixture
 def world_of_two(tmp_path):
-    from tests.chain.test_contracts import embedded
+    from tests.chain.world import embedded
 
     return embedded(tmp_path).enrol()
 

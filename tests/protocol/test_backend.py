@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maxgreen.protocol.attestation import attest, attestation_message, possession_message, prove_possession
+from maxgreen.protocol.attestation import (
+    attest,
+    attestation_message,
+    hand_over,
+    hand_over_message,
+    possession_message,
+    prove_possession,
+)
 from maxgreen.protocol.backend import (
     BackendKeys,
     Beacon,
@@ -78,13 +85,23 @@ def test_an_attestation_signs_88_bytes():
 
 
 @pytest.mark.rule("P-ID-5")
-def test_a_possession_proof_names_network_device_and_applicant():
-    signer, applicant = MemorySigner.from_secret(1), bytes(range(20))
+def test_a_possession_proof_names_network_device_owner_and_content():
+    signer, owner = MemorySigner.from_secret(1), bytes(range(20))
+    verifier, content = Verifier(signer.spki), bytes(range(32))
+    message = possession_message(NETWORK, verifier.key_id, owner, 3, content)
+    assert message[:8] == b"MGPOP2\0\0"
+    assert message.endswith(verifier.key_id + owner + bytes(7) + b"\3" + content)
+    assert verifier.verifies(message, prove_possession(signer, NETWORK, owner, 3, content))
+
+
+@pytest.mark.rule("P-ID-6")
+def test_a_hand_over_names_both_devices():
+    signer, new = MemorySigner.from_secret(1), bytes(16)
     verifier = Verifier(signer.spki)
-    message = possession_message(NETWORK, verifier.key_id, applicant)
-    assert message[:8] == b"MGPOP1\0\0"
-    assert message.endswith(verifier.key_id + applicant)
-    assert verifier.verifies(message, prove_possession(signer, NETWORK, applicant))
+    message = hand_over_message(NETWORK, verifier.key_id, new)
+    assert message[:8] == b"MGROT1\0\0"
+    assert message.endswith(verifier.key_id + new)
+    assert verifier.verifies(message, hand_over(signer, NETWORK, new))
 
 
 @given(st.integers(2, 2**40))

@@ -79,7 +79,7 @@ class Pair:
         )
         line = LineTerms(
             Ends(1, 1, 2, 0).line_id, 1, 1, 2, 0, RESISTANCE, 0, 100_000, T0_MS // 1000, 0, 0, 0, 0,
-            LineBase(BEGIN_S), 0, 0, 0, 0,
+            LineBase(BEGIN_S), 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
         rules = Rules(
             NETWORK,

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+pragma solidity ^0.8.28;
+
+import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
+import {MinerRegistry} from "./MinerRegistry.sol";
+
+/// A line leads from a miner's sent channel to a storage node's received channel.
+struct Ends {
+    uint64 minerToken;
+    uint64 minerChannel;
+    uint64 nodeToken;
+    uint64 nodeChannel;
+}
+
+/// How much a line may lose: by its resistance, or by a share of what was sent.
+struct Loss {
+    uint64 resistanceUohm;
+    uint32 lossPpm;
+    uint32 maxLossPpm;
+}
+
+/// A register at one instant: unix seconds, mW·s, the batch's seq, the number of the key that signed. `until` is the end
+/// of the period of the claim that showed it.
+struct Reading {
+    uint64 time;
+    uint64 register;
+    uint64 seq;
+    uint16 keyNumber;
+    uint48 until;
+}
+
+/// Why a line is not paid: a code, and the block of the event with the text.
+struct Hold {
+    uint8 code;
+    uint64 heldBlock;
+}
+
+/// Energy in mW·s, `minted` in wei.
+struct Line {
+    Ends ends;
+    Loss loss;
+    uint64 openedAt; // 0 while it is only approved
+    uint64 closedAt; // 0 while it is open
+    Reading baseSent;
+    Reading baseReceived;
+    Reading sent; // the newest that was claimed
+    Reading received;
+    int128 carriedSent; // of earlier meters
+    int128 carriedReceived;
+    uint80 paid; // payable total of the newest claim
+    uint80 credit; // claimed, not minted
+    uint96 minted;
+    uint80 forfeited; // credited, and lost by a fraud proof
+}
+
+/// What is known of every line, whatever contract pays: so that a change of that contract imports nothing, and two of
+/// them cannot pay twice.
+contract LineBook is AccessManaged {
+    event WriterSet(address indexed writer);
+    event LineApproved(bytes32 indexed line, Ends ends, Loss loss);
+    event LineOpened(bytes32 indexed line, uint256 indexed minerToken, uint256 indexed nodeToken);
+    event LineClosing(bytes32 indexed line, address indexed owner);
+    event LineClosed(bytes32 indexed line);
+    event LineHeld(bytes32 indexed line, uint8 code, string text);
+    event LineReleased(bytes32 indexed line);
+    event MeterReplaced(bytes32 indexed line, bool indexed minerEnd, int128 carried);
+    event Claimed(bytes32 indexed line, uint64 until, uint256 payableTotal, uint256 difference);
+    event Paid(bytes32 indexed line, uint256 energy, uint256 amount);
+    event Forfeited(bytes32 indexed line, uint256 energy);
+
+    error NotWriter(address caller);
+    error NoSuchLine(bytes32 line);
+    error LineNotOpen(bytes32 line);
+    error LineExists(bytes32 line);
+    error ChannelInUse(uint256 token, uint64 channel, bytes32 line);
+    error ReadingBeforeClosing(uint256 token, uint64 time, uint64 closedAt);
+    error NothingNew(bytes32 line, uint256 payableTotal, uint256 paid);
+    error NotAnOwner(bytes32 line, address caller);
+
+    MinerRegistry public immutable registry;
+
+    /// What pays. A successor takes its place; nothing is imported.
+    address public writer;
+    /// Of all lines, mW·s: no order pays beyond its own total.
+    uint128 public totalPaid;
+    /// Of all lines, wei of energy tokens: what Rewards mints on.
+    uint128 public totalMinted;
+    mapping(bytes32 line => Line) private _lines;
+    mapping(bytes32 line => Hold) private _holds;
+    mapping(bytes32 line => address) private _closing;
+    bytes32[] private _lineIds;
+    mapping(uint256 token => mapping(uint64 channel => bytes32 line)) public lineOf;
+    mapping(uint256 token => mapping(uint64 channel => uint64)) public closedAt;
+
+    modifier onlyWriter() {
+        if (msg.sender != writer) revert NotWriter(msg.sender);
+        _;
+    }
+
+    constructor(address authority_, MinerRegistry registry_) AccessManaged(authority_) {
+        registry = registry_;
+    }
+
+    function setWriter(address writer_) external restricted {
+        writer = writer_;
+        emit WriterSet(writer_);
+    }
+
+    function lineId(Ends memory ends) public pure returns (bytes32) {
+        return keccak256(abi.encode(ends));
+    }
+
+    /// The DAO allows a line, or changes what an open one may lose. It opens with a reading of each end.
+    function approveLine(Ends calldata ends, Loss calldata loss) external restricted returns (bytes32 id) {
+        id = lineId(ends);
+        Line storage line = _lines[id];
+        if (line.ends.minerToken == 0) _lineIds.push(id);
+        line.ends = ends;
+        line.loss = loss;
+        emit LineApproved(id, ends, loss);
+    }
+
+    function open(bytes32 id, Reading calldata sent, Reading calldata received) external onlyWriter {
+        Line storage line = _line(id);
+        if (line.openedAt != 0) revert LineExists(id);
+        _take(line.ends.minerToken, line.ends.minerChannel, id, sent.time);
+        _take(line.ends.nodeToken, line.ends.nodeChannel, id, received.time);
+        line.openedAt = uint64(block.timestamp);
+        (line.baseSent, line.baseReceived, line.sent, line.received) = (sent, received, sent, received);
+        emit LineOpened(id, line.ends.minerToken, line.ends.nodeToken);
+    }
+
+    /// The DAO closes a line: both channels are free for another, and nothing measured later is paid on it.
+    function close(bytes32 id) external restricted {
+        _close(id);
+    }
+
+    /// Both owners together close their line.
+    function agreeToClose(bytes32 id) external {
+        Line storage line = _line(id);
+        address miner = registry.ownerOf(line.ends.minerToken);
+        address node = registry.ownerOf(line.ends.nodeToken);
+        if (msg.sender != miner && msg.sender != node) revert NotAnOwner(id, msg.sender);
+        if (line.openedAt == 0 || line.closedAt != 0) revert LineNotOpen(id);
+        address other = _closing[id];
+        if (miner == node || (other != address(0) && other != msg.sender)) return _close(id);
+        _closing[id] = msg.sender;
+        emit LineClosing(id, msg.sender);
+    }
+
+    function hold(bytes32 id, uint8 code, string calldata text) external onlyWriter {
+        _line(id);
+        _holds[id] = Hold(code, uint64(block.number));
+        emit LineHeld(id, code, text);
+    }
+
+    function release(bytes32 id) external onlyWriter {
+        delete _holds[id];
+        emit LineReleased(id);
+    }
+
+    /// One end has another meter: `carried` is what the old ones measured, less what the new one began with.
+    function replaceMeter(bytes32 id, bool minerEnd, int128 carried, Reading calldata opening) external onlyWriter {
+        Line storage line = _line(id);
+        if (minerEnd) (line.carriedSent, line.sent) = (line.carriedSent + carried, opening);
+        else (line.carriedReceived, line.received) = (line.carriedReceived + carried, opening);
+        emit MeterReplaced(id, minerEnd, carried);
+    }
+
+    /// Credit the difference to what was paid, only ever more, and note what of the credit was minted.
+    function claim(
+        bytes32 id,
+        uint80 payableTotal,
+        Reading calldata sent,
+        Reading calldata received,
+        uint80 energy,
+        uint96 amount
+    ) external onlyWriter returns (uint256 total) {
+        Line storage line = _line(id);
+        uint80 paid = line.paid;
+        if (payableTotal <= paid) revert NothingNew(id, payableTotal, paid);
+        (line.sent, line.received) = (sent, received);
+        line.paid = payableTotal;
+        line.credit = line.credit + (payableTotal - paid) - energy;
+        line.minted += amount;
+        total = totalPaid + (payableTotal - paid);
+        (totalPaid, totalMinted) = (uint128(total), totalMinted + amount);
+        emit Claimed(id, sent.until, payableTotal, payableTotal - paid);
+        if (energy != 0) emit Paid(id, energy, amount);
+    }
+
+    /// Tokens were minted for a part of the credit.
+    function pay(bytes32 id, uint80 energy, uint96 amount) external onlyWriter {
+        Line storage line = _line(id);
+        line.credit -= energy;
+        line.minted += amount;
+        totalMinted += amount;
+        emit Paid(id, energy, amount);
+    }
+
+    /// Fraud was proved: what was credited and not minted is lost.
+    function forfeit(bytes32 id) external onlyWriter {
+        Line storage line = _line(id);
+        if (line.credit == 0) return;
+        emit Forfeited(id, line.credit);
+        (line.credit, line.forfeited) = (0, line.forfeited + line.credit);
+    }
+
+    function lineAt(bytes32 id) external view returns (Line memory) {
+        return _line(id);
+    }
+
+    function lineIds() external view returns (bytes32[] memory) {
+        return _lineIds;
+    }
+
+    function holdOf(bytes32 id) external view returns (Hold memory) {
+        return _holds[id];
+    }
+
+    function _take(uint256 token, uint64 channel, bytes32 id, uint64 time) private {
+        if (lineOf[token][channel] != 0) revert ChannelInUse(token, channel, lineOf[token][channel]);
+        if (time < closedAt[token][channel]) revert ReadingBeforeClosing(token, time, closedAt[token][channel]);
+        lineOf[token][channel] = id;
+    }
+
+    function _close(bytes32 id) private {
+        Line storage line = _line(id);
+        if (line.openedAt == 0 || line.closedAt != 0) revert LineNotOpen(id);
+        line.closedAt = uint64(block.timestamp);
+        Ends memory ends = line.ends;
+        delete lineOf[ends.minerToken][ends.minerChannel];
+        delete lineOf[ends.nodeToken][ends.nodeChannel];
+        closedAt[ends.minerToken][ends.minerChannel] = uint64(block.timestamp);
+        closedAt[ends.nodeToken][ends.nodeChannel] = uint64(block.timestamp);
+        emit LineClosed(id);
+    }
+
+    function _line(bytes32 id) private view returns (Line storage line) {
+        line = _lines[id];
+        if (line.ends.minerToken == 0) revert NoSuchLine(id);
+    }
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+pragma solidity ^0.8.28;
+
+import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
+import {TimelockController} from "@openzeppelin/contracts/governance/TimelockController.sol";
+import {Votes} from "@openzeppelin/contracts/governance/utils/Votes.sol";
+import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {Authority} from "./Authority.sol";
+import {DaoBadge} from "./DaoBadge.sol";
+import {MinerRegistry} from "./MinerRegistry.sol";
+import {MajorityGovernor} from "./TechGovernor.sol";
+import {Timelock} from "./Timelock.sol";
+
+/// Who votes on modules: members of the technical DAO and owners of active systems, one vote each.
+///
+/// Being active is not checkpointed where it is kept, so everybody's vote is taken here when anyone refreshes it.
+contract Electorate is Votes {
+    event Refreshed(address indexed elector, bool votes);
+
+    error VotesAreNotDelegated(address member);
+
+    DaoBadge public immutable badge;
+    MinerRegistry public immutable registry;
+    mapping(address elector => bool) public isElector;
+
+    constructor(DaoBadge badge_, MinerRegistry registry_) EIP712("MaxCoin Electorate", "1") {
+        (badge, registry) = (badge_, registry_);
+    }
+
+    /// Give an account its vote, or take it, as it is now. Anyone may.
+    function refresh(address elector) external {
+        bool votes = badge.balanceOf(elector) != 0 || registry.activeSystems(elector) != 0;
+        if (votes == isElector[elector]) return;
+        if (delegates(elector) == address(0)) super._delegate(elector, elector); // while it has no vote to move
+        isElector[elector] = votes;
+        if (votes) _transferVotingUnits(address(0), elector, 1);
+        else _transferVotingUnits(elector, address(0), 1);
+        emit Refreshed(elector, votes);
+    }
+
+    function clock() public view override returns (uint48) {
+        return uint48(block.timestamp);
+    }
+
+    // solhint-disable-next-line func-name-mixedcase
+    function CLOCK_MODE() public pure override returns (string memory) {
+        return "mode=timestamp";
+    }
+
+    function _delegate(address elector, address) internal pure override {
+        revert VotesAreNotDelegated(elector);
+    }
+
+    function _getVotingUnits(address elector) internal view override returns (uint256) {
+        return isElector[elector] ? 1 : 0;
+    }
+}
+
+/// The vote on module updates, with a timelock of its own, so that it can set versions and nothing else.
+contract ModuleGovernor is MajorityGovernor {
+    constructor(
+        Electorate electorate,
+        TimelockController timelock_,
+        Authority authority_,
+        uint48 votingDelaySeconds,
+        uint32 votingPeriodSeconds
+    )
+        MajorityGovernor(
+            "MaxCoin Modules",
+            electorate,
+            timelock_,
+            authority_,
+            votingDelaySeconds,
+            votingPeriodSeconds
+        )
+    {}
+}
+
+contract ModuleTimelock is Timelock {
+    constructor(
+        uint256 minDelay,
+        address[] memory proposers,
+        address[] memory executors,
+        address admin
+    ) Timelock(minDelay, proposers, executors, admin) {}
+}
+
+/// What agents and auditors pin: software releases, limits, the backend's keys, versions of checks, by their digest.
+contract ModuleRegistry is AccessManaged {
+    uint256 private constant MAX_BYTES = 512;
+
+    struct Module {
+        string version;
+        bytes32 digest; // SHA-256 of what is at the URI
+        string uri;
+        uint64 since;
+    }
+
+    event ModuleSet(string indexed nameHash, string name, string version, bytes32 digest, string uri);
+
+    error TextTooLong(uint256 bytes_);
+    error NoName();
+
+    mapping(string name => Module[]) private _history;
+    string[] private _names;
+
+    constructor(address authority) AccessManaged(authority) {}
+
+    function set(
+        string calldata name,
+        string calldata version,
+        bytes32 digest,
+        string calldata uri
+    ) external restricted {
+        uint256 length = bytes(name).length + bytes(version).length + bytes(uri).length;
+        if (length > MAX_BYTES) revert TextTooLong(length);
+        if (bytes(name).length == 0) revert NoName();
+        if (_history[name].length == 0) _names.push(name);
+        _history[name].push(Module(version, digest, uri, uint64(block.timestamp)));
+        emit ModuleSet(name, name, version, digest, uri);
+    }
+
+    function names() external view returns (string[] memory) {
+        return _names;
+    }
+
+    /// Every version, oldest first; the last one is in force.
+    function historyOf(string calldata name) external view returns (Module[] memory) {
+        return _history[name];
+    }
+}
