@@ -1,0 +1,433 @@
+"""`maxgreen dao`: what members of the technical DAO see, propose, vote on and carry out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from eth_utils.address import is_address, to_checksum_address
+
+from maxgreen.actions.ballots import Ballot, Ballots, waiting
+from maxgreen.actions.session import Session, group, kwh, line_id, mws, session, wei
+from maxgreen.chain.claims import parse_claims
+from maxgreen.chain.dao import Proposal, ProposalState, Vote
+from maxgreen.chain.doctor import diagnose
+from maxgreen.chain.explain import ChainRefusedError
+from maxgreen.chain.market import Exchange, coin, pool_opening
+from maxgreen.chain.orders import Ends, Exclusion, LossTerms, OrderStatus, SettlementContract
+from maxgreen.chain.registry import admission, application
+from maxgreen.clock import utc
+from maxgreen.errors import UsageError
+from maxgreen.protocol.keys import key_id
+
+app = group("Members of the technical DAO: look, propose, vote, carry out.")
+
+_CODES: Final = {60: "data_integrity", 61: "mining_history", 62: "hardware_integrity", 63: "loss", 64: "other"}
+_STATUSES: Final = {"active": 1, "suspended": 2, "revoked": 3}
+_VOTES: Final = {"against": Vote.AGAINST, "for": Vote.FOR, "abstain": Vote.ABSTAIN}
+
+ProposalArgument = Annotated[
+    str, typer.Argument(help="the proposal's first digits, as 'dao list' prints them, or latest")
+]
+CodeArgument = Annotated[int, typer.Argument(help=", ".join(f"{code} {name}" for code, name in _CODES.items()))]
+
+
+@app.command("list")
+def list_(ctx: typer.Context, ended: Annotated[bool, typer.Option(help="also what is over")] = False) -> None:
+    """List what waits: proposals with votes and times, applications, orders."""
+    with_ = session(ctx)
+    ballots = Ballots(with_.deployment, with_.clock)
+    found = [(b, ballots.state(b)) for b in ballots.all()] if ended else list(waiting(ballots))
+    rows = [_row(ballots, ballot, state) for ballot, state in found]
+    contract = SettlementContract(with_.deployment)
+    total = int(with_.deployment.chain.call(with_.deployment.registry.functions.applications()))
+    applications = [a for n in range(1, total + 1) if not (a := application(with_.deployment, n)).token]
+    count = contract.order_count()
+    order = count if count and contract.order(count).status is OrderStatus.POSTED else None
+    lines = [f"{r['proposal']}  {r['state']:<9} {r['votes']}  {r['until']}  {r['description']}" for r in rows]
+    lines += [f"application {a.number} waits: {a.spec.kind.label} of {a.applicant}" for a in applications]
+    lines += [f"order {order} waits: 'maxgreen dao order {order}' shows it"] if order else []
+    with_.tell(
+        {"proposals": rows, "applications": [a.number for a in applications], "order": order},
+        *(lines or ["nothing waits"]),
+        then="maxgreen dao show PROPOSAL, then maxgreen dao vote PROPOSAL for" if rows else "",
+    )
+
+
+@app.command()
+def show(ctx: typer.Context, proposal: ProposalArgument) -> None:
+    """Show a proposal: its calls decoded, what they would change, its votes and what comes next."""
+    with_ = session(ctx)
+    ballots = Ballots(with_.deployment, with_.clock)
+    ballot = ballots.find(proposal)
+    state = ballots.state(ballot)
+    calls = ballots.calls(ballot)
+    row = _row(ballots, ballot, state)
+    with_.tell(
+        {**row, "proposer": ballot.proposer, "calls": [call.to_json() for call in calls]},
+        f"proposal {ballot.short} by {ballot.proposer}: {row['state']}, {row['votes']}",
+        f"its text (which decides nothing): {ballot.description}",
+        "what it would do:",
+        *(f"  {number}. {call.says}" for number, call in enumerate(calls, 1)),
+        then=_then(ballot, state, row["until"]),
+    )
+
+
+@app.command()
+def order(ctx: typer.Context, number: Annotated[int, typer.Argument(help="the order's number")]) -> None:
+    """Show an order: what is asked for, and how its evidence is checked."""
+    with_ = session(ctx)
+    contract = SettlementContract(with_.deployment)
+    found, posting = contract.order(number), contract.posting(number)
+    paid = contract.total_paid_mws()
+    with_.tell(
+        {
+            "order": number,
+            "status": found.status.label,
+            "until": posting.until_s,
+            "lines": posting.count,
+            "total_mws": str(posting.total_mws),
+            "paid_mws": str(paid),
+            "root": posting.root.hex(),
+            "manifest": posting.manifest_digest.hex(),
+            "evidence": posting.evidence,
+            "code": found.code,
+            "text": found.text,
+        },
+        f"order {number}: {found.status.label}{f' ({found.code}: {found.text})' if found.code else ''}",
+        f"until {utc(posting.until_s * 1000)}: {posting.count} lines, {kwh(posting.total_mws)} since they opened, "
+        f"{kwh(paid)} of it paid already",
+        f"evidence: {posting.evidence or 'ask the operator'}, manifest {posting.manifest_digest.hex()}",
+        then=f"maxgreen audit PACK --rpc …; then maxgreen dao approve {number}, or reject {number} CODE TEXT"
+        if found.status is OrderStatus.POSTED
+        else "",
+    )
+
+
+@app.command()
+def vote(
+    ctx: typer.Context,
+    proposal: ProposalArgument,
+    choice: Annotated[str, typer.Argument(help="for, against or abstain")],
+    reason: Annotated[str, typer.Option(help="why; everybody can read it")] = "",
+) -> None:
+    """Vote, once. What more than half of all members vote for passes."""
+    if choice not in _VOTES:
+        raise UsageError(f"vote {choice!r}: expected one of {', '.join(_VOTES)}")
+    with_ = session(ctx)
+    ballots = Ballots(with_.deployment, with_.clock)
+    ballot = ballots.find(proposal)
+    state = ballots.state(ballot)
+    if state is not ProposalState.ACTIVE:
+        raise UsageError(f"proposal {ballot.short} is {state.name.lower()}: {_then(ballot, state, '')}")
+    with_.act(lambda: ballots.dao.cast(with_.account, ballot.number, _VOTES[choice], reason))
+    row = _row(ballots, ballot, ballots.state(ballot))
+    with_.tell(row, f"voted {choice} on {ballot.short}: {row['votes']}", then=_then(ballot, state, row["until"]))
+
+
+@app.command()
+def queue(ctx: typer.Context, proposal: ProposalArgument) -> None:
+    """Put a proposal that passed into the timelock. Anyone may."""
+    with_ = session(ctx)
+    ballots = Ballots(with_.deployment, with_.clock)
+    ballot = ballots.find(proposal)
+    with_.act(lambda: ballots.dao.queue(with_.account, ballot.arguments))
+    state = ballots.state(ballot)
+    row = _row(ballots, ballot, state)
+    with_.tell(row, f"{ballot.short} waits in the timelock", then=_then(ballot, state, row["until"]))
+
+
+@app.command()
+def execute(ctx: typer.Context, proposal: ProposalArgument) -> None:
+    """Carry out a proposal whose timelock is over. Anyone may."""
+    with_ = session(ctx)
+    ballots = Ballots(with_.deployment, with_.clock)
+    ballot = ballots.find(proposal)
+    with_.act(lambda: ballots.dao.execute(with_.account, ballot.arguments))
+    says = [call.says for call in ballots.calls(ballot)]
+    with_.tell(_row(ballots, ballot, ballots.state(ballot)), f"{ballot.short} is carried out:", *says)
+
+
+@app.command()
+def admit(ctx: typer.Context, applications: Annotated[list[int], typer.Argument(help="their numbers")]) -> None:
+    """Propose to admit applications, with exactly the content that they have now."""
+    with_ = session(ctx)
+    for number in applications:
+        if not application(with_.deployment, number).applicant:
+            raise UsageError(f"there is no application {number}")
+    _propose(with_, admission(with_.deployment, applications))
+
+
+@app.command()
+def line(
+    ctx: typer.Context,
+    miner: Annotated[str, typer.Argument(help="TOKEN.CHANNEL of the miner's sent channel")],
+    node: Annotated[str, typer.Argument(help="TOKEN.CHANNEL of the node's received channel")],
+    resistance_uohm: Annotated[int, typer.Option(min=0, help="the line's resistance, µΩ")] = 0,
+    loss_ppm: Annotated[int, typer.Option(min=0, help="expected loss, ppm of sent, where the resistance is 0")] = 0,
+    max_loss_ppm: Annotated[int, typer.Option(min=0, help="the loss that is never accepted, ppm")] = 100_000,
+) -> None:
+    """Propose to allow a line, or other loss terms for one."""
+    with_ = session(ctx)
+    ends = Ends(*_end(miner), *_end(node))
+    terms = LossTerms(resistance_uohm, loss_ppm, max_loss_ppm)
+    _propose(with_, SettlementContract(with_.deployment).line_approval([(ends, terms)]))
+
+
+@app.command()
+def approve(
+    ctx: typer.Context,
+    number: Annotated[int, typer.Argument(help="the order's number")],
+    exclude: Annotated[list[str] | None, typer.Option(help="LINE:CODE:TEXT of a line to leave out; repeat it")] = None,
+) -> None:
+    """Propose to approve an order as it is on the chain now."""
+    with_ = session(ctx)
+    contract = SettlementContract(with_.deployment)
+    _propose(with_, contract.approval(number, contract.posting(number), [_exclusion(text) for text in exclude or ()]))
+
+
+@app.command()
+def reject(
+    ctx: typer.Context,
+    number: Annotated[int, typer.Argument(help="the order's number")],
+    code: CodeArgument,
+    text: Annotated[str, typer.Argument(help="why; the owners read it")],
+) -> None:
+    """Propose to reject an order."""
+    with_ = session(ctx)
+    contract = SettlementContract(with_.deployment)
+    _propose(with_, contract.rejection(number, contract.posting(number), _code(code), text))
+
+
+@app.command()
+def hold(
+    ctx: typer.Context,
+    line: Annotated[str, typer.Argument(help="the line's id")],
+    code: CodeArgument,
+    text: Annotated[str, typer.Argument(help="why; the owners read it")],
+) -> None:
+    """Propose to stop the payment of a line."""
+    with_ = session(ctx)
+    _propose(with_, SettlementContract(with_.deployment).holding(Exclusion(line_id(line), _code(code), text)))
+
+
+@app.command()
+def release(ctx: typer.Context, line: Annotated[str, typer.Argument(help="the line's id")]) -> None:
+    """Propose to pay a held line again."""
+    with_ = session(ctx)
+    _propose(with_, SettlementContract(with_.deployment).releasing(line_id(line)))
+
+
+@app.command()
+def close(ctx: typer.Context, line: Annotated[str, typer.Argument(help="the line's id")]) -> None:
+    """Propose to close a line: its channels are free for another."""
+    with_ = session(ctx)
+    _propose(with_, SettlementContract(with_.deployment).closing(line_id(line)))
+
+
+@app.command()
+def status(
+    ctx: typer.Context,
+    token: Annotated[int, typer.Argument(help="the system's token")],
+    to: Annotated[str, typer.Argument(help="active, suspended or revoked")],
+    text: Annotated[str, typer.Argument(help="why; the owner reads it")],
+) -> None:
+    """Propose another status for a system."""
+    if to not in _STATUSES:
+        raise UsageError(f"status {to!r}: expected one of {', '.join(_STATUSES)}")
+    with_ = session(ctx)
+    call = with_.deployment.registry.functions.setStatus(token, _STATUSES[to], text)
+    _propose(with_, Proposal((call,), f"Set system {token} to {to}"))
+
+
+@app.command("replace-key")
+def replace_key(ctx: typer.Context, token: Annotated[int, typer.Argument(help="the system's token")]) -> None:
+    """Propose to replace a system's key by the one that its owner asked for."""
+    with_ = session(ctx)
+    functions: Any = with_.deployment.registry.functions
+    x, y = with_.deployment.chain.call(functions.requestedKeyOf(token))
+    if not int.from_bytes(x, "big"):
+        raise UsageError(f"system {token}: its owner asked for no other key ('maxgreen owner request-key')")
+    from maxgreen.protocol.keys import SPKI_PREFIX  # noqa: PLC0415
+
+    device = key_id(SPKI_PREFIX + x + y)
+    _propose(with_, Proposal((functions.replaceKey(token, device),), f"Replace the key of system {token}"))
+
+
+@app.command()
+def pool(
+    ctx: typer.Context,
+    node: Annotated[int, typer.Argument(help="the storage node's token")],
+    deca: Annotated[str, typer.Option(help="DECA that a kWh is worth")] = "1",
+    maxcoin: Annotated[str, typer.Option(help="MaxCoin that a kWh is worth")] = "1",
+    carbon: Annotated[str, typer.Option(help="CarbonToken that a kWh is worth")] = "1",
+    cap: Annotated[str, typer.Option(help="the most tokens of each kind that it keeps")] = "1000000",
+) -> None:
+    """Propose to open a node's pool, at a parity that never changes."""
+    with_ = session(ctx)
+    _propose(with_, pool_opening(with_.deployment, node, [wei(deca), wei(maxcoin), wei(carbon)], [wei(cap)] * 4))
+
+
+@app.command()
+def give(
+    ctx: typer.Context,
+    token: Annotated[str, typer.Argument(help="deca, maxcoin or carbon")],
+    amount: Annotated[str, typer.Argument(help="how many")],
+    to: Annotated[str, typer.Argument(help="whom: an address")],
+) -> None:
+    """Propose to give coins of the vault."""
+    with_ = session(ctx)
+    call = coin(with_.deployment, token).functions.transfer(_address(to), wei(amount))
+    _propose(with_, Proposal((call,), f"Give {amount} {token} to {to}"))
+
+
+@app.command()
+def provide(
+    ctx: typer.Context,
+    node: Annotated[int, typer.Argument(help="the storage node's token")],
+    token: Annotated[str, typer.Argument(help="deca, maxcoin or carbon")],
+    amount: Annotated[str, typer.Argument(help="how many")],
+) -> None:
+    """Propose to put coins of the vault into a node's pool; the shares are the vault's."""
+    from maxgreen.chain.market import Pool  # noqa: PLC0415
+
+    with_ = session(ctx)
+    target = Pool(with_.deployment, node)
+    functions: Any = with_.deployment.chain.contract("EnergyPool", target.address).functions
+    approve_call = coin(with_.deployment, token, node).functions.approve(target.address, wei(amount))
+    deposit = functions.deposit(target.token(token), wei(amount), 1, 2**64)
+    _propose(with_, Proposal((approve_call, deposit), f"Provide {amount} {token} to the pool of node {node}"))
+
+
+@app.command()
+def decide(
+    ctx: typer.Context,
+    number: Annotated[int, typer.Argument(help="the take-out's number")],
+    energy: Annotated[str, typer.Argument(help="kWh that were delivered")],
+) -> None:
+    """Propose what a disputed take-out delivered."""
+    with_ = session(ctx)
+    _propose(with_, Exchange(with_.deployment).decision(number, mws(energy) if energy != "0" else 0))
+
+
+@app.command()
+def member(
+    ctx: typer.Context,
+    what: Annotated[str, typer.Argument(help="add or remove")],
+    address: Annotated[str, typer.Argument(help="the member's address")],
+) -> None:
+    """Propose another member, or one less."""
+    if what not in {"add", "remove"}:
+        raise UsageError(f"member {what!r}: expected add or remove")
+    with_ = session(ctx)
+    functions = with_.deployment.functions("DaoBadge")
+    call = functions.grant(_address(address)) if what == "add" else functions.revoke(_address(address))
+    _propose(with_, Proposal((call,), f"Member {what} {address}"))
+
+
+@app.command()
+def members(ctx: typer.Context) -> None:
+    """Who may vote, how long a vote takes, and how many votes pass."""
+    with_ = session(ctx)
+    facts = diagnose(with_.deployment).facts
+    with_.tell(facts, *(f"{k}: {', '.join(v) if isinstance(v, list) else v}" for k, v in facts.items()))
+
+
+@app.command("claims")
+def claims_(ctx: typer.Context, file: Annotated[Path, typer.Argument(help="order.json of a period")]) -> None:
+    """List the lines of an order.json, the largest first, with what of each was claimed."""
+    with_ = session(ctx)
+    contract = SettlementContract(with_.deployment)
+    rows: list[dict[str, Any]] = []
+    for claim in sorted(parse_claims(_bytes(file)), key=lambda c: -c.payable_total_mws):
+        known = contract.line(claim.line)
+        rows.append(
+            {
+                "line": claim.line.hex(),
+                "payable_mws": str(claim.payable_total_mws - known.paid_mws),
+                "paid_mws": str(known.paid_mws),
+                "hold": known.hold,
+            }
+        )
+    with_.tell(
+        {"lines": rows},
+        *(f"{r['line']}: {kwh(int(r['payable_mws']))} to pay, {kwh(int(r['paid_mws']))} paid" for r in rows),
+    )
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+
+
+def _propose(with_: Session, proposal: Proposal) -> None:
+    """Propose, or find the same proposal under way; say what comes next."""
+    ballots = Ballots(with_.deployment, with_.clock)
+    attempt = ballots.next_attempt(proposal, with_.account.address)
+    try:
+        with_.act(lambda: ballots.dao.propose(with_.account, attempt))
+    except ChainRefusedError as error:
+        if error.name == "GovernorInsufficientProposerVotes":
+            raise UsageError(f"{with_.account.address} holds no badge: only members propose") from error
+        raise
+    ballot = ballots.find(f"{ballots.dao.id_of(attempt):064x}")
+    state = ballots.state(ballot)
+    row = _row(ballots, ballot, state)
+    calls = ballots.calls(ballot)
+    with_.tell(
+        {**row, "calls": [call.to_json() for call in calls]},
+        f"proposal {ballot.short}: {row['state']}",
+        *(f"  {number}. {call.says}" for number, call in enumerate(calls, 1)),
+        then=_then(ballot, state, row["until"]),
+    )
+
+
+def _row(ballots: Ballots, ballot: Ballot, state: ProposalState) -> dict[str, Any]:
+    against, in_favour, abstaining = ballots.dao.votes_of(ballot.number)
+    due_ms = ballots.dao.due_of(ballot.number, state)
+    return {
+        "proposal": ballot.short,
+        "id": str(ballot.number),
+        "state": state.name.lower(),
+        "votes": f"{in_favour} for, {against} against, {abstaining} abstaining",
+        "until": utc(due_ms) if due_ms else "",
+        "description": ballot.description,
+    }
+
+
+def _then(ballot: Ballot, state: ProposalState, until: str) -> str:
+    return {
+        ProposalState.PENDING: f"voting begins {until}; then the members: maxgreen dao vote {ballot.short} for",
+        ProposalState.ACTIVE: f"the members, until {until}: maxgreen dao vote {ballot.short} for|against|abstain",
+        ProposalState.SUCCEEDED: f"anyone, within two weeks: maxgreen dao queue {ballot.short}",
+        ProposalState.QUEUED: f"anyone, from {until} on, within two weeks: maxgreen dao execute {ballot.short}",
+        ProposalState.EXECUTED: "nothing: it was carried out",
+    }.get(state, "propose it again; the next attempt has a number of its own")
+
+
+def _exclusion(text: str) -> Exclusion:
+    line, code, why = [*text.split(":", 2), "", ""][:3]
+    if not code.isdigit() or not why:
+        raise UsageError(f"--exclude {text!r}: expected LINE:CODE:TEXT")
+    return Exclusion(line_id(line), _code(int(code)), why)
+
+
+def _code(code: int) -> int:
+    if code not in _CODES:
+        raise UsageError(f"code {code}: expected one of {', '.join(f'{k} {v}' for k, v in _CODES.items())}")
+    return code
+
+
+def _end(text: str) -> Sequence[int]:
+    token, _, channel = text.partition(".")
+    if not (token.isdigit() and channel.isdigit()):
+        raise UsageError(f"{text!r}: expected TOKEN.CHANNEL, like 1.1")
+    return int(token), int(channel)
+
+
+def _address(text: str) -> str:
+    if not is_address(text):
+        raise UsageError(f"address {text!r}: expected 0x and 40 hex digits")
+    return str(to_checksum_address(text))
