@@ -16,7 +16,7 @@ const input = {
   sources,
   settings: {
     evmVersion: "cancun", // osaka's CLZ is not in every chain yet
-    optimizer: { enabled: true, runs: 200 },
+    optimizer: { enabled: true, runs: 100 },
     metadata: { bytecodeHash: "none", appendCBOR: false },
     outputSelection: { "*": { "": ["ast"], "*": ["abi", "evm.bytecode.object", "evm.deployedBytecode"] } },
   },

@@ -156,7 +156,8 @@ def _check_order(posting: Posting, claims: Sequence[Claim], derived: Derived, ma
         raise Difference(f"{ORDER}: its lines are not those with something payable")
     for claim in claims:
         leaf = leaves[claim.line]
-        values = (posting.until_s, *(getattr(claim, name) for name in _LEAF_FIELDS))
+        fields = (getattr(claim, name) for name in _LEAF_FIELDS)
+        values = (posting.until_s, *fields, claim.sent.unix_s, claim.received.unix_s)
         if values != leaf.values or (claim.sent, claim.received) != (leaf.sent, leaf.received):
             raise Difference(f"{ORDER}: the claim of line {claim.line.hex()} is not the statement's leaf")
         if root_of(leaf_hash(LINE_LEAF, values), list(claim.proof)) != tree.root:

@@ -1,6 +1,7 @@
 """`maxgreen settle`: run, open-line, config."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from settlement.close import NotReadyError
 from settlement.config import SettlementSettings
 from settlement.orders import open_line
 from settlement.periods import month_before, period_bounds
-from settlement.service import SettlementService
+from settlement.service import Settled, SettlementService
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Close a period, order, vote and mint.")
 
@@ -40,8 +41,26 @@ def run(
         period = month_before(make_clock(settings.clock_file).now_ms())
     period_bounds(period)
     service = SettlementService.from_settings(settings)
+    _tell(period, lambda: service.run(period, wait=settings.wait), as_json=as_json)
+
+
+@app.command()
+def revise(
+    period: Annotated[str, typer.Option(help="YYYY-MM, or YYYY-MM-DD for a single day")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Close a period again whose order was rejected, withdrawn or lapsed, after decisions were recorded; and go on."""
+    log_to_stderr()
+    settings = load(SettlementSettings, config)
+    period_bounds(period)
+    service = SettlementService.from_settings(settings)
+    _tell(period, lambda: service.revise(period, wait=settings.wait), as_json=as_json)
+
+
+def _tell(period: str, step: Callable[[], Settled], *, as_json: bool) -> None:
     try:
-        settled = service.run(period, wait=settings.wait)
+        settled = step()
     except NotReadyError as error:
         print(
             json.dumps({"period": period, "state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}"
@@ -52,10 +71,12 @@ def run(
         print(json.dumps(summary))
         return
     refused = summary.pop("refused")
+    then = summary.pop("next")
     for name, value in summary.items():
         print(f"{name:<12} {value}")
     for line, text in refused.items():
         print(f"line {line}: {text}")
+    print(f"next: {then}")
 
 
 @app.command("open-line")

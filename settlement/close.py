@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
 from maxgreen.chain.orders import Line, SettlementContract
+from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.registry import KnownDevice
@@ -60,22 +61,59 @@ def close_period(
         if book.period_after(until_s) is not None:
             raise NotReadyError(f"{period} lies before a period that is closed already; orders are cumulative")
         _check_ready(book, lines, period, until_s, now_ms)
-        inputs = gather(book, lines, signer, network, period)
-        derived = derive(inputs)
-        entries = {**inputs.entries(), **derived.entries}
-        entries["statement.cose"] = cose.sign(
-            derived.entries["statement.json"], signer, network, "statement", detached=True
-        )
-        entries[MANIFEST] = manifest_bytes(network, period, until_s, inputs.previous, entries)
-    digest = hashlib.sha256(entries[MANIFEST]).digest()
-    statement = derived.entries["statement.json"].decode()
+        closed = _close(book, lines, signer, network, period)
     try:
         with engine.begin() as connection:
-            Book(connection).add_period(until_s, period, digest, statement, write_pack(entries), now_ms, revision)
+            _keep(Book(connection), closed, now_ms, revision)
     except IntegrityError:  # another closed it in the meantime: its pack is the one
         with reader(engine).begin() as connection:
             return reopened(bytes(Book(connection).period(until_s).pack))
+    return closed
+
+
+def revise_period(
+    engine: Engine, contract: SettlementContract, signer: Signer, network: str, before: Closed, now_ms: int
+) -> Closed:
+    """Close a period again, after its order was refused; the old close is set aside, not lost.
+
+    UsageError when nothing changed since, or a later period is closed and contains it anyway.
+    """
+    lines = contract.opened_lines()
+    with reader(engine).begin() as connection:
+        book = Book(connection)
+        revision = book.revision()
+        if book.period_after(before.until_s) is not None:
+            raise UsageError(f"{before.period}: a later period is closed already, and contains what was left out")
+        closed = _close(book, lines, signer, network, before.period)
+    if closed.manifest_digest == before.manifest_digest:
+        raise UsageError(
+            f"{before.period}: it would be the same again; first record what the DAO found: maxgreen ingest decide"
+        )
+    with engine.begin() as connection:
+        book = Book(connection)
+        if not book.replace_period(before.until_s, before.manifest_digest, now_ms):
+            raise NotReadyError(f"{before.period}: another run revised it in the meantime")
+        _keep(book, closed, now_ms, revision)
+    return closed
+
+
+def _close(book: Book, lines: list[Line], signer: Signer, network: str, period: str) -> Closed:
+    """Derive a period from the ledger and the chain's lines, and sign its statement."""
+    _, until_s = period_bounds(period)
+    inputs = gather(book, lines, signer, network, period)
+    derived = derive(inputs)
+    entries = {**inputs.entries(), **derived.entries}
+    entries["statement.cose"] = cose.sign(
+        derived.entries["statement.json"], signer, network, "statement", detached=True
+    )
+    entries[MANIFEST] = manifest_bytes(network, period, until_s, inputs.previous, entries)
     return Closed(period, until_s, entries, derived)
+
+
+def _keep(book: Book, closed: Closed, now_ms: int, revision: int) -> None:
+    statement = closed.entries["statement.json"].decode()
+    pack = write_pack(closed.entries)
+    book.add_period(closed.until_s, closed.period, closed.manifest_digest, statement, pack, now_ms, revision)
 
 
 def reopened(pack: bytes) -> Closed:

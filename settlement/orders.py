@@ -84,6 +84,17 @@ class Payer:
                 raise NotReadyError(f"order {number}, of another period, waits for the DAO's vote") from error
             raise
 
+    def wait_final(self, posted: Posted) -> None:
+        """NotReadyError while the chain could take the order back: nothing is voted on or packed before."""
+        block = self._contract.order(posted.order_id).posted_block
+        if not self._deployment.chain.is_final(block):
+            raise NotReadyError(f"order {posted.order_id} is posted in block {block}, which is not final yet")
+
+    def there(self, closed: Closed) -> Posted | None:
+        """Return a period's newest order, if one was posted."""
+        posting = self.posting(closed)
+        return self._found(posting) if posting is not None else None
+
     def posting(self, closed: Closed) -> Posting | None:
         """Return what the chain is asked for."""
         leaves = closed.derived.leaves

@@ -14,12 +14,12 @@ from maxgreen.chain.dao import ProposalState
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.chain.orders import OrderStatus, SettlementContract
 from maxgreen.clock import Clock, make_clock
-from maxgreen.errors import Fatal
+from maxgreen.errors import Fatal, UsageError
 from maxgreen.keyfile import load_key_file
 from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.keys import Signer
 from maxgreen.protocol.pack import ORDER, write_pack
-from settlement.close import Closed, close_period
+from settlement.close import Closed, close_period, revise_period
 from settlement.config import SettlementSettings
 from settlement.orders import Payer, Posted
 from settlement.page import statement_page
@@ -67,7 +67,8 @@ class Settled:
             case OrderStatus.REJECTED:
                 return (
                     f"the operator: the DAO rejected it ({posted.code}: {posted.text}); record decisions with "
-                    "'maxgreen ingest decide'; the next period contains what stays payable"
+                    f"'maxgreen ingest decide', then: maxgreen settle revise --period {self.closed.period}; "
+                    "or the next period contains what stays payable"
                 )
             case OrderStatus.APPROVED if self.refused:
                 return "the lines named as refused stay claimable; the next run tries again"
@@ -124,14 +125,33 @@ class SettlementService:
         closed = close_period(
             self.engine, self._contract, self._signer, self.deployment.network, period, self._clock.now_ms()
         )
+        return self._settle(closed, wait=wait)
+
+    def revise(self, period: str, *, wait: bool) -> Settled:
+        """Close a period again whose order was rejected or withdrawn or lapsed, and go on; UsageError says why not."""
+        names = (self.engine, self._contract, self._signer, self.deployment.network)
+        now_ms = self._clock.now_ms()
+        before = close_period(*names, period, now_ms)
+        there = self._payer.there(before)
+        if there is not None and there.status in {OrderStatus.POSTED, OrderStatus.APPROVED}:
+            first = f"; withdraw it first: maxgreen operator withdraw {there.order_id}"
+            raise UsageError(
+                f"{period}: its order {there.order_id} is {there.status.label}"
+                f"{first if there.status is OrderStatus.POSTED else ''}"
+            )
+        return self._settle(revise_period(*names, before, now_ms), wait=wait)
+
+    def _settle(self, closed: Closed, *, wait: bool) -> Settled:
         posted = self._payer.post(closed)
+        if posted is not None:
+            self._payer.wait_final(posted)
         state, votes = None, (0, 0, 0)
         if posted is not None:
             state = self._payer.decide(closed, posted, wait=wait)
             votes = self._payer.votes(closed, posted)
             self._payer.claim(closed, posted)
             posted = self._payer.look(posted)
-        folder = self._output_dir / period
+        folder = self._output_dir / closed.period
         folder.mkdir(parents=True, exist_ok=True)
         entries = self._payer.pack_entries(closed, posted)
         pack = _write(folder / "pack.zip", write_pack(entries))

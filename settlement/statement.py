@@ -44,7 +44,7 @@ class Leaf:
     received: Attestation
 
     @property
-    def values(self) -> tuple[int, bytes, int, int, int, bytes]:
+    def values(self) -> tuple[int, bytes, int, int, int, bytes, int, int]:
         """The leaf as the Merkle tree takes it."""
         return (
             self.until_s,
@@ -53,6 +53,8 @@ class Leaf:
             self.received_to,
             self.payable_total_mws,
             self.batch_root,
+            self.sent.unix_s,
+            self.received.unix_s,
         )
 
 

@@ -9,23 +9,29 @@ import {SoulBound} from "./SoulBound.sol";
 
 /// Membership of the technical DAO: one badge, one vote, which is its owner's own.
 ///
-/// A badge that took part in nothing for long may be lapsed by anyone, and taken up again by its owner, so that lost
-/// keys do not make a majority impossible.
+/// A badge that took part in nothing for half a year may be lapsed by anyone, a month after that was announced, and taken
+/// up again by its owner, so that lost keys do not make a majority impossible.
 contract DaoBadge is SoulBound, Votes, AccessManaged {
     uint48 public constant LAPSE_SECONDS = 180 days;
+    uint48 public constant OBJECTION_SECONDS = 30 days;
 
     event Seen(uint256 indexed tokenId, uint48 time);
+    event LapseAnnounced(uint256 indexed tokenId, uint48 time);
     event Lapsed(uint256 indexed tokenId, address indexed member);
     event TakenUp(uint256 indexed tokenId, address indexed member);
 
     error AlreadyMember(address member);
     error VotesAreNotDelegated(address member);
     error SeenLately(uint256 tokenId, uint48 time);
+    error AnnouncedBefore(uint256 tokenId, uint48 time);
+    error NotAnnounced(uint256 tokenId, uint48 time);
+    error NotMember(address caller);
     error NotLapsed(address member);
 
     uint256 private _lastId;
     mapping(address member => uint256 tokenId) private _badgeOf;
     mapping(uint256 tokenId => uint48) public seenAt;
+    mapping(uint256 tokenId => uint48) public announcedAt;
     mapping(address member => uint256 tokenId) public lapsedOf;
 
     constructor(
@@ -51,13 +57,31 @@ contract DaoBadge is SoulBound, Votes, AccessManaged {
         if (balanceOf(member) != 0) _note(_badgeOf[member]);
     }
 
-    /// A badge that took part in nothing for half a year counts no longer, until its owner takes it up.
+    /// Announce that a badge took part in nothing for half a year; its owner has a month to object.
+    function announceLapse(uint256 tokenId) external {
+        _requireOwned(tokenId);
+        if (block.timestamp < seenAt[tokenId] + LAPSE_SECONDS) revert SeenLately(tokenId, seenAt[tokenId]);
+        if (announcedAt[tokenId] > seenAt[tokenId]) revert AnnouncedBefore(tokenId, announcedAt[tokenId]);
+        announcedAt[tokenId] = uint48(block.timestamp);
+        emit LapseAnnounced(tokenId, uint48(block.timestamp));
+    }
+
+    /// A badge whose owner did not object counts no longer, until its owner takes it up.
     function lapse(uint256 tokenId) external {
         address member = _requireOwned(tokenId);
-        if (block.timestamp < seenAt[tokenId] + LAPSE_SECONDS) revert SeenLately(tokenId, seenAt[tokenId]);
+        uint48 announced = announcedAt[tokenId];
+        if (announced <= seenAt[tokenId] || block.timestamp < announced + OBJECTION_SECONDS) {
+            revert NotAnnounced(tokenId, announced);
+        }
         lapsedOf[member] = tokenId;
         _burn(tokenId);
         emit Lapsed(tokenId, member);
+    }
+
+    /// A member is there, without a vote to take part in.
+    function present() external {
+        if (balanceOf(msg.sender) == 0) revert NotMember(msg.sender);
+        _note(_badgeOf[msg.sender]);
     }
 
     function takeUp() external returns (uint256 tokenId) {

@@ -31,11 +31,12 @@ struct StorageRequest {
     RequestStatus status;
 }
 
-/// A register of one end of a delivery.
+/// A register of one end of a delivery, and the number of the key that signed it.
 struct Point {
     uint64 time;
     uint64 register;
     uint64 seq;
+    uint16 keyNumber;
 }
 
 /// Energy that a buyer takes out of a node's storage, with its tokens in escrow. Energy in mW·s, tokens in wei.
@@ -48,6 +49,7 @@ struct TakeOut {
     RequestStatus status;
     uint64 expiresAt; // for the node to accept
     uint64 deliverBy; // for the node to deliver
+    uint64 silentAt; // when the figure of one meter is enough
     uint128 amount; // of energy tokens
     uint128 carbon;
     Point nodeStart;
@@ -58,9 +60,9 @@ struct TakeOut {
 
 /// Storage requests and take-out requests between owners and storage nodes.
 ///
-/// A take-out: the buyer escrows tokens and shows its meter; the node accepts and shows its own; energy flows; the node's
-/// closing register ends it, the buyer's next one settles it: what both meters saw is burned, the rest is the buyer's
-/// again. Who stays silent for a week leaves the figure to the other, or to the DAO.
+/// A take-out: the buyer escrows tokens; the node accepts with both meters' registers of now; energy flows; the node shows
+/// its closing register, the buyer's next one settles it: what both meters saw is burned, the rest is the buyer's again.
+/// Who stays silent for two weeks leaves the figure to the other, or to the DAO; a guardian's stop is shorter than that.
 contract EnergyExchange is AccessManaged {
     using DeviceKeys for DeviceKey;
     using SafeERC20 for IERC20;
@@ -73,7 +75,7 @@ contract EnergyExchange is AccessManaged {
     uint256 private constant WEI_DENOMINATOR = 9;
     uint256 private constant FUTURE_SECONDS = 300;
     uint256 private constant FRESH_SECONDS = 1 hours;
-    uint64 public constant SILENCE_SECONDS = 7 days;
+    uint64 public constant SILENCE_SECONDS = 14 days;
     uint64 public constant DELIVERY_SECONDS = 7 days;
     uint64 public constant LONGEST_OFFER = 30 days;
 
@@ -100,6 +102,7 @@ contract EnergyExchange is AccessManaged {
     error BadAttestation(uint256 token, uint64 channel);
     error AttestationInFuture(uint64 time, uint256 blockTime);
     error ReadingWentBack(uint256 token, uint64 time, uint64 seq);
+    error OtherKey(uint256 token, uint64 keyNumber, uint64 known);
     error NotFresh(uint256 token, uint64 time);
     error ReadingTooEarly(uint256 token, uint64 time, uint64 wanted);
     error NothingOwed(address account);
@@ -114,7 +117,7 @@ contract EnergyExchange is AccessManaged {
     mapping(uint256 id => StorageRequest) private _storage;
     mapping(uint256 id => TakeOut) private _takeOuts;
     mapping(uint256 token => mapping(uint64 channel => uint256 id)) public busyWith;
-    mapping(uint256 token => mapping(uint64 channel => uint64)) private _lastSeq;
+    mapping(bytes32 meter => uint64) private _lastSeq; // of a system's channel and key
     mapping(address account => mapping(IERC20 token => uint256)) public owed;
 
     constructor(address authority, MinerRegistry registry_, CarbonToken carbon_) AccessManaged(authority) {
@@ -159,12 +162,12 @@ contract EnergyExchange is AccessManaged {
         uint64 buyerChannel,
         uint64 nodeToken,
         uint128 amount,
-        uint64 expiresAt,
-        Attestation calldata start
+        uint64 expiresAt
     ) external restricted returns (uint256 id) {
         _requireOwner(buyerToken);
         _requireNode(nodeToken);
         _checkOffer(expiresAt);
+        _requireMeter(buyerToken, buyerChannel, ROLE_RECEIVED);
         (uint64 batteryWh, ) = registry.storageOf(nodeToken);
         if (amount == 0) revert NothingAsked();
         if (amount > uint256(batteryWh) * 1e15) revert TooMuch(amount, uint256(batteryWh) * 1e15);
@@ -176,22 +179,30 @@ contract EnergyExchange is AccessManaged {
         request.status = RequestStatus.Open;
         (request.expiresAt, request.amount) = (expiresAt, amount);
         request.carbon = SafeCast.toUint128(Math.mulDiv(amount, carbonPerKwh, 1e18, Math.Rounding.Ceil));
-        request.buyerStart = _fresh(buyerToken, buyerChannel, ROLE_RECEIVED, start);
         emit TakeOutRequested(id, buyerToken, nodeToken, amount);
         IERC20(registry.energyTokenOf(nodeToken)).safeTransferFrom(msg.sender, address(this), amount);
         if (request.carbon != 0) IERC20(carbon).safeTransferFrom(msg.sender, address(this), request.carbon);
     }
 
-    /// The node accepts with its meter's register before the delivery.
-    function accept(uint256 id, uint64 nodeChannel, Attestation calldata start) external restricted {
+    /// The node accepts, with the registers of its own and of the buyer's meter before the delivery.
+    function accept(
+        uint256 id,
+        uint64 nodeChannel,
+        Attestation calldata nodeStart,
+        Attestation calldata buyerStart
+    ) external restricted {
         TakeOut storage request = _takeOut(id, RequestStatus.Open);
         _requireOwner(request.nodeToken);
         if (block.timestamp > request.expiresAt) revert Expired(id, request.expiresAt);
+        _requireMeter(request.nodeToken, nodeChannel, ROLE_DELIVERED);
+        _requireMeter(request.buyerToken, request.buyerChannel, ROLE_RECEIVED);
         _occupy(request.nodeToken, nodeChannel, id);
         request.nodeChannel = nodeChannel;
-        request.nodeStart = _fresh(request.nodeToken, nodeChannel, ROLE_DELIVERED, start);
+        request.nodeStart = _fresh(request.nodeToken, nodeChannel, nodeStart);
+        request.buyerStart = _fresh(request.buyerToken, request.buyerChannel, buyerStart);
         request.status = RequestStatus.Accepted;
         request.deliverBy = uint64(block.timestamp) + DELIVERY_SECONDS;
+        request.silentAt = request.deliverBy + SILENCE_SECONDS;
         emit TakeOutAccepted(id, request.deliverBy);
     }
 
@@ -203,15 +214,20 @@ contract EnergyExchange is AccessManaged {
         _end(id, request, isNode ? RequestStatus.Refused : RequestStatus.Cancelled, 0);
     }
 
-    /// The node's meter closes the delivery. Anyone may show it; a later register takes an earlier one's place.
+    /// The node shows its register of after the delivery; a later one takes an earlier one's place. From then on the buyer
+    /// has two weeks to show its own.
     function finish(uint256 id, Attestation calldata end) external restricted {
         TakeOut storage request = _underWay(id);
-        Point memory point = _read(request.nodeToken, request.nodeChannel, ROLE_DELIVERED, end);
+        _requireOwner(request.nodeToken);
+        if (block.timestamp > request.deliverBy + SILENCE_SECONDS) {
+            revert Expired(id, request.deliverBy + SILENCE_SECONDS);
+        }
+        Point memory point = _read(request.nodeToken, request.nodeChannel, end);
         _follows(request.nodeToken, point, request.nodeEnd.time == 0 ? request.nodeStart : request.nodeEnd);
-        if (block.timestamp > _silentAt(request)) revert Expired(id, _silentAt(request));
         if (point.time > request.deliverBy) revert Expired(id, request.deliverBy);
         request.nodeEnd = point;
         request.status = RequestStatus.Finished;
+        request.silentAt = uint64(block.timestamp) + SILENCE_SECONDS;
         emit MeterRead(id, true, point.time, point.register);
         if (request.buyerEnd.time >= point.time) _settle(id, request);
     }
@@ -219,7 +235,7 @@ contract EnergyExchange is AccessManaged {
     /// The buyer's meter, read after the delivery. Anyone may show it; with the node's closing it settles.
     function confirm(uint256 id, Attestation calldata end) external restricted {
         TakeOut storage request = _underWay(id);
-        Point memory point = _read(request.buyerToken, request.buyerChannel, ROLE_RECEIVED, end);
+        Point memory point = _read(request.buyerToken, request.buyerChannel, end);
         _follows(request.buyerToken, point, request.buyerEnd.time == 0 ? request.buyerStart : request.buyerEnd);
         bool finished = request.status == RequestStatus.Finished;
         uint64 wanted = finished ? request.nodeEnd.time : request.deliverBy;
@@ -229,11 +245,10 @@ contract EnergyExchange is AccessManaged {
         if (finished) _settle(id, request);
     }
 
-    /// Settle what one meter said, when the other was silent for a week. Without any figure the escrow is the buyer's.
+    /// Settle what one meter said, when the other was silent for two weeks. Without any figure the escrow is the buyer's.
     function settle(uint256 id) external restricted {
         TakeOut storage request = _underWay(id);
-        uint64 silentAt = _silentAt(request);
-        if (block.timestamp <= silentAt) revert NotYet(id, silentAt);
+        if (block.timestamp <= request.silentAt) revert NotYet(id, request.silentAt);
         _settle(id, request);
     }
 
@@ -282,7 +297,7 @@ contract EnergyExchange is AccessManaged {
             Channel memory channel = _channel(request.buyerToken, request.buyerChannel, request.buyerEnd.time);
             uint256 lasted = request.buyerEnd.time - request.buyerStart.time;
             uint256 slack = Math.ceilDiv(received * channel.errorPpm, PPM) + uint256(channel.offsetMw) * lasted;
-            energy = Math.min(energy, received + slack);
+            energy = request.nodeEnd.time == 0 ? received : Math.min(energy, received + slack);
         }
     }
 
@@ -309,52 +324,41 @@ contract EnergyExchange is AccessManaged {
         registry.recordConsumption(request.buyerToken, burned);
     }
 
-    /// When the other meter was silent for long enough.
-    function _silentAt(TakeOut storage request) private view returns (uint64) {
-        if (request.status == RequestStatus.Finished) return request.nodeEnd.time + SILENCE_SECONDS;
-        return request.deliverBy + SILENCE_SECONDS;
-    }
-
     function _occupy(uint64 token, uint64 channel, uint256 id) private {
         uint256 other = busyWith[token][channel];
         if (other != 0) revert ChannelBusy(token, channel, other);
         busyWith[token][channel] = id;
     }
 
-    /// A register that the system's meter signed; seqs never go back for a channel.
-    function _read(
-        uint64 token,
-        uint64 channel,
-        uint8 role,
-        Attestation calldata attestation
-    ) private returns (Point memory) {
-        Meter memory meter = registry.meterOf(token, channel, attestation.time);
+    function _requireMeter(uint64 token, uint64 channel, uint8 role) private view {
+        Meter memory meter = registry.meterOf(token, channel, uint64(block.timestamp));
         if (meter.status != Status.Active) revert SystemNotActive(token);
         if (meter.channel.role != role) revert WrongChannel(token, channel, role);
+    }
+
+    /// A register that the meter signed, also one of a system that is suspended meanwhile; the seqs of a key never go back.
+    function _read(uint64 token, uint64 channel, Attestation calldata attestation) private returns (Point memory) {
+        Meter memory meter = registry.meterOf(token, channel, attestation.time);
         if (!meter.key.attests(_networkDigest, channel, attestation)) revert BadAttestation(token, channel);
         if (attestation.time > block.timestamp + FUTURE_SECONDS) {
             revert AttestationInFuture(attestation.time, block.timestamp);
         }
-        if (attestation.seq < _lastSeq[token][channel]) {
-            revert ReadingWentBack(token, attestation.time, attestation.seq);
-        }
-        _lastSeq[token][channel] = attestation.seq;
-        return Point(attestation.time, attestation.register, attestation.seq);
+        bytes32 place = keccak256(abi.encode(token, channel, meter.keyNumber));
+        if (attestation.seq < _lastSeq[place]) revert ReadingWentBack(token, attestation.time, attestation.seq);
+        _lastSeq[place] = attestation.seq;
+        return Point(attestation.time, attestation.register, attestation.seq, meter.keyNumber);
     }
 
     /// The register before a delivery: of now, so that nothing earlier counts.
-    function _fresh(
-        uint64 token,
-        uint64 channel,
-        uint8 role,
-        Attestation calldata attestation
-    ) private returns (Point memory) {
+    function _fresh(uint64 token, uint64 channel, Attestation calldata attestation) private returns (Point memory) {
         if (attestation.time + FRESH_SECONDS < block.timestamp) revert NotFresh(token, attestation.time);
-        return _read(token, channel, role, attestation);
+        return _read(token, channel, attestation);
     }
 
+    /// Later than the known one, by the same key: registers of two keys are not compared, the DAO decides then.
     function _follows(uint64 token, Point memory point, Point memory known) private pure {
-        if (point.time < known.time || point.register < known.register) {
+        if (point.keyNumber != known.keyNumber) revert OtherKey(token, point.keyNumber, known.keyNumber);
+        if (point.time <= known.time || point.register < known.register) {
             revert ReadingWentBack(token, point.time, point.seq);
         }
     }

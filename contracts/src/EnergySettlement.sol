@@ -79,7 +79,7 @@ contract EnergySettlement is AccessManaged {
     uint256 private constant WEI_NUMERATOR = 2_500;
     uint256 private constant WEI_DENOMINATOR = 9;
     uint256 private constant WEI_PER_WH = 1e15;
-    uint256 private constant FUTURE_SECONDS = 300;
+    uint64 private constant LONGEST_LIFE = 366 days;
     uint256 private constant MAX_EVIDENCE_BYTES = 512;
     uint256 private constant MAX_TEXT_BYTES = 1_024;
 
@@ -99,8 +99,7 @@ contract EnergySettlement is AccessManaged {
     error ReadingWentBack(uint256 token, uint64 time, uint64 seq);
     error RegisterTooFast(uint256 token, uint256 growth, uint256 capacity);
     error OtherKey(uint256 token, uint64 keyNumber, uint64 known);
-    error SameKey(uint256 token, uint64 keyNumber);
-    error ReadingAfterClosing(bytes32 line, uint64 time);
+    error ReadingAfterClosing(uint64 time, uint64 closedAt);
     error OrderOpen(uint256 orderId);
     error NoSuchOrder(uint256 orderId);
     error OrderNotOpen(uint256 orderId, OrderStatus status);
@@ -113,10 +112,10 @@ contract EnergySettlement is AccessManaged {
     error NothingPayable(uint256 total, uint256 paid);
     error NoOrderApproved();
     error NotInOrder(bytes32 line, uint256 orderId);
-    error LeafNotOfReading(bytes32 line, uint256 stated, int256 attested);
+    error LeafNotOfReading(bytes32 line, uint256 stated, uint256 attested);
     error LineIsHeld(bytes32 line, uint8 code);
-    error PayableExceedsGrowth(uint256 payableTotal, int256 sentGrowth, int256 receivedGrowth);
-    error OrderExceeded(uint256 totalPaid, uint256 total);
+    error PayableExceedsGrowth(uint256 payableTotal, uint256 sentGrowth, uint256 receivedGrowth);
+    error OrderExceeded(uint256 orderId, uint256 total);
     error NothingToCollect(bytes32 line);
     error NoRoom(uint256 nodeToken, uint256 supply, uint256 capacity);
     error NoFraud(uint256 token);
@@ -177,6 +176,7 @@ contract EnergySettlement is AccessManaged {
         bytes32 content = contentOf(orderId, posting);
         if (content != _order(orderId).content) revert ContentChanged(orderId, content, _order(orderId).content);
         if (_lapsed(orderId)) revert OrderLapsed(orderId);
+        if (posting.until <= current.until) revert PeriodNotNew(posting.until, current.until);
         _decide(orderId, OrderStatus.Approved, 0);
         current = Approved(posting.root, uint64(orderId), posting.total, SafeCast.toUint48(posting.until));
         for (uint256 k = 0; k < excluded.length; ++k) _hold(excluded[k]);
@@ -203,28 +203,31 @@ contract EnergySettlement is AccessManaged {
     /// Open a line that the DAO approved, with an attestation of each end: its bases. Anyone may.
     function openLine(bytes32 id, Attestation calldata sent, Attestation calldata received) external restricted {
         Ends memory ends = book.lineAt(id).ends;
-        Reading memory none;
-        Reading memory first = _checked(ends.minerToken, ends.minerChannel, ROLE_SENT, sent, none);
-        book.open(id, first, _checked(ends.nodeToken, ends.nodeChannel, ROLE_RECEIVED, received, none));
+        (Reading memory first, ) = _read(ends.minerToken, ends.minerChannel, ROLE_SENT, sent);
+        (Reading memory second, ) = _read(ends.nodeToken, ends.nodeChannel, ROLE_RECEIVED, received);
+        book.open(id, first, second);
     }
 
-    /// One end of a line has another key or device: the old one's last register and the new one's first. Anyone may.
-    function replaceMeter(
-        bytes32 id,
-        bool minerEnd,
-        Attestation calldata closing,
-        Attestation calldata opening
-    ) external restricted {
+    /// One end of a line has another key or device: the old one's last register is carried on, the new one's began at 0
+    /// (P-BAT-3). Shown again with a later register of the old key, the difference is carried too. Anyone may.
+    function replaceMeter(bytes32 id, bool minerEnd, Attestation calldata closing) external restricted {
         Line memory line = book.lineAt(id);
-        (uint64 token, uint64 channel) = minerEnd
+        (uint48 token, uint64 channel) = minerEnd
             ? (line.ends.minerToken, line.ends.minerChannel)
             : (line.ends.nodeToken, line.ends.nodeChannel);
         uint8 role = minerEnd ? ROLE_SENT : ROLE_RECEIVED;
-        Reading memory last = _checked(token, channel, role, closing, minerEnd ? line.sent : line.received);
-        Reading memory first = _verified(token, channel, role, opening);
-        if (first.keyNumber <= last.keyNumber) revert SameKey(token, first.keyNumber);
-        int128 carried = int128(uint128(last.register)) - int128(uint128(first.register));
-        book.replaceMeter(id, minerEnd, carried, first);
+        Reading memory former = minerEnd ? line.formerSent : line.formerReceived;
+        Reading memory known = minerEnd ? line.sent : line.received;
+        (Reading memory last, Meter memory meter) = _read(token, channel, role, closing);
+        Reading memory opening;
+        if (former.time != 0 && last.keyNumber == former.keyNumber) {
+            _follows(token, last, former, meter);
+        } else {
+            _follows(token, last, known, meter);
+            opening.keyNumber = last.keyNumber + 1;
+            opening.time = registry.keyAt(token, opening.keyNumber).from;
+        }
+        book.replaceMeter(id, minerEnd, last, opening);
     }
 
     /// Claim a line's part of the approved order and pay it out, as far as its node's battery has room. Anyone may.
@@ -235,25 +238,19 @@ contract EnergySettlement is AccessManaged {
         Approved memory order = current;
         if (order.orderId == 0) revert NoOrderApproved();
         if (!_isIn(order, wanted)) revert NotInOrder(wanted.line, order.orderId);
-        Ends memory ends = line.ends;
-        Reading memory sent = _checked(ends.minerToken, ends.minerChannel, ROLE_SENT, wanted.sent, line.sent);
-        Reading memory received = _checked(
-            ends.nodeToken,
-            ends.nodeChannel,
-            ROLE_RECEIVED,
-            wanted.received,
-            line.received
-        );
-        if (line.closedAt != 0 && Math.max(sent.time, received.time) > line.closedAt) {
-            revert ReadingAfterClosing(wanted.line, line.closedAt);
-        }
-        _checkGrowth(line, wanted, sent, received);
-        uint80 payableTotal = _toUint80(wanted.payableTotal);
+        (Reading memory sent, uint256 toRegister) = _cut(line, true, wanted.sent);
+        (Reading memory received, uint256 receivedTo) = _cut(line, false, wanted.received);
+        if (toRegister != wanted.toRegister) revert LeafNotOfReading(wanted.line, wanted.toRegister, toRegister);
+        if (receivedTo != wanted.receivedTo) revert LeafNotOfReading(wanted.line, wanted.receivedTo, receivedTo);
+        _checkGrowth(line, wanted);
+        // what others were paid beyond this order, by one before it, is left for a later one
+        uint256 left = order.total - Math.min(order.total, book.totalPaid());
+        if (left == 0 && wanted.payableTotal > line.paid) revert OrderExceeded(order.orderId, order.total);
+        uint80 payableTotal = _toUint80(Math.min(wanted.payableTotal, line.paid + left));
         uint80 credit = line.credit + (payableTotal > line.paid ? payableTotal - line.paid : 0);
         (uint80 energy, uint96 amount, , ) = _payable(line, credit);
         sent.until = order.until;
-        uint256 total = book.claim(wanted.line, payableTotal, sent, received, energy, amount);
-        if (total > order.total) revert OrderExceeded(total, order.total);
+        book.claim(wanted.line, payableTotal, sent, received, energy, amount);
         if (energy != 0) _mint(line, amount);
         else emit NoRoomYet(wanted.line, credit);
     }
@@ -273,7 +270,7 @@ contract EnergySettlement is AccessManaged {
     }
 
     /// Two attestations of a device with one channel and seq, but another register or time (P-ATT-2): the system is
-    /// suspended, and what its lines were credited and not paid is lost. Anyone may.
+    /// suspended, so that nothing of its lines is paid until the DAO reinstates it. Anyone may.
     function proveFraud(
         uint256 token,
         uint64 channel,
@@ -281,10 +278,11 @@ contract EnergySettlement is AccessManaged {
         Attestation calldata first,
         Attestation calldata second
     ) external restricted {
-        DeviceKey memory key = registry.keysOf(token)[keyNumber].key;
-        if (first.seq != second.seq || (first.register == second.register && first.time == second.time)) {
-            revert NoFraud(token);
-        }
+        KeyAt memory known = registry.keyAt(token, keyNumber);
+        bool same = first.register == second.register && first.time == second.time;
+        bool inTime = Math.min(first.time, second.time) >= known.from && Math.max(first.time, second.time) < known.to;
+        if (first.seq != second.seq || same || !inTime || known.lost) revert NoFraud(token);
+        DeviceKey memory key = known.key;
         if (
             !key.attests(_networkDigest, channel, first) || !key.attests(_networkDigest, channel, second)
         ) revert BadAttestation(token, channel);
@@ -292,14 +290,17 @@ contract EnergySettlement is AccessManaged {
         if (_fraudProved[place]) revert ProvedBefore(token, channel, first.seq);
         _fraudProved[place] = true;
         registry.suspendForFraud(token);
-        bytes32 line = book.lineOf(token, channel);
-        if (line != 0) book.forfeit(line);
         emit FraudProved(token, channel, first.seq, msg.sender);
+    }
+
+    /// The DAO takes back what a line was credited and not paid.
+    function forfeit(bytes32 line) external restricted {
+        book.forfeit(line);
     }
 
     function setParameters(uint256 nodeSharePpm_, uint256 capacityPpm_, uint64 orderLife_) external restricted {
         if (nodeSharePpm_ > PPM) revert OutOfRange(nodeSharePpm_);
-        if (orderLife_ == 0) revert OutOfRange(orderLife_);
+        if (orderLife_ == 0 || orderLife_ > LONGEST_LIFE) revert OutOfRange(orderLife_);
         (nodeSharePpm, capacityPpm, orderLife) = (nodeSharePpm_, capacityPpm_, orderLife_);
         emit ParametersChanged(nodeSharePpm_, capacityPpm_, orderLife_);
     }
@@ -337,32 +338,51 @@ contract EnergySettlement is AccessManaged {
         bytes32 leaf = keccak256(
             bytes.concat(
                 keccak256(
-                    abi.encode(order.until, c.line, c.toRegister, c.receivedTo, c.payableTotal, c.batchRoot)
+                    abi.encode(
+                        order.until,
+                        c.line,
+                        c.toRegister,
+                        c.receivedTo,
+                        c.payableTotal,
+                        c.batchRoot,
+                        c.sent.time,
+                        c.received.time
+                    )
                 )
             )
         );
         return MerkleProof.verifyCalldata(c.proof, order.root, leaf);
     }
 
-    /// The leaf is of these readings, and both registers grew by at least what is payable.
-    function _checkGrowth(
+    /// An end's reading at the order's cut, and the line's register there. A cut by the key before the present one, which
+    /// came on while the order was voted on, counts; the known reading stays the present key's.
+    function _cut(
         Line memory line,
-        Claim calldata wanted,
-        Reading memory sent,
-        Reading memory received
-    ) private pure {
-        int256 toRegister = int256(line.carriedSent) + int256(uint256(sent.register));
-        int256 receivedTo = int256(line.carriedReceived) + int256(uint256(received.register));
-        if (toRegister != SafeCast.toInt256(wanted.toRegister)) {
-            revert LeafNotOfReading(wanted.line, wanted.toRegister, toRegister);
+        bool minerEnd,
+        Attestation calldata attestation
+    ) private view returns (Reading memory reading, uint256 register) {
+        (uint48 token, uint64 channel) = minerEnd
+            ? (line.ends.minerToken, line.ends.minerChannel)
+            : (line.ends.nodeToken, line.ends.nodeChannel);
+        Reading memory former = minerEnd ? line.formerSent : line.formerReceived;
+        Reading memory known = minerEnd ? line.sent : line.received;
+        uint256 carried = minerEnd ? line.carriedSent : line.carriedReceived;
+        Meter memory meter;
+        (reading, meter) = _read(token, channel, minerEnd ? ROLE_SENT : ROLE_RECEIVED, attestation);
+        if (line.closedAt != 0 && reading.time > line.closedAt) revert ReadingAfterClosing(reading.time, line.closedAt);
+        if (former.time == 0 || reading.keyNumber != former.keyNumber) {
+            _follows(token, reading, known, meter);
+            return (reading, carried + reading.register);
         }
-        if (receivedTo != SafeCast.toInt256(wanted.receivedTo)) {
-            revert LeafNotOfReading(wanted.line, wanted.receivedTo, receivedTo);
-        }
-        int256 sentGrowth = toRegister - int256(uint256(line.baseSent.register));
-        int256 receivedGrowth = receivedTo - int256(uint256(line.baseReceived.register));
-        int256 payableTotal = SafeCast.toInt256(wanted.payableTotal);
-        if (payableTotal > sentGrowth || payableTotal > receivedGrowth) {
+        if (reading.register > former.register) _follows(token, reading, former, meter);
+        return (known, carried - former.register + reading.register);
+    }
+
+    /// Both registers grew by at least what is payable.
+    function _checkGrowth(Line memory line, Claim calldata wanted) private pure {
+        uint256 sentGrowth = wanted.toRegister - line.baseSent.register;
+        uint256 receivedGrowth = wanted.receivedTo - line.baseReceived.register;
+        if (wanted.payableTotal > sentGrowth || wanted.payableTotal > receivedGrowth) {
             revert PayableExceedsGrowth(wanted.payableTotal, sentGrowth, receivedGrowth);
         }
     }
@@ -397,40 +417,25 @@ contract EnergySettlement is AccessManaged {
         return uint80(value);
     }
 
-    /// A reading that follows the known one: by the same key, not earlier, and not faster than the panel allows.
-    function _checked(
-        uint64 token,
-        uint64 channel,
-        uint8 role,
-        Attestation calldata attestation,
-        Reading memory known
-    ) private view returns (Reading memory reading) {
-        Meter memory meter;
-        (reading, meter) = _read(token, channel, role, attestation);
-        if (known.time == 0) return reading;
+    /// A reading follows the known one: by the same key, not earlier, not lower, and not faster than the panel allows.
+    function _follows(
+        uint256 token,
+        Reading memory reading,
+        Reading memory known,
+        Meter memory meter
+    ) private view {
         if (reading.keyNumber != known.keyNumber) revert OtherKey(token, reading.keyNumber, known.keyNumber);
         if (reading.register < known.register) revert RegisterWentBack(token, reading.register, known.register);
-        if (reading.time < known.time || reading.seq < known.seq) {
-            revert ReadingWentBack(token, reading.time, reading.seq);
-        }
+        if (reading.time < known.time) revert ReadingWentBack(token, reading.time, reading.seq);
         // times are whole seconds: one more than they differ
         uint256 capacity = (uint256(meter.channel.peakMw) * (reading.time - known.time + 1) * capacityPpm) / PPM;
         uint256 growth = reading.register - known.register;
         if (growth > capacity) revert RegisterTooFast(token, growth, capacity);
     }
 
-    function _verified(
-        uint64 token,
-        uint64 channel,
-        uint8 role,
-        Attestation calldata attestation
-    ) private view returns (Reading memory reading) {
-        (reading, ) = _read(token, channel, role, attestation);
-    }
-
-    /// A register that an active system's meter signed, with a key that counted then.
+    /// A register that an active system's meter signed by now, with the key that counted then.
     function _read(
-        uint64 token,
+        uint256 token,
         uint64 channel,
         uint8 role,
         Attestation calldata attestation
@@ -440,9 +445,7 @@ contract EnergySettlement is AccessManaged {
         bool isMiner = meter.kind == Kind.Miner;
         if (meter.channel.role != role || isMiner != (role == ROLE_SENT)) revert WrongEnd(token, channel);
         if (!meter.key.attests(_networkDigest, channel, attestation)) revert BadAttestation(token, channel);
-        if (attestation.time > block.timestamp + FUTURE_SECONDS) {
-            revert AttestationInFuture(attestation.time, block.timestamp);
-        }
+        if (attestation.time > block.timestamp) revert AttestationInFuture(attestation.time, block.timestamp);
         return (Reading(attestation.time, attestation.register, attestation.seq, meter.keyNumber, 0), meter);
     }
 

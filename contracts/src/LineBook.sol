@@ -4,12 +4,14 @@ pragma solidity ^0.8.28;
 import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
 import {MinerRegistry} from "./MinerRegistry.sol";
 
-/// A line leads from a miner's sent channel to a storage node's received channel.
+/// A line leads from a miner's sent channel to a storage node's received channel; after it was closed, another one
+/// between the same ends has the next epoch.
 struct Ends {
-    uint64 minerToken;
+    uint48 minerToken;
     uint64 minerChannel;
-    uint64 nodeToken;
+    uint48 nodeToken;
     uint64 nodeChannel;
+    uint32 epoch;
 }
 
 /// How much a line may lose: by its resistance, or by a share of what was sent.
@@ -45,8 +47,10 @@ struct Line {
     Reading baseReceived;
     Reading sent; // the newest that was claimed
     Reading received;
-    int128 carriedSent; // of earlier meters
-    int128 carriedReceived;
+    Reading formerSent; // the last register of the key before, when there was one
+    Reading formerReceived;
+    uint128 carriedSent; // of earlier keys, whose registers began at 0 each
+    uint128 carriedReceived;
     uint80 paid; // payable total of the newest claim
     uint80 credit; // claimed, not minted
     uint96 minted;
@@ -60,10 +64,11 @@ contract LineBook is AccessManaged {
     event LineApproved(bytes32 indexed line, Ends ends, Loss loss);
     event LineOpened(bytes32 indexed line, uint256 indexed minerToken, uint256 indexed nodeToken);
     event LineClosing(bytes32 indexed line, address indexed owner);
+    event LineClosingTakenBack(bytes32 indexed line, address indexed owner);
     event LineClosed(bytes32 indexed line);
     event LineHeld(bytes32 indexed line, uint8 code, string text);
     event LineReleased(bytes32 indexed line);
-    event MeterReplaced(bytes32 indexed line, bool indexed minerEnd, int128 carried);
+    event MeterReplaced(bytes32 indexed line, bool indexed minerEnd, uint64 register);
     event Claimed(bytes32 indexed line, uint64 until, uint256 payableTotal, uint256 difference);
     event Paid(bytes32 indexed line, uint256 energy, uint256 amount);
     event Forfeited(bytes32 indexed line, uint256 energy);
@@ -123,6 +128,7 @@ contract LineBook is AccessManaged {
     function open(bytes32 id, Reading calldata sent, Reading calldata received) external onlyWriter {
         Line storage line = _line(id);
         if (line.openedAt != 0) revert LineExists(id);
+        if (line.closedAt != 0) revert LineNotOpen(id);
         _take(line.ends.minerToken, line.ends.minerChannel, id, sent.time);
         _take(line.ends.nodeToken, line.ends.nodeChannel, id, received.time);
         line.openedAt = uint64(block.timestamp);
@@ -130,7 +136,8 @@ contract LineBook is AccessManaged {
         emit LineOpened(id, line.ends.minerToken, line.ends.nodeToken);
     }
 
-    /// The DAO closes a line: both channels are free for another, and nothing measured later is paid on it.
+    /// The DAO closes a line: both channels are free for another, and nothing measured later is paid on it. One that it
+    /// only approved can be opened no more.
     function close(bytes32 id) external restricted {
         _close(id);
     }
@@ -141,11 +148,18 @@ contract LineBook is AccessManaged {
         address miner = registry.ownerOf(line.ends.minerToken);
         address node = registry.ownerOf(line.ends.nodeToken);
         if (msg.sender != miner && msg.sender != node) revert NotAnOwner(id, msg.sender);
-        if (line.openedAt == 0 || line.closedAt != 0) revert LineNotOpen(id);
+        _requireOpen(id, line);
         address other = _closing[id];
         if (miner == node || (other != address(0) && other != msg.sender)) return _close(id);
         _closing[id] = msg.sender;
         emit LineClosing(id, msg.sender);
+    }
+
+    /// An owner takes its consent to a closing back, while the other has not given its own.
+    function takeBackClosing(bytes32 id) external {
+        if (_closing[id] != msg.sender) revert NotAnOwner(id, msg.sender);
+        delete _closing[id];
+        emit LineClosingTakenBack(id, msg.sender);
     }
 
     function hold(bytes32 id, uint8 code, string calldata text) external onlyWriter {
@@ -159,12 +173,27 @@ contract LineBook is AccessManaged {
         emit LineReleased(id);
     }
 
-    /// One end has another meter: `carried` is what the old ones measured, less what the new one began with.
-    function replaceMeter(bytes32 id, bool minerEnd, int128 carried, Reading calldata opening) external onlyWriter {
+    /// One end goes on with the next key: `closing` is the last register of the one before, `opening` where the next one
+    /// began, register 0. A later register of the key before takes an earlier one's place.
+    function replaceMeter(
+        bytes32 id,
+        bool minerEnd,
+        Reading calldata closing,
+        Reading calldata opening
+    ) external onlyWriter {
         Line storage line = _line(id);
-        if (minerEnd) (line.carriedSent, line.sent) = (line.carriedSent + carried, opening);
-        else (line.carriedReceived, line.received) = (line.carriedReceived + carried, opening);
-        emit MeterReplaced(id, minerEnd, carried);
+        _requireOpen(id, line);
+        Reading storage former = minerEnd ? line.formerSent : line.formerReceived;
+        uint64 counted = former.time != 0 && former.keyNumber == closing.keyNumber ? former.register : 0;
+        uint64 more = closing.register - counted;
+        if (minerEnd) {
+            (line.carriedSent, line.formerSent) = (line.carriedSent + more, closing);
+            if (opening.time != 0) line.sent = opening;
+        } else {
+            (line.carriedReceived, line.formerReceived) = (line.carriedReceived + more, closing);
+            if (opening.time != 0) line.received = opening;
+        }
+        emit MeterReplaced(id, minerEnd, closing.register);
     }
 
     /// Credit the difference to what was paid, only ever more, and note what of the credit was minted.
@@ -198,7 +227,7 @@ contract LineBook is AccessManaged {
         emit Paid(id, energy, amount);
     }
 
-    /// Fraud was proved: what was credited and not minted is lost.
+    /// What was credited and not minted is lost, by a decision of the DAO.
     function forfeit(bytes32 id) external onlyWriter {
         Line storage line = _line(id);
         if (line.credit == 0) return;
@@ -226,14 +255,19 @@ contract LineBook is AccessManaged {
 
     function _close(bytes32 id) private {
         Line storage line = _line(id);
-        if (line.openedAt == 0 || line.closedAt != 0) revert LineNotOpen(id);
+        if (line.closedAt != 0) revert LineNotOpen(id);
         line.closedAt = uint64(block.timestamp);
+        emit LineClosed(id);
+        if (line.openedAt == 0) return;
         Ends memory ends = line.ends;
         delete lineOf[ends.minerToken][ends.minerChannel];
         delete lineOf[ends.nodeToken][ends.nodeChannel];
         closedAt[ends.minerToken][ends.minerChannel] = uint64(block.timestamp);
         closedAt[ends.nodeToken][ends.nodeChannel] = uint64(block.timestamp);
-        emit LineClosed(id);
+    }
+
+    function _requireOpen(bytes32 id, Line storage line) private view {
+        if (line.openedAt == 0 || line.closedAt != 0) revert LineNotOpen(id);
     }
 
     function _line(bytes32 id) private view returns (Line storage line) {

@@ -23,6 +23,7 @@ struct KeyAt {
     DeviceKey key;
     uint64 from;
     uint64 to;
+    bool lost; // the DAO replaced it: what it signs proves nothing any more
 }
 
 /// What settlement asks of a channel at a time.
@@ -60,6 +61,7 @@ contract MinerRegistry is SoulBound, AccessManaged {
     using Systems for System;
 
     uint64 private constant FOREVER = type(uint64).max;
+    uint64 private constant ROTATION_SECONDS = 1 days; // so that a system's keys stay few
 
     struct Application {
         address applicant;
@@ -91,7 +93,9 @@ contract MinerRegistry is SoulBound, AccessManaged {
     error NotRegistered(uint256 tokenId);
     error NotOwner(uint256 tokenId, address caller);
     error NoSuchChannel(uint256 tokenId, uint64 channel);
+    error NoSuchKey(uint256 tokenId, uint256 keyNumber);
     error NoKeyAt(uint256 tokenId, uint64 time);
+    error TooSoon(uint256 tokenId, uint64 time);
     error KeyNotRequested(uint256 tokenId, bytes16 deviceId);
     error NotAStatus(Status status);
 
@@ -153,7 +157,7 @@ contract MinerRegistry is SoulBound, AccessManaged {
         application.tokenId = tokenId;
         tokenOf[device] = tokenId;
         _applicationOf[tokenId] = applicationId;
-        _keys[tokenId].push(KeyAt(key, uint64(block.timestamp), FOREVER));
+        _keys[tokenId].push(KeyAt(key, uint64(block.timestamp), FOREVER, false));
         _mint(application.applicant, tokenId);
         _describe(tokenId, application.system);
         emit Registered(tokenId, applicationId, device, application.system.kind);
@@ -180,7 +184,9 @@ contract MinerRegistry is SoulBound, AccessManaged {
         bytes32[2] calldata byNewKey
     ) external {
         _requireOwner(tokenId);
-        DeviceKey memory oldKey = keyOf(tokenId);
+        KeyAt memory old = keyAt(tokenId, keyCount(tokenId) - 1);
+        if (block.timestamp < old.from + ROTATION_SECONDS) revert TooSoon(tokenId, old.from + ROTATION_SECONDS);
+        DeviceKey memory oldKey = old.key;
         bytes16 newDevice = newKey.deviceId();
         if (!oldKey.handsOver(networkDigest, newDevice, byOldKey[0], byOldKey[1])) {
             revert HandOverNotProved(oldKey.deviceId(), newDevice);
@@ -202,6 +208,8 @@ contract MinerRegistry is SoulBound, AccessManaged {
         if (newKey.x == 0 || newKey.deviceId() != newDevice) revert KeyNotRequested(tokenId, newDevice);
         delete _requestedKey[tokenId];
         _requireNew(newDevice);
+        KeyAt[] storage keys = _keys[tokenId];
+        keys[keys.length - 1].lost = true;
         _changeKey(tokenId, newKey);
     }
 
@@ -225,8 +233,14 @@ contract MinerRegistry is SoulBound, AccessManaged {
         return _history[tokenId];
     }
 
-    function keysOf(uint256 tokenId) external view returns (KeyAt[] memory) {
-        return _keys[tokenId];
+    function keyCount(uint256 tokenId) public view returns (uint256) {
+        if (_keys[tokenId].length == 0) revert NotRegistered(tokenId);
+        return _keys[tokenId].length;
+    }
+
+    function keyAt(uint256 tokenId, uint256 keyNumber) public view returns (KeyAt memory) {
+        if (keyNumber >= keyCount(tokenId)) revert NoSuchKey(tokenId, keyNumber);
+        return _keys[tokenId][keyNumber];
     }
 
     function recordOf(uint256 tokenId, Topic topic) external view returns (Record memory) {
@@ -244,13 +258,7 @@ contract MinerRegistry is SoulBound, AccessManaged {
     /// The registered system behind a token, with its present key.
     function systemOf(uint256 tokenId) public view returns (System memory system) {
         system = _system(tokenId);
-        system.key = keyOf(tokenId);
-    }
-
-    function keyOf(uint256 tokenId) public view returns (DeviceKey memory) {
-        KeyAt[] storage keys = _keys[tokenId];
-        if (keys.length == 0) revert NotRegistered(tokenId);
-        return keys[keys.length - 1].key;
+        system.key = keyAt(tokenId, keyCount(tokenId) - 1).key;
     }
 
     /// A channel of a system, and the key whose signatures counted at a time.
@@ -311,8 +319,9 @@ contract MinerRegistry is SoulBound, AccessManaged {
         KeyAt storage old = keys[keys.length - 1];
         bytes16 newDevice = newKey.deviceId();
         emit KeyChanged(tokenId, old.key.deviceId(), newDevice);
-        old.to = uint64(block.timestamp);
-        keys.push(KeyAt(newKey, uint64(block.timestamp), FOREVER));
+        uint64 from = uint64(block.timestamp) + 1; // what was signed by now is the old key's
+        old.to = from;
+        keys.push(KeyAt(newKey, from, FOREVER, false));
         tokenOf[newDevice] = tokenId;
         emit IERC4906.MetadataUpdate(tokenId);
     }

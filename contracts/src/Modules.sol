@@ -5,6 +5,7 @@ import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManage
 import {TimelockController} from "@openzeppelin/contracts/governance/TimelockController.sol";
 import {Votes} from "@openzeppelin/contracts/governance/utils/Votes.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {Authority} from "./Authority.sol";
 import {DaoBadge} from "./DaoBadge.sol";
 import {MinerRegistry} from "./MinerRegistry.sol";
@@ -56,8 +57,11 @@ contract Electorate is Votes {
     }
 }
 
-/// The vote on module updates, with a timelock of its own, so that it can set versions and nothing else.
+/// The vote on module updates, with a timelock of its own, so that it can set versions and nothing else. However few took
+/// their vote, as many as more than half of all badges must be in favour.
 contract ModuleGovernor is MajorityGovernor {
+    DaoBadge public immutable badge;
+
     constructor(
         Electorate electorate,
         TimelockController timelock_,
@@ -73,7 +77,13 @@ contract ModuleGovernor is MajorityGovernor {
             votingDelaySeconds,
             votingPeriodSeconds
         )
-    {}
+    {
+        badge = electorate.badge();
+    }
+
+    function quorum(uint256 timepoint) public view override returns (uint256) {
+        return Math.max(super.quorum(timepoint), badge.getPastTotalSupply(timepoint) / 2 + 1);
+    }
 }
 
 contract ModuleTimelock is Timelock {

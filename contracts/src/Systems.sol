@@ -3,7 +3,7 @@ pragma solidity ^0.8.28;
 
 import {Base64} from "@openzeppelin/contracts/utils/Base64.sol";
 import {Strings} from "@openzeppelin/contracts/utils/Strings.sol";
-import {DeviceKey, DeviceKeys} from "./DeviceKeys.sol";
+import {DeviceKey} from "./DeviceKeys.sol";
 
 enum Kind {
     Miner,
@@ -107,10 +107,6 @@ library Systems {
             _trait("kind", kind),
             ",",
             _trait("status", status == Status.Active ? "active" : status == Status.Suspended ? "suspended" : "revoked"),
-            ",",
-            _trait("device", Strings.toHexString(uint128(DeviceKeys.deviceId(system.key)), 16)),
-            ",",
-            _trait("battery Wh", Strings.toString(system.batteryWh)),
             "]}"
         );
         return string.concat("data:application/json;base64,", Base64.encode(bytes(json)));

@@ -60,7 +60,7 @@ abstract contract MajorityGovernor is
     }
 
     /// The votes that pass a proposal: a strict majority of those there were when its vote began.
-    function quorum(uint256 timepoint) public view override returns (uint256) {
+    function quorum(uint256 timepoint) public view virtual override returns (uint256) {
         return token().getPastTotalSupply(timepoint) / 2 + 1;
     }
 

@@ -1,6 +1,5 @@
 """`maxgreen dao`: what members of the technical DAO see, propose, vote on and carry out."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -8,7 +7,7 @@ import typer
 from eth_utils.address import is_address, to_checksum_address
 
 from maxgreen.actions.ballots import Ballot, Ballots, waiting
-from maxgreen.actions.session import Session, group, kwh, line_id, mws, session, wei
+from maxgreen.actions.session import Session, group, kwh, line_id, meter_of, mws, session, wei
 from maxgreen.chain.claims import parse_claims
 from maxgreen.chain.dao import Proposal, ProposalState, Vote
 from maxgreen.chain.doctor import diagnose
@@ -166,10 +165,11 @@ def line(
     resistance_uohm: Annotated[int, typer.Option(min=0, help="the line's resistance, µΩ")] = 0,
     loss_ppm: Annotated[int, typer.Option(min=0, help="expected loss, ppm of sent, where the resistance is 0")] = 0,
     max_loss_ppm: Annotated[int, typer.Option(min=0, help="the loss that is never accepted, ppm")] = 100_000,
+    epoch: Annotated[int, typer.Option(min=0, help="how many lines between these ends were closed before")] = 0,
 ) -> None:
     """Propose to allow a line, or other loss terms for one."""
     with_ = session(ctx)
-    ends = Ends(*_end(miner), *_end(node))
+    ends = Ends(*meter_of(miner), *meter_of(node), epoch)
     terms = LossTerms(resistance_uohm, loss_ppm, max_loss_ppm)
     _propose(with_, SettlementContract(with_.deployment).line_approval([(ends, terms)]))
 
@@ -183,6 +183,8 @@ def approve(
     """Propose to approve an order as it is on the chain now."""
     with_ = session(ctx)
     contract = SettlementContract(with_.deployment)
+    if not with_.deployment.chain.is_final(contract.order(number).posted_block):
+        raise UsageError(f"order {number} is not final yet: the chain could still take it back; try again later")
     _propose(with_, contract.approval(number, contract.posting(number), [_exclusion(text) for text in exclude or ()]))
 
 
@@ -216,6 +218,13 @@ def release(ctx: typer.Context, line: Annotated[str, typer.Argument(help="the li
     """Propose to pay a held line again."""
     with_ = session(ctx)
     _propose(with_, SettlementContract(with_.deployment).releasing(line_id(line)))
+
+
+@app.command()
+def forfeit(ctx: typer.Context, line: Annotated[str, typer.Argument(help="the line's id")]) -> None:
+    """Propose to take back what a line was credited and not paid."""
+    with_ = session(ctx)
+    _propose(with_, SettlementContract(with_.deployment).forfeiting(line_id(line)))
 
 
 @app.command()
@@ -418,13 +427,6 @@ def _code(code: int) -> int:
     if code not in _CODES:
         raise UsageError(f"code {code}: expected one of {', '.join(f'{k} {v}' for k, v in _CODES.items())}")
     return code
-
-
-def _end(text: str) -> Sequence[int]:
-    token, _, channel = text.partition(".")
-    if not (token.isdigit() and channel.isdigit()):
-        raise UsageError(f"{text!r}: expected TOKEN.CHANNEL, like 1.1")
-    return int(token), int(channel)
 
 
 def _address(text: str) -> str:

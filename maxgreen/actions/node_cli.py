@@ -1,5 +1,6 @@
 """`maxgreen node`: what the operator of a storage node sees and does."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,7 +53,9 @@ def status(ctx: typer.Context, token: Annotated[int, typer.Option(help="one node
         for found in take_outs:
             lines.append(f"  take-out {found.number}: {tokens(found.amount_wei)} kWh, {found.status.label}")
             if found.status is RequestStatus.OPEN:
-                then = f"you: maxgreen node accept {found.number} --reading FILE, or refuse {found.number}"
+                then = (
+                    f"you: maxgreen node accept {found.number} --reading F --buyer-reading F, or refuse {found.number}"
+                )
             elif found.status is RequestStatus.ACCEPTED:
                 then = f"deliver until {utc(found.deliver_by_s * 1000)}, then maxgreen node finish {found.number}"
     with_.tell({"nodes": rows}, *lines, then=then)
@@ -79,11 +82,16 @@ def refuse_storage(ctx: typer.Context, number: NumberArgument) -> None:
 
 
 @app.command()
-def accept(ctx: typer.Context, number: NumberArgument, reading: ReadingOption) -> None:
-    """Accept a take-out, with the register of your delivering meter of now."""
+def accept(
+    ctx: typer.Context,
+    number: NumberArgument,
+    reading: ReadingOption,
+    buyer_reading: Annotated[Path, typer.Option(help="the buyer's meter's register of now")],
+) -> None:
+    """Accept a take-out, with the registers of both meters of now (not older than an hour)."""
     with_ = session(ctx)
     exchange = Exchange(with_.deployment)
-    with_.act(lambda: exchange.accept(with_.account, number, read_reading(reading)))
+    with_.act(lambda: exchange.accept(with_.account, number, read_reading(reading), read_reading(buyer_reading)))
     tell_take_out(with_, exchange, number)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from maxgreen.actions.session import Session, group, kwh, line_id, mws, read_reading, session, tokens, wei
+from maxgreen.actions.session import Session, group, kwh, line_id, meter_of, mws, read_reading, session, tokens, wei
 from maxgreen.chain.claims import parse_claims
 from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.explain import ChainRefusedError
@@ -290,21 +290,22 @@ def request_storage(
 @app.command("take-out")
 def take_out(
     ctx: typer.Context,
-    buyer: Annotated[int, typer.Argument(help="your system's token, which meters what it receives")],
+    buyer: Annotated[str, typer.Argument(help="TOKEN.CHANNEL of your meter that receives it")],
     node: NodeArgument,
     amount: AmountArgument,
-    reading: ReadingOption,
     days: Annotated[int, typer.Option(min=1, max=30, help="how long the node may think")] = 7,
 ) -> None:
     """Ask for energy of a node: your energy tokens (and their carbon) are in escrow until it is delivered."""
     with_ = session(ctx)
     exchange = Exchange(with_.deployment)
-    start = read_reading(reading)
-    number = with_.act(lambda: exchange.request_take_out(with_.account, buyer, node, wei(amount), days * 86_400, start))
+    token, channel = meter_of(buyer)
+    number = with_.act(
+        lambda: exchange.request_take_out(with_.account, token, channel, node, wei(amount), days * 86_400)
+    )
     with_.tell(
         {"request": number},
         f"take-out {number}: {amount} kWh of node {node}, in escrow",
-        then=f"the node's owner: maxgreen node accept {number} --reading FILE",
+        then=f"the node's owner: maxgreen node accept {number} --reading FILE --buyer-reading FILE",
     )
 
 
@@ -328,7 +329,7 @@ def confirm(ctx: typer.Context, number: NumberArgument, reading: ReadingOption) 
 
 @app.command()
 def settle(ctx: typer.Context, number: NumberArgument) -> None:
-    """Settle a delivery by the meter that spoke, when the other was silent for a week."""
+    """Settle a delivery by the meter that spoke, when the other was silent for two weeks."""
     with_ = session(ctx)
     exchange = Exchange(with_.deployment)
     with_.act(lambda: exchange.settle(with_.account, number))
@@ -432,7 +433,9 @@ class _View:
         mine = {s.token for s in self.systems}
         for t in self.take_outs:
             if t.status is RequestStatus.OPEN:
-                return f"the owner of node {t.node}: maxgreen node accept {t.number} --reading FILE"
+                return (
+                    f"the owner of node {t.node}: maxgreen node accept {t.number} --reading FILE --buyer-reading FILE"
+                )
             if t.status is RequestStatus.ACCEPTED:
                 return (
                     f"node {t.node} delivers until {utc(t.deliver_by_s * 1000)}, then maxgreen node finish {t.number}"

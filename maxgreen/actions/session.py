@@ -159,6 +159,14 @@ def kwh(energy_mws: int) -> str:
     return f"{Decimal(energy_mws) / MWS_PER_KWH:.6f}".rstrip("0").rstrip(".") + " kWh"
 
 
+def meter_of(text: str) -> tuple[int, int]:
+    """Return token and channel of `TOKEN.CHANNEL`; UsageError when it is none."""
+    token, _, channel = text.partition(".")
+    if not (token.isdigit() and channel.isdigit()):
+        raise UsageError(f"{text!r}: expected TOKEN.CHANNEL, like 1.1")
+    return int(token), int(channel)
+
+
 def line_id(text: str) -> bytes:
     """Return a line's id; UsageError when it is not 64 hex digits."""
     try:

@@ -30,6 +30,8 @@ from maxgreen.protocol.keys import MemorySigner, public_point
 
 _LOG: Final = logging.getLogger(__name__)
 RECEIPT_TIMEOUT_S = 180.0
+LOCAL_CHAINS: Final = frozenset({1337, 31337})
+FINAL_DEPTH: Final = 64  # blocks, where a chain names none that is final
 ANSWER_S = 20.0  # for one question, all attempts together
 CONNECT_S: Final = 5.0
 SILENT_S: Final = 10.0
@@ -98,6 +100,15 @@ class Chain:
     def is_eth_tester(self) -> bool:
         """Whether it is an embedded chain, here or served: its newest block, made when asked for, is of now."""
         return self.embedded or self.is_served
+
+    def is_final(self, block: int) -> bool:
+        """Tell whether a block can be taken back no more; on local chains, for trials, every block is final."""
+        if self.is_eth_tester or self.chain_id in LOCAL_CHAINS:
+            return True
+        try:
+            return self.block("finalized").number >= block
+        except Retryable:  # not every chain finalizes: then depth counts
+            return self.newest_block().number >= block + FINAL_DEPTH
 
     def now_s(self) -> int:
         """Return the time that a transaction would see, unix s: of the block that begins now, where the chain has one.

@@ -12,11 +12,10 @@ from eth_utils.abi import function_abi_to_4byte_selector
 
 from maxgreen.chain import roles
 from maxgreen.chain.artifacts import artifact
-from maxgreen.chain.client import Chain
+from maxgreen.chain.client import LOCAL_CHAINS, Chain
 from maxgreen.chain.deployment import FIELDS, NOBODY, Addresses, Deployment, Governance
 from maxgreen.errors import Fatal, UsageError
 
-_LOCAL_CHAINS: Final = {1337, 31337}
 _FLOORS: Final = Governance(voting_delay_s=60, voting_period_s=3_600, timelock_s=3_600)
 _LARGEST_S: Final = 366 * 86_400
 GUARDIAN_TERM_S: Final = 365 * 86_400
@@ -107,7 +106,7 @@ def check_arguments(
             raise UsageError(f"{option} {address}: not an address (0x and 40 hex digits)")
     if len({member.lower() for member in members}) < len(members):
         raise UsageError("--member: the same address twice; a member has one vote")
-    local = chain.is_eth_tester or chain.chain_id in _LOCAL_CHAINS
+    local = chain.is_eth_tester or chain.chain_id in LOCAL_CHAINS
     for name in ("voting_delay_s", "voting_period_s", "timelock_s"):
         value, floor = getattr(governance, name), 0 if local else getattr(_FLOORS, name)
         if not floor <= value <= _LARGEST_S:

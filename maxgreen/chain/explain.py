@@ -21,7 +21,8 @@ _REFUSALS: Final = {"TransactionFailed", "ContractLogicError", "ContractCustomEr
 _SENTENCES: Final = {
     "AccessManagedUnauthorized": "{caller} may not call this, or the guardian stopped it (docs/contracts.md, roles)",
     "AlreadyMember": "{member} holds a badge already",
-    "AttestationInFuture": "the attestation's time {time} is more than 300 s after the block's {blockTime}",
+    "AnnouncedBefore": "the lapse of badge {tokenId} was announced at {time}",
+    "AttestationInFuture": "the attestation's time {time} is ahead of the block's {blockTime}",
     "BadAttestation": "the device of token {token} did not sign this register of channel {channel}",
     "ChannelInUse": "channel {channel} of token {token} belongs to line {line} already",
     "ChannelTwice": "channel {channel} is named twice; each channel of a system has a number of its own",
@@ -31,6 +32,7 @@ _SENTENCES: Final = {
     "ContentChanged": "order {orderId} is {stored}, not {voted} as voted on; vote on what is there",
     "DeviceAlreadyRegistered": "device {deviceId} is registered already, as token {tokenId}",
     "EfficiencyOutOfRange": "an efficiency of {efficiencyPpm} ppm is not in 1..1,000,000",
+    "ERC20InsufficientBalance": "{sender} holds {balance} wei of this token, and {needed} are needed",
     "Expired": "request {id} ended at {time}",
     "HandOverNotProved": "device {oldDevice} did not sign that {newDevice} takes its place",
     "KeyNotRequested": "the owner of token {tokenId} did not ask for device {deviceId}",
@@ -50,6 +52,7 @@ _SENTENCES: Final = {
     "NotFresh": "the reading of token {token} at {time} is more than an hour old; take one of now",
     "NotOfThisPool": "{token} is no token of this pool",
     "NotYet": "request {id} waits for a meter until {time}",
+    "NotAnnounced": "badge {tokenId} lapses a month after that was announced (announced at {time})",
     "NotAnOwner": "{caller} owns neither end of line {line}",
     "NotInOrder": "this is no leaf of order {orderId}, the newest approved one; take the claim from its order.json",
     "NotOwner": "{caller} does not own token {tokenId}",
@@ -59,12 +62,12 @@ _SENTENCES: Final = {
     "NothingPayable": "the order's lines are due {total} mW·s together, and {paid} were paid: nothing new",
     "NothingToCollect": "line {line} has no credit to collect",
     "OfferOutOfRange": "an offer ends within 30 days, not at {expiresAt}",
-    "OrderExceeded": "the lines would be paid {totalPaid} mW·s together, more than the order's {total}",
+    "OrderExceeded": "order {orderId} pays {total} mW·s for all lines together, and that was paid; the next goes on",
     "OrderLapsed": "order {orderId} was not decided in time; the operator posts it again",
     "OrderNotOpen": "order {orderId} is not open any more (status {status})",
     "OrderOpen": "order {orderId} waits for the DAO; it must be decided first",
-    "OtherKey": "the reading of token {token} is of key {keyNumber}, the line's last of key {known}; "
-    "show the old key's last register first (replaceMeter)",
+    "OtherKey": "the reading of token {token} is of key {keyNumber}, the one before of key {known}; "
+    "on a line, show the old key's last register first (replaceMeter)",
     "PayableExceedsGrowth": "{payableTotal} mW·s is more than the registers grew (sent {sentGrowth}, "
     "received {receivedGrowth})",
     "PeriodNotNew": "a period until {until} is not after the approved one until {approved}",
@@ -72,7 +75,7 @@ _SENTENCES: Final = {
     "PossessionNotProved": "{applicant} did not prove that it holds the key of device {deviceId}, for these fields; "
     "sign the proof with the agent's key for this address, this system and the next nonce",
     "ProvedBefore": "this fraud of token {token} (channel {channel}, seq {seq}) was proved before",
-    "ReadingAfterClosing": "line {line} was closed at {time}, before the reading",
+    "ReadingAfterClosing": "the reading of {time} is of after the line was closed, at {closedAt}",
     "ReadingTooEarly": "the reading of token {token} at {time} is of before {wanted}",
     "ReadingWentBack": "the reading of token {token} (time {time}, seq {seq}) is older than one that the chain knows",
     "RegisterTooFast": "the register of token {token} grew by {growth} mW·s, more than its channel can have measured "
@@ -83,6 +86,7 @@ _SENTENCES: Final = {
     "TermTooLong": "a guardian's term ends within 366 days, not at {until}",
     "TextTooLong": "a text of {bytes_} bytes is too long",
     "TokenIsSoulBound": "token {tokenId} is soul-bound and cannot be transferred",
+    "TooSoon": "token {tokenId} may change its key again at {time}",
     "TooLate": "the deadline {deadline} is over",
     "TooLittle": "it would give {amount} wei, less than {wanted}",
     "TooMuch": "{amount} is more than the most, {most}",

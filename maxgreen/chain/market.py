@@ -173,6 +173,7 @@ class TakeOut:
     status: RequestStatus
     expires_s: int
     deliver_by_s: int
+    silent_at_s: int
     amount_wei: int
     carbon_wei: int
     node_start_mws: int
@@ -225,6 +226,7 @@ class Exchange:
             status=status,
             expires_s=value["expiresAt"],
             deliver_by_s=value["deliverBy"],
+            silent_at_s=value["silentAt"],
             amount_wei=value["amount"],
             carbon_wei=value["carbon"],
             node_start_mws=value["nodeStart"]["register"],
@@ -244,22 +246,21 @@ class Exchange:
         return self._chain.transact(account, self._functions.answerStorage(number, accept))
 
     def request_take_out(
-        self, owner: LocalAccount, buyer: int, node: int, amount_wei: int, valid_s: int, start: Attestation
+        self, owner: LocalAccount, buyer: int, channel: int, node: int, amount_wei: int, valid_s: int
     ) -> int:
-        """Put tokens in escrow for energy of a node; return the request's number."""
+        """Put tokens in escrow for energy of a node, metered by a channel of the buyer; return the request's number."""
         exchange = self._contract.address
         allow(self._deployment, owner, coin(self._deployment, "energy", node), exchange, amount_wei)
         per_kwh = int(self._chain.call(self._functions.carbonPerKwh()))
         if carbon := -(-amount_wei * per_kwh // KWH_WEI):
             allow(self._deployment, owner, coin(self._deployment, "carbon"), exchange, carbon)
-        call = self._functions.requestTakeOut(
-            buyer, start.channel, node, amount_wei, self._chain.now_s() + valid_s, attestation_values(start)
-        )
+        call = self._functions.requestTakeOut(buyer, channel, node, amount_wei, self._chain.now_s() + valid_s)
         return self._number(owner, call, "TakeOutRequested")
 
-    def accept(self, owner: LocalAccount, number: int, start: Attestation) -> Any:
-        """Accept a take-out with the register of the node's meter before the delivery."""
-        return self._chain.transact(owner, self._functions.accept(number, start.channel, attestation_values(start)))
+    def accept(self, owner: LocalAccount, number: int, node_start: Attestation, buyer_start: Attestation) -> Any:
+        """Accept a take-out with the registers of both meters before the delivery, not older than an hour."""
+        values = (attestation_values(node_start), attestation_values(buyer_start))
+        return self._chain.transact(owner, self._functions.accept(number, node_start.channel, *values))
 
     def decline(self, account: LocalAccount, number: int) -> Any:
         """Refuse (a node) or cancel (a buyer) what was not accepted."""
@@ -274,7 +275,7 @@ class Exchange:
         return self._chain.transact(account, self._functions.confirm(number, attestation_values(end)))
 
     def settle(self, account: LocalAccount, number: int) -> Any:
-        """Settle by one meter, when the other was silent for a week."""
+        """Settle by one meter, when the other was silent for two weeks."""
         return self._chain.transact(account, self._functions.settle(number))
 
     def measured_mws(self, number: int) -> int:

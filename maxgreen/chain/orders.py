@@ -19,22 +19,23 @@ from maxgreen.protocol.attestation import Attestation
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """A line's ends: tokens and channel numbers."""
+    """A line's ends: tokens and channel numbers. After it was closed, another between them has the next epoch."""
 
     miner_token: int
     miner_channel: int
     node_token: int
     node_channel: int
+    epoch: int = 0
 
     @property
     def line_id(self) -> bytes:
         """keccak256(abi.encode(ends))."""
-        return bytes(keccak(abi_encode(["uint256", "uint64", "uint256", "uint64"], list(self.values))))
+        return bytes(keccak(abi_encode(["uint48", "uint64", "uint48", "uint64", "uint32"], list(self.values))))
 
     @property
-    def values(self) -> tuple[int, int, int, int]:
+    def values(self) -> tuple[int, int, int, int, int]:
         """The ends in the contract's order."""
-        return self.miner_token, self.miner_channel, self.node_token, self.node_channel
+        return self.miner_token, self.miner_channel, self.node_token, self.node_channel, self.epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ class SettlementContract:
         hold = _named(self._book, "holdOf", self._chain.call(self._book.functions.holdOf(line)))
         ends, loss = value["ends"], value["loss"]
         return Line(
-            ends=Ends(ends["minerToken"], ends["minerChannel"], ends["nodeToken"], ends["nodeChannel"]),
+            ends=Ends(*(ends[n] for n in ("minerToken", "minerChannel", "nodeToken", "nodeChannel", "epoch"))),
             loss=LossTerms(loss["resistanceUohm"], loss["lossPpm"], loss["maxLossPpm"]),
             opened_s=value["openedAt"],
             closed_s=value["closedAt"],
@@ -274,11 +275,9 @@ class SettlementContract:
         call = self._functions.openLine(ends.line_id, attestation_values(sent), attestation_values(received))
         return self._chain.transact(account, call)
 
-    def replace_meter(
-        self, account: LocalAccount, line: bytes, closing: Attestation, opening: Attestation, *, miner_end: bool
-    ) -> Any:
-        """Let a line's end go on with another key: the old one's last register, the new one's first."""
-        call = self._functions.replaceMeter(line, miner_end, attestation_values(closing), attestation_values(opening))
+    def replace_meter(self, account: LocalAccount, line: bytes, closing: Attestation, *, miner_end: bool) -> Any:
+        """Let a line's end go on with its next key, by the last register of the one before."""
+        call = self._functions.replaceMeter(line, miner_end, attestation_values(closing))
         return self._chain.transact(account, call)
 
     def post(self, operator: LocalAccount, posting: Posting) -> int:
@@ -313,6 +312,10 @@ class SettlementContract:
     def releasing(self, line: bytes) -> Proposal:
         """Return the proposal that lets a held line be paid again."""
         return Proposal((self._functions.release(line),), f"Release line {line.hex()}")
+
+    def forfeiting(self, line: bytes) -> Proposal:
+        """Return the proposal that takes back what a line was credited and not paid."""
+        return Proposal((self._functions.forfeit(line),), f"Forfeit the credit of line {line.hex()}")
 
     def closing(self, line: bytes) -> Proposal:
         """Return the proposal that closes a line: its channels are free for another."""

@@ -25,6 +25,7 @@ from maxgreen.ledger.schema import (
     periods,
     positions,
     receipts,
+    replaced_periods,
     verdicts,
 )
 from maxgreen.ledger.writing import next_revision, printable
@@ -272,6 +273,23 @@ class Book:
                 revision=revision,
             )
         )
+
+    def replace_period(self, until_s: int, manifest: bytes, replaced_ms: int) -> bool:
+        """Set a closed period aside for a revision; False when it is not the one with this manifest any more."""
+        old = self._db.execute(
+            select(periods).where(periods.c.until_s == until_s, periods.c.manifest == manifest).with_for_update()
+        ).first()
+        if old is None:
+            return False
+        kept = {"manifest": old.manifest, "until_s": until_s, "period": old.period, "pack": old.pack}
+        self._db.execute(insert(replaced_periods).values(**kept, closed_ms=old.closed_ms, replaced_ms=replaced_ms))
+        self._db.execute(delete(periods).where(periods.c.until_s == until_s))
+        return True
+
+    def replaced(self, until_s: int) -> list[Any]:
+        """Return the closes of a period that revisions took the place of, oldest first."""
+        query = select(replaced_periods).where(replaced_periods.c.until_s == until_s)
+        return list(self._db.execute(query.order_by(replaced_periods.c.replaced_ms)))
 
     def revision(self) -> int:
         """Return the newest verdict's revision."""

@@ -240,3 +240,15 @@ periods: Final = Table(
     Column("closed_ms", BigInteger, nullable=False),
     Column("revision", _Id, nullable=False),  # of the newest verdict at the close
 )
+
+# Closed periods that a revision took the place of: what was rejected or withdrawn stays evidence.
+replaced_periods: Final = Table(
+    "replaced_periods",
+    metadata,
+    Column("manifest", Bytes, primary_key=True),
+    Column("until_s", BigInteger, nullable=False),
+    Column("period", String(10), nullable=False),
+    Column("pack", Bytes, nullable=False),
+    Column("closed_ms", BigInteger, nullable=False),
+    Column("replaced_ms", BigInteger, nullable=False),
+)

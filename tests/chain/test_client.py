@@ -354,6 +354,25 @@ def test_a_doctor_names_what_is_wrong_and_what_is_odd(deployed):
     assert [ACCOUNTS[6].address in text and "settlement" in text for text in diagnose(deployment).wrong] == [True]
 
 
+def test_a_block_is_final_when_the_chain_says_so(own):
+    url = own("--chain-id", "777")
+    chain = connect(url, SystemClock())
+    for _ in range(3):
+        rpc(url, "evm_mine")
+    assert not chain.is_final(3)
+    rpc(url, "anvil_mine", hex(64))
+    assert chain.is_final(3)
+    liar = Liar(url)
+    liar.hook = lambda call, forward: result(call, None) if "finalized" in call["params"] else forward()
+    client.ANSWER_S, before = 0.5, client.ANSWER_S
+    try:
+        assert connect(liar.url, SystemClock()).is_final(3)
+        assert not connect(liar.url, SystemClock()).is_final(4)
+    finally:
+        client.ANSWER_S = before
+    assert connect(own(), SystemClock()).is_final(10**6)  # a chain for trials
+
+
 def test_bad_arguments_of_a_deployment_are_said_before_anything_is_sent(own):
     url = own("--chain-id", "777")
     chain = connect(url, SystemClock())

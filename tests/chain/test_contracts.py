@@ -95,9 +95,8 @@ def test_claims_need_both_meters_signatures(world):
     ):
         with refused("BadAttestation"):
             world.contract.claim(world.operator, replace(claim, **change))
-    late = world.attest(KWH, 2, 10_000_000)
-    with refused("AttestationInFuture"):
-        world.contract.claim(world.operator, replace(claim, sent=late[0]))
+    with refused("NotInOrder"):  # another time
+        world.contract.claim(world.operator, replace(claim, sent=world.attest(KWH, 2, 80_001)[0]))
     [claim] = world.approved(other)
     with refused("PayableExceedsGrowth"):
         world.contract.claim(world.operator, claim)
@@ -193,7 +192,6 @@ def test_readings_never_go_back_and_never_outrun_the_panel(tmp_path):
     world.contract.claim(world.operator, claim)
     for number, (energy, seq, at_s, name) in enumerate(
         (
-            (KWH + 5, 4, 80_000, "ReadingWentBack"),
             (KWH + 5, 6, 79_999, "ReadingWentBack"),
             (KWH - 5, 6, 80_001, "RegisterWentBack"),
             (100 * KWH, 6, 80_010, "RegisterTooFast"),
@@ -217,12 +215,14 @@ def test_only_the_newest_approved_order_is_claimed_and_only_its_leaves(tmp_path)
     with refused("NotInOrder"):
         world.contract.claim(world.operator, replace(new, payable_total_mws=KWH + 1))
     # a node of the tree is no leaf: leaves are hashed twice
-    inner = leaf_hash(LINE_LEAF, (0, old.line, 0, 0, 0, bytes(32)))
+    inner = leaf_hash(LINE_LEAF, (0, old.line, 0, 0, 0, bytes(32), 0, 0))
     with refused("NotInOrder"):
         world.contract.claim(world.operator, replace(new, proof=(inner,)))
     world.contract.claim(world.operator, new)
     world.pass_time(10)
     [more] = world.approved(world.claim(3 * KWH, 2, at_s=160_000), total_mws=KWH + 1)
+    world.contract.claim(world.operator, more)  # no more than its total, whatever its leaf says
+    assert world.contract.line(more.line).paid_mws == KWH + 1
     with refused("OrderExceeded"):
         world.contract.claim(world.operator, more)
 
@@ -287,6 +287,11 @@ def test_lines_are_the_daos_to_allow_and_both_owners_to_close(tmp_path):
         world.contract.agree_to_close(world.operator, world.ends.line_id)
     world.pass_time(DAY_S)
     [claim] = world.approved(world.claim(KWH, at_s=80_000))
+    book = world.deployment.line_book.functions
+    with refused("NotAnOwner"):
+        world.send(world.accounts[5], book.takeBackClosing(world.ends.line_id))
+    world.contract.agree_to_close(world.accounts[6], world.ends.line_id)
+    world.send(world.accounts[6], book.takeBackClosing(world.ends.line_id))
     for owner in (world.accounts[5], world.accounts[6]):
         assert world.contract.line(world.ends.line_id).closed_s == 0
         world.contract.agree_to_close(owner, world.ends.line_id)
@@ -319,85 +324,167 @@ def test_a_line_leads_from_a_miner_to_a_node(tmp_path):
             world.contract.open_line(world.operator, ends, sent, received)
 
 
+class Rotation:
+    """The miner's key hands over to another in mid-month; the old one measured 1 kWh, the order is under way."""
+
+    def __init__(self, world):
+        self.world = world.enrol().open()
+        self.functions, self.owner = world.deployment.registry.functions, world.accounts[5]
+        self.network = world.deployment.network
+        self.old, self.new = world.miner, MemorySigner.from_secret(21)
+        self.spec = read_systems(world.deployment)[key_id(self.old.spki)].spec
+        world.pass_time(DAY_S)
+        self.closing, _ = world.attest(KWH, 7, 80_000)
+        self.base, _ = world.attest(0, 0, 1)
+
+    def proof(self, new, nonce=0):
+        owner = bytes.fromhex(self.owner.address[2:])
+        return prove_possession(new, self.network, owner, nonce, self.spec.digest)
+
+    def call(self, by, new, nonce=0):
+        over = hand_over(by, self.network, key_id(new.spki))
+        return self.functions.rotateKey(1, key_words(new.spki), halves(over), halves(self.proof(new, nonce)))
+
+    def rotate(self):
+        self.world.send(self.owner, self.call(self.old, self.new))
+        self.from_s = self.world.ask(self.functions.keyAt(1, 1))[1]
+        return self
+
+
+def halves(signature):
+    return [signature[:32], signature[32:]]
+
+
 @pytest.mark.rule("P-ID-6")
-def test_a_line_goes_on_with_a_new_key(tmp_path):
-    world = embedded(tmp_path).enrol().open()
-    functions, owner, network = world.deployment.registry.functions, world.accounts[5], world.deployment.network
-    world.pass_time(DAY_S)
-    old, new, lost = world.miner, MemorySigner.from_secret(21), MemorySigner.from_secret(22)
-    spec = read_systems(world.deployment)[key_id(old.spki)].spec
-    address = bytes.fromhex(owner.address[2:])
-
-    def halves(signature):
-        return [signature[:32], signature[32:]]
-
-    possession = prove_possession(new, network, address, 0, spec.digest)
-    rotate = functions.rotateKey(
-        1, key_words(new.spki), halves(hand_over(old, network, key_id(new.spki))), halves(possession)
-    )
+def test_a_key_hands_over_to_the_next(tmp_path):
+    world = embedded(tmp_path)
+    rotation = Rotation(world)
     with refused("NotOwner"):
-        world.send(world.stranger, rotate)
-    forged = functions.rotateKey(
-        1, key_words(new.spki), halves(hand_over(new, network, key_id(new.spki))), halves(possession)
-    )
+        world.send(world.stranger, rotation.call(rotation.old, rotation.new))
     with refused("HandOverNotProved"):
-        world.send(owner, forged)
-    closing, _ = world.attest(KWH, 7, 80_000)
-    world.send(owner, rotate)
-    rotated_s = world.chain.newest_block().time_s
-    assert world.ask(functions.tokenOf(key_id(new.spki))) == 1
-    world.pass_time(DAY_S)
-    opening = attest(new, network, 1, rotated_s + 10, 1_000, 0)
-    cut = attest(new, network, 1, rotated_s + 60_000, 1_000 + KWH, 9)
-    claim = replace(world.claim(2 * KWH, 9, at_s=150_000), sent=cut)
-    [claim] = world.approved(claim)
-    with refused("OtherKey"):
-        world.contract.claim(world.operator, claim)
-    with refused("SameKey"):
-        world.contract.replace_meter(world.stranger, claim.line, closing, closing, miner_end=True)
-    late = attest(old, network, 1, rotated_s + 5, 50 * KWH, 8)  # the old key can do nothing more
-    with refused("BadAttestation"):
-        world.contract.replace_meter(world.stranger, claim.line, late, opening, miner_end=True)
-    world.contract.replace_meter(world.stranger, claim.line, closing, opening, miner_end=True)
-    world.contract.claim(world.operator, claim)
-    line = world.contract.line(claim.line)
-    assert (line.carried_sent_mws, line.paid_mws) == (KWH - 1_000, 2 * KWH)
+        world.send(rotation.owner, rotation.call(rotation.new, rotation.new))
+    rotation.rotate()
+    assert world.ask(rotation.functions.tokenOf(key_id(rotation.new.spki))) == 1
+    with refused("TooSoon"):
+        world.send(rotation.owner, rotation.call(rotation.new, MemorySigner.from_secret(23)))
     # without the old key: the owner asks, the DAO decides
-    proof = prove_possession(lost, network, address, 0, spec.digest)
-    replaced = Proposal((functions.replaceKey(1, key_id(lost.spki)),), "Replace the key of system 1")
+    lost = MemorySigner.from_secret(22)
+    replaced = Proposal((rotation.functions.replaceKey(1, key_id(lost.spki)),), "Replace the key of system 1")
     with refused("KeyNotRequested"):
         world.pass_(replaced)
-    world.send(owner, functions.requestKey(1, key_words(lost.spki), *halves(proof)))
+    world.send(rotation.owner, rotation.functions.requestKey(1, key_words(lost.spki), *halves(rotation.proof(lost))))
     world.pass_(replace(replaced, description="Replace it, as the owner asks"))
-    assert [key[0][0] for key in world.ask(functions.keysOf(1))][-1] == key_words(lost.spki)[0]
-    assert len(world.ask(functions.keysOf(1))) == 3
+    assert world.ask(rotation.functions.keyCount(1)) == 3
+    assert world.ask(rotation.functions.keyAt(1, 1))[3]  # lost: it proves nothing any more
+    with refused("NoSuchKey"):
+        world.ask(rotation.functions.keyAt(1, 3))
+
+
+@pytest.mark.rule("P-ID-6")
+def test_a_line_goes_on_with_the_next_key(tmp_path):
+    world = embedded(tmp_path)
+    rotation = Rotation(world).rotate()
+    line, contract = world.ends.line_id, world.contract
+    world.pass_time(DAY_S)
+    cut = attest(rotation.new, rotation.network, 1, rotation.from_s + 60_000, KWH, 9)
+    [claim] = world.approved(replace(world.claim(2 * KWH, 9, at_s=150_000), sent=cut))
+    with refused("OtherKey"):
+        contract.claim(world.operator, claim)
+    with refused("OtherKey"):  # a register of the new key closes nothing
+        contract.replace_meter(world.stranger, line, cut, miner_end=True)
+    late = attest(rotation.old, rotation.network, 1, rotation.from_s + 5, 50 * KWH, 8)  # the old key counts no more
+    with refused("BadAttestation"):
+        contract.replace_meter(world.stranger, line, late, miner_end=True)
+    # whoever shows an early closing takes nothing away: the later one is carried, too
+    contract.replace_meter(world.stranger, line, rotation.base, miner_end=True)
+    with refused("LeafNotOfReading"):
+        contract.claim(world.operator, claim)
+    contract.replace_meter(world.operator, line, rotation.closing, miner_end=True)
+    contract.replace_meter(world.operator, line, rotation.closing, miner_end=True)  # nothing twice
+    assert contract.line(line).carried_sent_mws == KWH
+    contract.claim(world.operator, claim)
+    assert contract.line(line).paid_mws == 2 * KWH
+
+
+@pytest.mark.rule("P-ID-6")
+def test_a_rotation_during_the_vote_takes_no_claim_away(tmp_path):
+    world = embedded(tmp_path)
+    rotation = Rotation(world)
+    [claim] = world.approved(world.claim(KWH, 7, at_s=80_000))
+    rotation.rotate()
+    world.contract.replace_meter(world.stranger, claim.line, rotation.base, miner_end=True)
+    world.contract.claim(world.operator, claim)
+    assert world.contract.line(claim.line).paid_mws == KWH
+    world.pass_time(DAY_S)
+    cut = attest(rotation.new, rotation.network, 1, rotation.from_s + 60_000, KWH, 9)
+    world.contract.replace_meter(world.stranger, claim.line, rotation.closing, miner_end=True)
+    [more] = world.approved(replace(world.claim(2 * KWH, 9, at_s=160_000), sent=cut))
+    world.contract.claim(world.operator, more)
+    assert world.contract.line(claim.line).paid_mws == 2 * KWH
+
+
+@pytest.mark.rule("P-ID-6")
+def test_a_meter_is_replaced_on_an_open_line_only(tmp_path):
+    world = embedded(tmp_path)
+    rotation = Rotation(world).rotate()
+    other = Ends(1, 1, 2, 0, 1)
+    world.pass_(world.contract.line_approval([(other, TERMS)]))
+    with refused("LineNotOpen"):
+        world.contract.replace_meter(world.stranger, other.line_id, rotation.closing, miner_end=True)
+    world.pass_(world.contract.closing(world.ends.line_id))
+    with refused("LineNotOpen"):
+        world.contract.replace_meter(world.stranger, world.ends.line_id, rotation.closing, miner_end=True)
+    world.pass_(world.contract.closing(other.line_id))
+    sent = attest(rotation.new, rotation.network, 1, world.chain.newest_block().time_s, 0, 0)
+    received = attest(world.node, rotation.network, 0, world.chain.newest_block().time_s, 0, 0)
+    with refused("LineNotOpen"):
+        world.contract.open_line(world.operator, other, sent, received)
 
 
 @pytest.mark.rule("P-ATT-2")
-def test_fraud_is_proved_by_anybody_and_costs_the_credit(tmp_path):
+def test_fraud_is_proved_by_anybody_and_stops_the_payment(tmp_path):
+    world = embedded(tmp_path)
+    rotation = Rotation(world)
+    [claim] = world.approved(world.claim(KWH, 7, at_s=80_000))
+    functions, contract = world.deployment.settlement.functions, world.contract
+
+    def prove(first, second, key_number=0):
+        pair = [(a.unix_s, a.register_mws, a.seq, a.signature[:32], a.signature[32:]) for a in (first, second)]
+        return world.send(world.stranger, functions.proveFraud(1, 1, key_number, *pair))
+
+    one, other = world.attest(KWH, 5, 80_000)[0], world.attest(KWH + 1, 5, 80_000)[0]
+    outside = attest(rotation.old, rotation.network, 1, 1, KWH, 5)
+    for wrong in ((one, one), (one, replace(other, seq=6)), (one, outside)):
+        with refused("NoFraud"):
+            prove(*wrong)
+    with refused("NoSuchKey"):
+        prove(one, other, 1)
+    with refused("BadAttestation"):
+        prove(one, replace(one, register_mws=0))
+    prove(one, other)
+    assert world.ask(world.deployment.registry.functions.statusOf(1)) == 2
+    with refused("SystemNotActive"):
+        contract.claim(world.operator, claim)
+    with refused("ProvedBefore"):
+        prove(other, one)
+    world.pass_(Proposal((world.deployment.registry.functions.setStatus(1, 1, "forgiven"),), "Reinstate it"))
+    lost = MemorySigner.from_secret(22)
+    world.send(rotation.owner, rotation.functions.requestKey(1, key_words(lost.spki), *halves(rotation.proof(lost))))
+    world.pass_(Proposal((rotation.functions.replaceKey(1, key_id(lost.spki)),), "Its key was stolen"))
+    with refused("NoFraud"):  # a stolen key suspends nobody any more
+        prove(world.attest(1, 9, 80_000)[0], world.attest(2, 9, 80_000)[0])
+
+
+def test_the_dao_takes_credit_back(tmp_path):
     world = embedded(tmp_path).enrol(battery_wh=500, efficiency_ppm=1_000_000).open()
     world.pass_time(DAY_S)
     [claim] = world.approved(world.claim(KWH, at_s=80_000))
     world.contract.claim(world.operator, claim)
-    functions = world.deployment.settlement.functions
-
-    def prove(first, second, channel=1):
-        pair = [(a.unix_s, a.register_mws, a.seq, a.signature[:32], a.signature[32:]) for a in (first, second)]
-        return world.send(world.stranger, functions.proveFraud(1, channel, 0, *pair))
-
-    one, other = world.attest(KWH, 5, 80_000)[0], world.attest(KWH + 1, 5, 80_000)[0]
-    with refused("NoFraud"):
-        prove(one, one)
-    with refused("BadAttestation"):
-        prove(one, replace(one, register_mws=0))
-    prove(one, other)
-    line = world.contract.line(world.ends.line_id)
-    assert (line.credit_mws, line.forfeited_mws) == (0, KWH // 2)
+    world.pass_(world.contract.forfeiting(claim.line))
+    line = world.contract.line(claim.line)
+    assert (line.credit_mws, line.forfeited_mws, line.minted_mws) == (0, KWH // 2, KWH // 2)
     with refused("NothingToCollect"):
-        world.contract.collect(world.operator, world.ends.line_id)
-    assert world.ask(world.deployment.registry.functions.statusOf(1)) == 2
-    with refused("ProvedBefore"):
-        prove(other, one)
+        world.contract.collect(world.operator, claim.line)
 
 
 def test_the_guardian_stops_single_functions_for_a_while_and_no_more(tmp_path):
@@ -480,7 +567,7 @@ def test_a_badge_is_its_owners_vote_and_lapses_when_silent(tmp_path):
         with refused("VotesAreNotDelegated"):
             world.send(world.members[0], badge.delegate(target))
     with refused("SeenLately"):
-        world.send(world.stranger, badge.lapse(3))
+        world.send(world.stranger, badge.announceLapse(3))
     world.pass_time(179 * DAY_S)
     two = world.members[:2]
     grant = Proposal((badge.grant(world.accounts[6].address),), "One more member")
@@ -488,7 +575,23 @@ def test_a_badge_is_its_owners_vote_and_lapses_when_silent(tmp_path):
     world.pass_time(2 * DAY_S)
     for number in (1, 2):
         with refused("SeenLately"):  # they voted
-            world.send(world.stranger, badge.lapse(number))
+            world.send(world.stranger, badge.announceLapse(number))
+    with refused("NotAnnounced"):
+        world.send(world.stranger, badge.lapse(3))
+    world.send(world.stranger, badge.announceLapse(3))
+    with refused("AnnouncedBefore"):
+        world.send(world.stranger, badge.announceLapse(3))
+    world.pass_time(10 * DAY_S)
+    world.send(world.members[2], badge.present())  # the owner objects
+    world.pass_time(181 * DAY_S)
+    with refused("NotAnnounced"):
+        world.send(world.stranger, badge.lapse(3))
+    with refused("NotMember"):
+        world.send(world.stranger, badge.present())
+    world.send(world.stranger, badge.announceLapse(3))
+    with refused("NotAnnounced"):
+        world.send(world.stranger, badge.lapse(3))
+    world.pass_time(31 * DAY_S)
     world.send(world.stranger, badge.lapse(3))
     world.pass_time(5)
     assert world.ask(badge.getVotes(world.members[2].address)) == 0

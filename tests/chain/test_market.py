@@ -16,10 +16,10 @@ from maxgreen.chain.market import (
     sweep,
     wei_of,
 )
-from maxgreen.chain.registry import admission, apply_for
+from maxgreen.chain.registry import admission, apply_for, key_words, read_systems
 from maxgreen.errors import UsageError
-from maxgreen.protocol.attestation import attest
-from maxgreen.protocol.keys import MemorySigner
+from maxgreen.protocol.attestation import attest, hand_over, prove_possession
+from maxgreen.protocol.keys import MemorySigner, key_id
 from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
 from tests.chain.world import DAY_S, KWH, PEAK_MW, TERMS, embedded, refused
 
@@ -78,7 +78,11 @@ class Market:
         return attest(signer, world.deployment.network, channel, now_s + at_s, register, seq or self.seq[who])
 
     def take_out(self, amount=KWH_WEI, valid_s=3_600):
-        return self.exchange.request_take_out(self.owner, 1, 2, amount, valid_s, self.meter("miner", 0))
+        return self.exchange.request_take_out(self.owner, 1, 2, 2, amount, valid_s)
+
+    def accept(self, number=1, account=None, node=0, buyer=0):
+        readings = self.meter("node", node), self.meter("miner", buyer)
+        return self.exchange.accept(account or self.node_owner, number, *readings)
 
 
 @pytest.fixture
@@ -239,18 +243,26 @@ def test_what_both_meters_saw_is_burned_and_the_rest_comes_back(tmp_path):
     with refused("ChannelBusy"):
         market.take_out(1)
     with refused("NotOwner"):
-        exchange.accept(market.owner, 1, market.meter("node", 5))
+        market.accept(account=market.owner)
     with refused("NotFresh"):
-        exchange.accept(market.node_owner, 1, market.meter("node", 5, -7_200))
+        exchange.accept(market.node_owner, 1, market.meter("node", 5, -7_200), market.meter("miner", 0))
+    with refused("NotFresh"):  # what the buyer got before does not count
+        exchange.accept(market.node_owner, 1, market.meter("node", 5), market.meter("miner", 0, -7_200))
     with refused("WrongChannel"):
         wrong = attest(world.node, world.deployment.network, 0, world.chain.newest_block().time_s, 5, 99)
-        exchange.accept(market.node_owner, 1, wrong)
-    exchange.accept(market.node_owner, 1, market.meter("node", 5))
+        exchange.accept(market.node_owner, 1, wrong, market.meter("miner", 0))
+    start = market.meter("node", 5)
+    exchange.accept(market.node_owner, 1, start, market.meter("miner", 0))
     with refused("WrongStatus"):
         exchange.decline(market.owner, 1)
     world.pass_time(40_000)
     delivered = KWH * 8 // 10
-    exchange.finish(world.stranger, 1, market.meter("node", 5 + delivered))
+    end = market.meter("node", 5 + delivered)
+    with refused("NotOwner"):  # nobody else ends a delivery
+        exchange.finish(world.stranger, 1, end)
+    with refused("ReadingWentBack"):  # nor the register of its beginning
+        exchange.finish(market.node_owner, 1, start)
+    exchange.finish(market.node_owner, 1, end)
     with refused("ReadingTooEarly"):
         exchange.confirm(world.stranger, 1, market.meter("miner", delivered, -10_000))
     received = delivered * 9 // 10
@@ -268,7 +280,7 @@ def test_what_both_meters_saw_is_burned_and_the_rest_comes_back(tmp_path):
     with refused("NothingOwed"):
         exchange.withdraw(market.owner, energy.address)
     with refused("WrongStatus"):
-        exchange.finish(world.stranger, 1, market.meter("node", 9 * KWH))
+        exchange.finish(market.node_owner, 1, market.meter("node", 9 * KWH))
     exchange.withdraw(market.owner, carbon.address)
     for token in (energy, carbon):
         assert world.ask(token.functions.balanceOf(world.deployment.address_of("EnergyExchange"))) == 0
@@ -281,6 +293,8 @@ def test_a_request_that_nobody_accepts_costs_nothing(market):
     energy = coin(world.deployment, "energy", 2)
     with refused("TooMuch"):
         market.take_out(11 * KWH_WEI)
+    with refused("WrongChannel"):
+        exchange.request_take_out(market.owner, 1, 1, 2, 1, 3_600)
     for number, account, status in (
         (1, market.node_owner, RequestStatus.REFUSED),
         (2, market.owner, RequestStatus.CANCELLED),
@@ -294,7 +308,7 @@ def test_a_request_that_nobody_accepts_costs_nothing(market):
     market.take_out(valid_s=60)
     world.pass_time(120)
     with refused("Expired"):
-        exchange.accept(market.node_owner, 3, market.meter("node", 0))
+        market.accept(3)
     exchange.decline(market.owner, 3)
     assert exchange.owed(market.owner.address, energy.address) == KWH_WEI
     with pytest.raises(UsageError, match="no take-out"):
@@ -303,21 +317,29 @@ def test_a_request_that_nobody_accepts_costs_nothing(market):
 
 def under_way(market):
     market.take_out()
-    market.exchange.accept(market.node_owner, 1, market.meter("node", 0))
+    market.accept()
     market.world.pass_time(40_000)
 
 
-def test_a_silent_buyer_leaves_the_figure_to_the_node(market):
+def consumed(market):
+    return market.world.ask(market.world.deployment.registry.functions.consumed(1))
+
+
+def test_a_silent_buyer_leaves_the_figure_to_the_node_two_weeks_after_it_showed_it(market):
     world, exchange = market.world, market.exchange
     under_way(market)
-    exchange.finish(market.node_owner, 1, market.meter("node", KWH // 2))
+    reading = market.meter("node", KWH // 2)
+    world.pass_time(6 * DAY_S)
+    exchange.finish(market.node_owner, 1, reading)  # kept back for days: the buyer's time begins now
     with refused("ReadingWentBack"):
         exchange.finish(market.node_owner, 1, market.meter("node", KWH // 4))
-    with refused("NotYet"):
-        exchange.settle(market.node_owner, 1)
-    world.pass_time(7 * DAY_S + 10)
+    for days in (0, 10):
+        world.pass_time(days * DAY_S)
+        with refused("NotYet"):
+            exchange.settle(market.node_owner, 1)
+    world.pass_time(4 * DAY_S + 10)
     exchange.settle(market.node_owner, 1)
-    assert world.ask(world.deployment.registry.functions.consumed(1)) == KWH_WEI // 2
+    assert consumed(market) == KWH_WEI // 2
 
 
 def test_a_silent_node_leaves_the_figure_to_the_buyer_and_a_late_register_wins_until_then(market):
@@ -327,32 +349,63 @@ def test_a_silent_node_leaves_the_figure_to_the_buyer_and_a_late_register_wins_u
         exchange.confirm(market.owner, 1, market.meter("miner", KWH // 3))
     world.pass_time(7 * DAY_S)
     exchange.confirm(market.owner, 1, market.meter("miner", KWH // 3))
+    assert exchange.measured_mws(1) == KWH // 3  # no slack of its own meter, when it alone speaks
     with refused("NotYet"):
         exchange.settle(market.owner, 1)
-    late = market.meter("node", KWH // 4, -DAY_S)
     with refused("Expired"):  # delivered after its time
         exchange.finish(market.node_owner, 1, market.meter("node", KWH // 4))
-    late = replace(late, seq=late.seq)
     market.seq["node"] += 1
-    exchange.finish(
-        market.node_owner,
-        1,
-        attest(
-            world.node, world.deployment.network, 3, exchange.take_out(1).deliver_by_s, KWH // 4, market.seq["node"]
-        ),
-    )
-    assert world.ask(world.deployment.registry.functions.consumed(1)) == KWH_WEI // 4
+    due_s = exchange.take_out(1).deliver_by_s
+    late = attest(world.node, world.deployment.network, 3, due_s, KWH // 4, market.seq["node"])
+    exchange.finish(market.node_owner, 1, late)
+    assert consumed(market) == KWH_WEI // 4
 
 
 def test_two_silent_meters_give_everything_back(market):
     world, exchange = market.world, market.exchange
     under_way(market)
-    world.pass_time(15 * DAY_S)
+    world.pass_time(22 * DAY_S)
     with refused("Expired"):
         exchange.finish(market.node_owner, 1, market.meter("node", KWH // 4))
     exchange.settle(world.stranger, 1)
     energy = coin(world.deployment, "energy", 2)
     assert exchange.owed(market.owner.address, energy.address) == KWH_WEI
+
+
+def test_who_is_suspended_meanwhile_can_still_show_its_meter(market):
+    world, exchange = market.world, market.exchange
+    under_way(market)
+    exchange.finish(market.node_owner, 1, market.meter("node", KWH))
+    world.pass_(Proposal((world.deployment.registry.functions.setStatus(1, 2, "look at it"),), "Suspend the buyer"))
+    exchange.confirm(market.owner, 1, market.meter("miner", KWH // 3))
+    assert consumed(market) == wei_of(KWH // 3 + KWH // 3 * ERROR_PPM // 10**6)
+    with refused("SystemNotActive"):
+        market.take_out(1)
+
+
+def test_a_rotated_meter_is_not_compared_and_goes_on_with_the_next_request(market):
+    world, exchange = market.world, market.exchange
+    under_way(market)
+    new = MemorySigner.from_secret(77)
+    functions, network = world.deployment.registry.functions, world.deployment.network
+    spec = read_systems(world.deployment)[key_id(world.miner.spki)].spec
+    proof = prove_possession(new, network, bytes.fromhex(market.owner.address[2:]), 0, spec.digest)
+    over = hand_over(world.miner, network, key_id(new.spki))
+    pairs = [[signature[:32], signature[32:]] for signature in (over, proof)]
+    world.pass_time(DAY_S)
+    world.send(market.owner, functions.rotateKey(1, key_words(new.spki), *pairs))
+    world.pass_time(60)
+    exchange.finish(market.node_owner, 1, market.meter("node", KWH // 5))
+    world.miner, market.seq["miner"] = new, 0
+    with refused("OtherKey"):
+        exchange.confirm(market.owner, 1, market.meter("miner", 0))
+    world.pass_(exchange.decision(1, KWH // 5))
+    market.take_out(KWH_WEI // 10)
+    market.accept(2, node=KWH)
+    world.pass_time(40_000)
+    exchange.finish(market.node_owner, 2, market.meter("node", KWH + KWH // 20))
+    exchange.confirm(market.owner, 2, market.meter("miner", KWH // 20))
+    assert exchange.take_out(2).status is RequestStatus.SETTLED
 
 
 def test_the_dao_decides_a_dispute(market):
@@ -368,7 +421,7 @@ def test_the_dao_decides_a_dispute(market):
 def test_a_node_cannot_have_given_more_than_its_peak(market):
     world, exchange = market.world, market.exchange
     market.take_out()
-    exchange.accept(market.node_owner, 1, market.meter("node", 0))
+    market.accept()
     world.pass_time(9)
     exchange.finish(market.node_owner, 1, market.meter("node", KWH))
     node_end = exchange.take_out(1).node_end_s
@@ -381,16 +434,19 @@ def test_owners_and_members_vote_on_modules_and_on_nothing_else(market):
     addresses = world.deployment.addresses
     electorate, modules = (world.deployment.functions(name) for name in ("Electorate", "ModuleRegistry"))
     voters = [*world.members, market.owner, market.node_owner]
+    from maxgreen.chain.dao import Dao
+
+    dao = Dao(world.deployment, world.clock, governor="ModuleGovernor")
+    release = modules.set("agent", "2.0.0", b"\7" * 32, "https://releases.example/agent-2.0.0")
+    world.send(world.stranger, electorate.refresh(market.owner.address))
+    world.pass_time(2)  # the first who takes its vote is no majority
+    assert dao.carry_out(Proposal((release,), "Alone"), [market.owner], wait=True) is ProposalState.DEFEATED
     for account in (*voters, world.stranger):
         world.send(world.stranger, electorate.refresh(account.address))
     with refused("VotesAreNotDelegated"):
         world.send(market.owner, electorate.delegate(world.stranger.address))
     world.pass_time(5)
     assert [world.ask(electorate.getVotes(a.address)) for a in (*voters, world.stranger)] == [1] * 5 + [0]
-    from maxgreen.chain.dao import Dao
-
-    dao = Dao(world.deployment, world.clock, governor="ModuleGovernor")
-    release = modules.set("agent", "2.0.0", b"\7" * 32, "https://releases.example/agent-2.0.0")
     assert dao.carry_out(Proposal((release,), "Agent 2"), voters[2:], wait=True) is ProposalState.EXECUTED
     assert dao.carry_out(Proposal((release,), "Again"), voters[3:], wait=True) is ProposalState.DEFEATED
     [module] = world.ask(modules.historyOf("agent"))
@@ -423,7 +479,7 @@ def test_lines_are_paid_by_the_writer_alone_and_a_successor_goes_on(market):
         book.hold(world.ends.line_id, 1, ""),
         book.release(world.ends.line_id),
         book.forfeit(world.ends.line_id),
-        book.replaceMeter(world.ends.line_id, True, 1, reading),
+        book.replaceMeter(world.ends.line_id, True, reading, reading),
     ):
         with refused("NotWriter"):
             world.send(world.operator, call)
@@ -466,3 +522,13 @@ def test_a_new_line_begins_where_an_old_one_was_closed(tmp_path):
     received = attest(other, world.deployment.network, 0, now_s, 0, 0)
     world.contract.open_line(world.operator, ends, sent, received)
     assert world.contract.line(ends.line_id).base_sent.register_mws == 5
+    # and another one between the old ends has the next epoch
+    world.pass_(world.contract.closing(ends.line_id))
+    again = replace(world.ends, epoch=1)
+    world.pass_(world.contract.line_approval([(again, TERMS)]))
+    world.pass_time(100)
+    now_s = world.chain.newest_block().time_s
+    sent = attest(world.miner, world.deployment.network, 1, now_s, 9, 2)
+    received = attest(world.node, world.deployment.network, 0, now_s, 0, 2)
+    world.contract.open_line(world.operator, again, sent, received)
+    assert world.contract.line(again.line_id).opened_s

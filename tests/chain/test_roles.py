@@ -12,9 +12,9 @@ from tests.conftest import ROOT
 # What anybody may call, because it is theirs, or because it is guarded by what they show.
 OPEN = {
     "Authority": {"multicall", "renounceRole", "consumeScheduledOp", "cancel", "execute", "schedule"},
-    "DaoBadge": {"delegate", "delegateBySig", "lapse", "takeUp"},
+    "DaoBadge": {"delegate", "delegateBySig", "announceLapse", "lapse", "present", "takeUp"},
     "MinerRegistry": {"applyFor", "rotateKey", "requestKey"},
-    "LineBook": {"agreeToClose"},
+    "LineBook": {"agreeToClose", "takeBackClosing"},
     "EnergyToken": {"approve", "permit", "transfer", "transferFrom"},
     "Deca": {"approve", "permit", "transfer", "transferFrom", "burn", "burnFrom"},
     "EnergyPool": {"approve", "transfer", "transferFrom", "redeem"},
@@ -105,7 +105,7 @@ def test_the_documentation_has_the_table():
         for name in right.functions:
             assert any(f"`{name}`" in row or f".{name}`" in row for row in rows), f"{right.contract}.{name}"
     own = {
-        "DaoBadge": {"lapse", "takeUp"}, "MinerRegistry": OPEN["MinerRegistry"], "LineBook": OPEN["LineBook"],
+        "DaoBadge": {"announceLapse", "lapse", "present", "takeUp"}, "MinerRegistry": OPEN["MinerRegistry"], "LineBook": OPEN["LineBook"],
         "EnergyExchange": OPEN["EnergyExchange"], "Electorate": {"refresh"}, "EnergyPool": {"redeem"},
     }  # fmt: skip
     for contract, names in own.items():

@@ -115,7 +115,12 @@ class World:
     def period(self, *claims, until_s=None, **changes):
         """Return the posting of claims, and the claims with their proofs."""
         until_s = self.chain.newest_block(fresh=True).time_s if until_s is None else until_s
-        leaves = [(until_s, c.line, c.to_register, c.received_to, c.payable_total_mws, c.batch_root) for c in claims]
+
+        def leaf(c):
+            registers = (c.to_register, c.received_to, c.payable_total_mws)
+            return (until_s, c.line, *registers, c.batch_root, c.sent.unix_s, c.received.unix_s)
+
+        leaves = [leaf(c) for c in claims]
         tree = MerkleTree.of(LINE_LEAF, leaves)
         total = sum(c.payable_total_mws for c in claims)
         posting = Posting(until_s, tree.root, len(claims), total, b"\3" * 32, "https://packs.example/1")
