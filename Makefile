@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 DEMO_DIR ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage check fmt bench fuzz chaos wheels contracts vectors lock services clean
+.PHONY: help venv demo test coverage check fmt bench fuzz chaos invariants wheels contracts vectors lock services clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ chaos: venv services ## trouble ingest's servers, networks, disk and clock 200 t
 
 wheels: ## build wheels for this machine and for 64-bit Raspberry Pi OS into dist/
 	@PYTHON=$(PYTHON) scripts/wheels
+
+invariants: ## act on the contracts at random a million times (ten minutes)
+	@FOUNDRY_PROFILE=long scripts/contracts invariants
 
 contracts: ## compile the contracts into maxgreen/chain/artifacts
 	@scripts/contracts build
