@@ -1,5 +1,6 @@
 """`maxgreen dao`: what members of the technical DAO see, propose, vote on and carry out."""
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -25,6 +26,7 @@ _CODES: Final = {60: "data_integrity", 61: "mining_history", 62: "hardware_integ
 _STATUSES: Final = {"active": 1, "suspended": 2, "revoked": 3}
 _VOTES: Final = {"against": Vote.AGAINST, "for": Vote.FOR, "abstain": Vote.ABSTAIN}
 
+ModulesOption = Annotated[bool, typer.Option("--modules", help="of the vote on modules, not of the technical DAO")]
 ProposalArgument = Annotated[
     str, typer.Argument(help="the proposal's first digits, as 'dao list' prints them, or latest")
 ]
@@ -32,10 +34,14 @@ CodeArgument = Annotated[int, typer.Argument(help=", ".join(f"{code} {name}" for
 
 
 @app.command("list")
-def list_(ctx: typer.Context, ended: Annotated[bool, typer.Option(help="also what is over")] = False) -> None:
+def list_(
+    ctx: typer.Context,
+    ended: Annotated[bool, typer.Option(help="also what is over")] = False,
+    modules: ModulesOption = False,
+) -> None:
     """List what waits: proposals with votes and times, applications, orders."""
     with_ = session(ctx)
-    ballots = Ballots(with_.deployment, with_.clock)
+    ballots = _ballots(with_, modules=modules)
     found = [(b, ballots.state(b)) for b in ballots.all()] if ended else list(waiting(ballots))
     rows = [_row(ballots, ballot, state) for ballot, state in found]
     contract = SettlementContract(with_.deployment)
@@ -54,10 +60,10 @@ def list_(ctx: typer.Context, ended: Annotated[bool, typer.Option(help="also wha
 
 
 @app.command()
-def show(ctx: typer.Context, proposal: ProposalArgument) -> None:
+def show(ctx: typer.Context, proposal: ProposalArgument, modules: ModulesOption = False) -> None:
     """Show a proposal: its calls decoded, what they would change, its votes and what comes next."""
     with_ = session(ctx)
-    ballots = Ballots(with_.deployment, with_.clock)
+    ballots = _ballots(with_, modules=modules)
     ballot = ballots.find(proposal)
     state = ballots.state(ballot)
     calls = ballots.calls(ballot)
@@ -109,12 +115,13 @@ def vote(
     proposal: ProposalArgument,
     choice: Annotated[str, typer.Argument(help="for, against or abstain")],
     reason: Annotated[str, typer.Option(help="why; everybody can read it")] = "",
+    modules: ModulesOption = False,
 ) -> None:
     """Vote, once. What more than half of all members vote for passes."""
     if choice not in _VOTES:
         raise UsageError(f"vote {choice!r}: expected one of {', '.join(_VOTES)}")
     with_ = session(ctx)
-    ballots = Ballots(with_.deployment, with_.clock)
+    ballots = _ballots(with_, modules=modules)
     ballot = ballots.find(proposal)
     state = ballots.state(ballot)
     if state is not ProposalState.ACTIVE:
@@ -125,10 +132,10 @@ def vote(
 
 
 @app.command()
-def queue(ctx: typer.Context, proposal: ProposalArgument) -> None:
+def queue(ctx: typer.Context, proposal: ProposalArgument, modules: ModulesOption = False) -> None:
     """Put a proposal that passed into the timelock. Anyone may."""
     with_ = session(ctx)
-    ballots = Ballots(with_.deployment, with_.clock)
+    ballots = _ballots(with_, modules=modules)
     ballot = ballots.find(proposal)
     with_.act(lambda: ballots.dao.queue(with_.account, ballot.arguments))
     state = ballots.state(ballot)
@@ -137,10 +144,10 @@ def queue(ctx: typer.Context, proposal: ProposalArgument) -> None:
 
 
 @app.command()
-def execute(ctx: typer.Context, proposal: ProposalArgument) -> None:
+def execute(ctx: typer.Context, proposal: ProposalArgument, modules: ModulesOption = False) -> None:
     """Carry out a proposal whose timelock is over. Anyone may."""
     with_ = session(ctx)
-    ballots = Ballots(with_.deployment, with_.clock)
+    ballots = _ballots(with_, modules=modules)
     ballot = ballots.find(proposal)
     with_.act(lambda: ballots.dao.execute(with_.account, ballot.arguments))
     says = [call.says for call in ballots.calls(ballot)]
@@ -335,6 +342,32 @@ def member(
 
 
 @app.command()
+def module(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="agent, limits, backend keys, checks, …")],
+    version: Annotated[str, typer.Argument(help="its version")],
+    file: Annotated[Path, typer.Argument(help="what is released; its SHA-256 goes on the chain")],
+    uri: Annotated[str, typer.Option(help="where it can be had")] = "",
+) -> None:
+    """Propose a version of a module to members and owners of active systems (see also --modules)."""
+    with_ = session(ctx)
+    digest = hashlib.sha256(_bytes(file)).digest()
+    call = with_.deployment.functions("ModuleRegistry").set(name, version, digest, uri)
+    _propose(with_, Proposal((call,), f"Release {name} {version}"), modules=True)
+
+
+@app.command()
+def elector(ctx: typer.Context, address: Annotated[str, typer.Argument(help="of whom; else of you")] = "") -> None:
+    """Take the vote on modules that membership or an active system gives, as it is now. Anyone may, for anyone."""
+    with_ = session(ctx)
+    who = _address(address) if address else with_.account.address
+    functions = with_.deployment.functions("Electorate")
+    with_.act(lambda: with_.deployment.chain.transact(with_.account, functions.refresh(who)))
+    votes = bool(with_.deployment.chain.call(functions.isElector(who)))
+    with_.tell({"address": who, "votes": votes}, f"{who} {'votes' if votes else 'does not vote'} on modules")
+
+
+@app.command()
 def members(ctx: typer.Context) -> None:
     """Who may vote, how long a vote takes, and how many votes pass."""
     with_ = session(ctx)
@@ -371,15 +404,20 @@ def _bytes(path: Path) -> bytes:
         raise UsageError(f"{path}: {error.strerror}") from error
 
 
-def _propose(with_: Session, proposal: Proposal) -> None:
+def _ballots(with_: Session, *, modules: bool) -> Ballots:
+    return Ballots(with_.deployment, with_.clock, "ModuleGovernor" if modules else "TechGovernor")
+
+
+def _propose(with_: Session, proposal: Proposal, *, modules: bool = False) -> None:
     """Propose, or find the same proposal under way; say what comes next."""
-    ballots = Ballots(with_.deployment, with_.clock)
+    ballots = _ballots(with_, modules=modules)
     attempt = ballots.next_attempt(proposal, with_.account.address)
     try:
         with_.act(lambda: ballots.dao.propose(with_.account, attempt))
     except ChainRefusedError as error:
         if error.name == "GovernorInsufficientProposerVotes":
-            raise UsageError(f"{with_.account.address} holds no badge: only members propose") from error
+            who = "no vote on modules: 'maxgreen dao elector' takes it" if modules else "no badge: only members propose"
+            raise UsageError(f"{with_.account.address} holds {who}") from error
         raise
     ballot = ballots.find(f"{ballots.dao.id_of(attempt):064x}")
     state = ballots.state(ballot)

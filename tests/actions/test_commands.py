@@ -204,6 +204,29 @@ def test_an_order_is_excluded_from_rejected_withdrawn_and_posted_by_commands(des
     desk("operator", "operator record", 1, "gold", record, fails="expected one of")
 
 
+def test_modules_are_voted_on_by_commands(desk):
+    world = desk.market.world
+    release = desk.folder / "agent.whl"
+    release.write_text("a release")
+    desk("ana", "dao module", "agent", "2.0.0", release, fails="dao elector")
+    for who in ("m1", "m2", "m3", "ana", "bo"):
+        assert desk(who, "dao elector")["votes"]
+    assert not desk("m1", "dao elector", world.stranger.address)["votes"]
+    world.pass_time(2)
+    proposal = desk("ana", "dao module", "agent", "2.0.0", release)["proposal"]
+    assert "ModuleRegistry.set(" in desk("m1", "dao show", proposal, "--modules")["calls"][0]["says"]
+    assert len(desk("m1", "dao list", "--modules")["proposals"]) == 1
+    world.pass_time(2)
+    for who in ("m1", "ana", "bo"):
+        desk(who, "dao vote", proposal, "for", "--modules")
+    world.pass_time(10)
+    desk("bo", "dao queue", proposal, "--modules")
+    world.pass_time(3)
+    desk("bo", "dao execute", proposal, "--modules")
+    [found] = world.ask(world.deployment.functions("ModuleRegistry").historyOf("agent"))
+    assert found[0] == "2.0.0"
+
+
 def test_keys_are_rotated_and_replaced_by_commands(desk):
     world = desk.market.world
     owner, network = desk.market.owner, world.deployment.network

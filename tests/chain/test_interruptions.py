@@ -61,7 +61,7 @@ def period(world, number, energy):
 
 
 def test_a_period_is_paid_once_however_often_its_payment_is_interrupted(tmp_path, monkeypatch):
-    world, rng = embedded(tmp_path).enrol().open(), random.Random(5)
+    world, rng = embedded(tmp_path).enrol(battery_wh=1_000_000).open(), random.Random(5)
     interrupted = Interrupted(world.chain, monkeypatch)
     kills, number = 0, 0
     while kills < KILLS:
