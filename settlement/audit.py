@@ -6,8 +6,7 @@ It trusts the backend for arrival times and recorded decisions, and for nothing 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
 
 from maxgreen.chain.claims import parse_claims
 from maxgreen.chain.client import Chain
@@ -23,7 +22,6 @@ from maxgreen.protocol.reasons import Rejected
 from settlement.inputs import Inputs, LineBase, entry
 from settlement.statement import Derived, derive, fold
 
-_LEAF_FIELDS: Final = ("line", "to_register", "received_to", "payable_total_mws", "batch_root")
 TRUSTED = "trusted from the backend: arrival times and recorded decisions"
 
 
@@ -155,10 +153,8 @@ def _check_order(posting: Posting, claims: Sequence[Claim], derived: Derived, ma
     if posting.count != len(leaves) or {claim.line for claim in claims} != set(leaves):
         raise Difference(f"{ORDER}: its lines are not those with something payable")
     for claim in claims:
-        leaf = leaves[claim.line]
-        fields = (getattr(claim, name) for name in _LEAF_FIELDS)
-        values = (posting.until_s, *fields, claim.sent.unix_s, claim.received.unix_s)
-        if values != leaf.values or (claim.sent, claim.received) != (leaf.sent, leaf.received):
+        values = claim.leaf(posting.until_s)
+        if replace(claim, proof=()) != leaves[claim.line].claim or values != leaves[claim.line].values:
             raise Difference(f"{ORDER}: the claim of line {claim.line.hex()} is not the statement's leaf")
         if root_of(leaf_hash(LINE_LEAF, values), list(claim.proof)) != tree.root:
             raise Difference(f"{ORDER}: the proof of line {claim.line.hex()} does not lead to the root")

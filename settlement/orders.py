@@ -1,7 +1,7 @@
 """From a closed period to payment: each step looks at the chain first, so it may be repeated at will."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Final
 
@@ -205,19 +205,7 @@ class Payer:
 def claims_of(closed: Closed) -> list[Claim]:
     """Return the claims of all leaves."""
     tree = closed.derived.tree
-    return [
-        Claim(
-            line=leaf.line,
-            to_register=leaf.to_register,
-            received_to=leaf.received_to,
-            payable_total_mws=leaf.payable_total_mws,
-            batch_root=leaf.batch_root,
-            proof=tuple(tree.proof(number)),
-            sent=leaf.sent,
-            received=leaf.received,
-        )
-        for number, leaf in enumerate(closed.derived.leaves)
-    ]
+    return [replace(leaf.claim, proof=tuple(tree.proof(number))) for number, leaf in enumerate(closed.derived.leaves)]
 
 
 def open_line(engine: Engine, deployment: Deployment, account: LocalAccount, ends: Ends) -> bytes:

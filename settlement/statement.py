@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from maxgreen.chain.merkle import BATCH_LEAF, LINE_LEAF, MerkleTree
+from maxgreen.chain.orders import Claim
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.pack import canonical_json
 from settlement.inputs import Inputs, LineBase, LineTerms
@@ -34,28 +35,18 @@ WEI_DENOMINATOR: Final = 9
 class Leaf:
     """What the chain is asked to pay for a line, and the attestations of its cuts."""
 
-    line: bytes
     until_s: int
-    to_register: int
-    received_to: int
-    payable_total_mws: int
-    batch_root: bytes
-    sent: Attestation
-    received: Attestation
+    claim: Claim  # its proof is of the whole tree
+
+    @property
+    def line(self) -> bytes:
+        """The line's id."""
+        return self.claim.line
 
     @property
     def values(self) -> tuple[int, bytes, int, int, int, bytes, int, int]:
         """The leaf as the Merkle tree takes it."""
-        return (
-            self.until_s,
-            self.line,
-            self.to_register,
-            self.received_to,
-            self.payable_total_mws,
-            self.batch_root,
-            self.sent.unix_s,
-            self.received.unix_s,
-        )
+        return self.claim.leaf(self.until_s)
 
 
 @dataclass(frozen=True)
@@ -180,7 +171,7 @@ def _line_result(inputs: Inputs, line: LineTerms, found: LineWindows) -> LineRes
     }
     leaf = None
     if payable and sent_cut is not None and received_cut is not None:
-        leaf = Leaf(line.line, inputs.until_s, to_register, received_to, total, root, sent_cut, received_cut)
+        leaf = Leaf(inputs.until_s, Claim(line.line, total, root, (), sent_cut, received_cut))
     return LineResult(line, found, statement, leaf)
 
 

@@ -47,6 +47,7 @@ struct TakeOut {
     uint64 nodeToken;
     uint64 nodeChannel;
     RequestStatus status;
+    uint64 requestedAt;
     uint64 expiresAt; // for the node to accept
     uint64 deliverBy; // for the node to deliver
     uint64 silentAt; // when the figure of one meter is enough
@@ -75,6 +76,7 @@ contract EnergyExchange is AccessManaged {
     uint256 private constant WEI_DENOMINATOR = 9;
     uint256 private constant FUTURE_SECONDS = 300;
     uint256 private constant FRESH_SECONDS = 1 hours;
+    uint256 private constant SMALLEST = 1e15; // 1 Wh: a request takes a channel
     uint64 public constant SILENCE_SECONDS = 14 days;
     uint64 public constant DELIVERY_SECONDS = 7 days;
     uint64 public constant LONGEST_OFFER = 30 days;
@@ -169,7 +171,7 @@ contract EnergyExchange is AccessManaged {
         _checkOffer(expiresAt);
         _requireMeter(buyerToken, buyerChannel, ROLE_RECEIVED);
         (uint64 batteryWh, ) = registry.storageOf(nodeToken);
-        if (amount == 0) revert NothingAsked();
+        if (amount < SMALLEST) revert NothingAsked();
         if (amount > uint256(batteryWh) * 1e15) revert TooMuch(amount, uint256(batteryWh) * 1e15);
         id = ++takeOuts;
         _occupy(buyerToken, buyerChannel, id);
@@ -177,7 +179,7 @@ contract EnergyExchange is AccessManaged {
         request.buyer = msg.sender;
         (request.buyerToken, request.buyerChannel, request.nodeToken) = (buyerToken, buyerChannel, nodeToken);
         request.status = RequestStatus.Open;
-        (request.expiresAt, request.amount) = (expiresAt, amount);
+        (request.requestedAt, request.expiresAt, request.amount) = (uint64(block.timestamp), expiresAt, amount);
         request.carbon = SafeCast.toUint128(Math.mulDiv(amount, carbonPerKwh, 1e18, Math.Rounding.Ceil));
         emit TakeOutRequested(id, buyerToken, nodeToken, amount);
         IERC20(registry.energyTokenOf(nodeToken)).safeTransferFrom(msg.sender, address(this), amount);
@@ -198,8 +200,8 @@ contract EnergyExchange is AccessManaged {
         _requireMeter(request.buyerToken, request.buyerChannel, ROLE_RECEIVED);
         _occupy(request.nodeToken, nodeChannel, id);
         request.nodeChannel = nodeChannel;
-        request.nodeStart = _fresh(request.nodeToken, nodeChannel, nodeStart);
-        request.buyerStart = _fresh(request.buyerToken, request.buyerChannel, buyerStart);
+        request.nodeStart = _fresh(request.nodeToken, nodeChannel, request.requestedAt, nodeStart);
+        request.buyerStart = _fresh(request.buyerToken, request.buyerChannel, request.requestedAt, buyerStart);
         request.status = RequestStatus.Accepted;
         request.deliverBy = uint64(block.timestamp) + DELIVERY_SECONDS;
         request.silentAt = request.deliverBy + SILENCE_SECONDS;
@@ -349,10 +351,19 @@ contract EnergyExchange is AccessManaged {
         return Point(attestation.time, attestation.register, attestation.seq, meter.keyNumber);
     }
 
-    /// The register before a delivery: of now, so that nothing earlier counts.
-    function _fresh(uint64 token, uint64 channel, Attestation calldata attestation) private returns (Point memory) {
-        if (attestation.time + FRESH_SECONDS < block.timestamp) revert NotFresh(token, attestation.time);
-        return _read(token, channel, attestation);
+    /// The register before a delivery, by the present key: of now and of after the request, so that nothing earlier counts.
+    function _fresh(
+        uint64 token,
+        uint64 channel,
+        uint64 requestedAt,
+        Attestation calldata attestation
+    ) private returns (Point memory point) {
+        if (attestation.time < requestedAt || attestation.time + FRESH_SECONDS < block.timestamp) {
+            revert NotFresh(token, attestation.time);
+        }
+        point = _read(token, channel, attestation);
+        uint256 present = registry.keyCount(token) - 1;
+        if (point.keyNumber != present) revert OtherKey(token, point.keyNumber, uint64(present));
     }
 
     /// Later than the known one, by the same key: registers of two keys are not compared, the DAO decides then.

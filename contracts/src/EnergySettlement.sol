@@ -49,8 +49,6 @@ struct Approved {
 /// A line's part of an order, and the attestations of its two cuts.
 struct Claim {
     bytes32 line;
-    uint256 toRegister;
-    uint256 receivedTo;
     uint256 payableTotal;
     bytes32 batchRoot;
     bytes32[] proof;
@@ -111,8 +109,8 @@ contract EnergySettlement is AccessManaged {
     error TextTooLong(uint256 bytes_);
     error NothingPayable(uint256 total, uint256 paid);
     error NoOrderApproved();
+    error LineWasNotOpened(bytes32 line);
     error NotInOrder(bytes32 line, uint256 orderId);
-    error LeafNotOfReading(bytes32 line, uint256 stated, uint256 attested);
     error LineIsHeld(bytes32 line, uint8 code);
     error PayableExceedsGrowth(uint256 payableTotal, uint256 sentGrowth, uint256 receivedGrowth);
     error OrderExceeded(uint256 orderId, uint256 total);
@@ -208,26 +206,28 @@ contract EnergySettlement is AccessManaged {
         book.open(id, first, second);
     }
 
-    /// One end of a line has another key or device: the old one's last register is carried on, the new one's began at 0
-    /// (P-BAT-3). Shown again with a later register of the old key, the difference is carried too. Anyone may.
-    function replaceMeter(bytes32 id, bool minerEnd, Attestation calldata closing) external restricted {
+    /// One end of a line has another key or device: it goes on with the next one, whose registers begin at 0 (P-BAT-3).
+    /// Anyone may; what the old key measured beyond what is known is shown by `showClosing`.
+    function nextKey(bytes32 id, bool minerEnd) external restricted {
         Line memory line = book.lineAt(id);
-        (uint48 token, uint64 channel) = minerEnd
-            ? (line.ends.minerToken, line.ends.minerChannel)
-            : (line.ends.nodeToken, line.ends.nodeChannel);
-        uint8 role = minerEnd ? ROLE_SENT : ROLE_RECEIVED;
-        Reading memory former = minerEnd ? line.formerSent : line.formerReceived;
-        Reading memory known = minerEnd ? line.sent : line.received;
-        (Reading memory last, Meter memory meter) = _read(token, channel, role, closing);
+        if (line.openedAt == 0) revert LineWasNotOpened(id);
         Reading memory opening;
-        if (former.time != 0 && last.keyNumber == former.keyNumber) {
-            _follows(token, last, former, meter);
-        } else {
-            _follows(token, last, known, meter);
-            opening.keyNumber = last.keyNumber + 1;
-            opening.time = registry.keyAt(token, opening.keyNumber).from;
-        }
-        book.replaceMeter(id, minerEnd, last, opening);
+        opening.keyNumber = (minerEnd ? line.sent : line.received).keyNumber + 1;
+        uint256 token = minerEnd ? line.ends.minerToken : line.ends.nodeToken;
+        opening.time = registry.keyAt(token, opening.keyNumber).from;
+        if (line.closedAt != 0 && opening.time > line.closedAt) revert ReadingAfterClosing(opening.time, line.closedAt);
+        book.nextKey(id, minerEnd, opening);
+    }
+
+    /// A register of an earlier key, later than the one that was carried: the difference is carried, too. Anyone may.
+    function showClosing(bytes32 id, bool minerEnd, Attestation calldata closing) external restricted {
+        Line memory line = book.lineAt(id);
+        (Reading memory last, Meter memory meter) = _readEnd(line, minerEnd, closing);
+        uint256 token = minerEnd ? line.ends.minerToken : line.ends.nodeToken;
+        uint16 present = (minerEnd ? line.sent : line.received).keyNumber;
+        if (last.keyNumber >= present) revert OtherKey(token, last.keyNumber, present);
+        _follows(token, last, book.closingOf(id, minerEnd, last.keyNumber), meter);
+        book.raiseClosing(id, minerEnd, last);
     }
 
     /// Claim a line's part of the approved order and pay it out, as far as its node's battery has room. Anyone may.
@@ -238,11 +238,7 @@ contract EnergySettlement is AccessManaged {
         Approved memory order = current;
         if (order.orderId == 0) revert NoOrderApproved();
         if (!_isIn(order, wanted)) revert NotInOrder(wanted.line, order.orderId);
-        (Reading memory sent, uint256 toRegister) = _cut(line, true, wanted.sent);
-        (Reading memory received, uint256 receivedTo) = _cut(line, false, wanted.received);
-        if (toRegister != wanted.toRegister) revert LeafNotOfReading(wanted.line, wanted.toRegister, toRegister);
-        if (receivedTo != wanted.receivedTo) revert LeafNotOfReading(wanted.line, wanted.receivedTo, receivedTo);
-        _checkGrowth(line, wanted);
+        (Reading memory sent, Reading memory received) = _cuts(line, wanted);
         // what others were paid beyond this order, by one before it, is left for a later one
         uint256 left = order.total - Math.min(order.total, book.totalPaid());
         if (left == 0 && wanted.payableTotal > line.paid) revert OrderExceeded(order.orderId, order.total);
@@ -341,8 +337,8 @@ contract EnergySettlement is AccessManaged {
                     abi.encode(
                         order.until,
                         c.line,
-                        c.toRegister,
-                        c.receivedTo,
+                        uint256(c.sent.register),
+                        uint256(c.received.register),
                         c.payableTotal,
                         c.batchRoot,
                         c.sent.time,
@@ -354,37 +350,57 @@ contract EnergySettlement is AccessManaged {
         return MerkleProof.verifyCalldata(c.proof, order.root, leaf);
     }
 
-    /// An end's reading at the order's cut, and the line's register there. A cut by the key before the present one, which
-    /// came on while the order was voted on, counts; the known reading stays the present key's.
+    /// What is known of both ends after the order's cuts; both grew by at least what is payable.
+    function _cuts(
+        Line memory line,
+        Claim calldata wanted
+    ) private view returns (Reading memory sent, Reading memory received) {
+        uint256 sentTo;
+        uint256 receivedTo;
+        (sent, sentTo) = _cut(wanted.line, line, true, wanted.sent);
+        (received, receivedTo) = _cut(wanted.line, line, false, wanted.received);
+        uint256 sentGrowth = sentTo - line.baseSent.register;
+        uint256 receivedGrowth = receivedTo - line.baseReceived.register;
+        if (wanted.payableTotal > sentGrowth || wanted.payableTotal > receivedGrowth) {
+            revert PayableExceedsGrowth(wanted.payableTotal, sentGrowth, receivedGrowth);
+        }
+    }
+
+    /// What is known of an end after the order's cut, and the most that all its keys measured up to there. A cut by an
+    /// earlier key, when the present one came on while the order was voted on, counts, and changes nothing that is known.
     function _cut(
+        bytes32 id,
         Line memory line,
         bool minerEnd,
         Attestation calldata attestation
     ) private view returns (Reading memory reading, uint256 register) {
-        (uint48 token, uint64 channel) = minerEnd
-            ? (line.ends.minerToken, line.ends.minerChannel)
-            : (line.ends.nodeToken, line.ends.nodeChannel);
-        Reading memory former = minerEnd ? line.formerSent : line.formerReceived;
         Reading memory known = minerEnd ? line.sent : line.received;
         uint256 carried = minerEnd ? line.carriedSent : line.carriedReceived;
         Meter memory meter;
-        (reading, meter) = _read(token, channel, minerEnd ? ROLE_SENT : ROLE_RECEIVED, attestation);
-        if (line.closedAt != 0 && reading.time > line.closedAt) revert ReadingAfterClosing(reading.time, line.closedAt);
-        if (former.time == 0 || reading.keyNumber != former.keyNumber) {
+        (reading, meter) = _readEnd(line, minerEnd, attestation);
+        uint256 token = minerEnd ? line.ends.minerToken : line.ends.nodeToken;
+        if (reading.keyNumber >= known.keyNumber) {
             _follows(token, reading, known, meter);
             return (reading, carried + reading.register);
         }
-        if (reading.register > former.register) _follows(token, reading, former, meter);
-        return (known, carried - former.register + reading.register);
+        Reading memory closing = book.closingOf(id, minerEnd, reading.keyNumber);
+        if (closing.time == 0) revert OtherKey(token, reading.keyNumber, known.keyNumber);
+        if (reading.register > closing.register) _follows(token, reading, closing, meter);
+        return (known, carried - closing.register + reading.register);
     }
 
-    /// Both registers grew by at least what is payable.
-    function _checkGrowth(Line memory line, Claim calldata wanted) private pure {
-        uint256 sentGrowth = wanted.toRegister - line.baseSent.register;
-        uint256 receivedGrowth = wanted.receivedTo - line.baseReceived.register;
-        if (wanted.payableTotal > sentGrowth || wanted.payableTotal > receivedGrowth) {
-            revert PayableExceedsGrowth(wanted.payableTotal, sentGrowth, receivedGrowth);
+    function _readEnd(
+        Line memory line,
+        bool minerEnd,
+        Attestation calldata attestation
+    ) private view returns (Reading memory reading, Meter memory meter) {
+        if (line.closedAt != 0 && attestation.time > line.closedAt) {
+            revert ReadingAfterClosing(attestation.time, line.closedAt);
         }
+        return
+            minerEnd
+                ? _read(line.ends.minerToken, line.ends.minerChannel, ROLE_SENT, attestation)
+                : _read(line.ends.nodeToken, line.ends.nodeChannel, ROLE_RECEIVED, attestation);
     }
 
     /// How much of a credit the node's battery has room for, and the tokens for it: what all energy up to it is worth,
@@ -427,8 +443,7 @@ contract EnergySettlement is AccessManaged {
         if (reading.keyNumber != known.keyNumber) revert OtherKey(token, reading.keyNumber, known.keyNumber);
         if (reading.register < known.register) revert RegisterWentBack(token, reading.register, known.register);
         if (reading.time < known.time) revert ReadingWentBack(token, reading.time, reading.seq);
-        // times are whole seconds: one more than they differ
-        uint256 capacity = (uint256(meter.channel.peakMw) * (reading.time - known.time + 1) * capacityPpm) / PPM;
+        uint256 capacity = (uint256(meter.channel.peakMw) * (reading.time - known.time) * capacityPpm) / PPM;
         uint256 growth = reading.register - known.register;
         if (growth > capacity) revert RegisterTooFast(token, growth, capacity);
     }

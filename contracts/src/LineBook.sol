@@ -47,8 +47,6 @@ struct Line {
     Reading baseReceived;
     Reading sent; // the newest that was claimed
     Reading received;
-    Reading formerSent; // the last register of the key before, when there was one
-    Reading formerReceived;
     uint128 carriedSent; // of earlier keys, whose registers began at 0 each
     uint128 carriedReceived;
     uint80 paid; // payable total of the newest claim
@@ -92,6 +90,7 @@ contract LineBook is AccessManaged {
     uint128 public totalMinted;
     mapping(bytes32 line => Line) private _lines;
     mapping(bytes32 line => Hold) private _holds;
+    mapping(bytes32 line => mapping(bool minerEnd => mapping(uint16 keyNumber => Reading))) private _closings;
     mapping(bytes32 line => address) private _closing;
     bytes32[] private _lineIds;
     mapping(uint256 token => mapping(uint64 channel => bytes32 line)) public lineOf;
@@ -148,7 +147,7 @@ contract LineBook is AccessManaged {
         address miner = registry.ownerOf(line.ends.minerToken);
         address node = registry.ownerOf(line.ends.nodeToken);
         if (msg.sender != miner && msg.sender != node) revert NotAnOwner(id, msg.sender);
-        _requireOpen(id, line);
+        if (line.openedAt == 0 || line.closedAt != 0) revert LineNotOpen(id);
         address other = _closing[id];
         if (miner == node || (other != address(0) && other != msg.sender)) return _close(id);
         _closing[id] = msg.sender;
@@ -173,26 +172,23 @@ contract LineBook is AccessManaged {
         emit LineReleased(id);
     }
 
-    /// One end goes on with the next key: `closing` is the last register of the one before, `opening` where the next one
-    /// began, register 0. A later register of the key before takes an earlier one's place.
-    function replaceMeter(
-        bytes32 id,
-        bool minerEnd,
-        Reading calldata closing,
-        Reading calldata opening
-    ) external onlyWriter {
+    /// One end goes on with the next key, whose registers begin at 0: what is known of the one before is carried.
+    function nextKey(bytes32 id, bool minerEnd, Reading calldata opening) external onlyWriter {
         Line storage line = _line(id);
-        _requireOpen(id, line);
-        Reading storage former = minerEnd ? line.formerSent : line.formerReceived;
-        uint64 counted = former.time != 0 && former.keyNumber == closing.keyNumber ? former.register : 0;
-        uint64 more = closing.register - counted;
-        if (minerEnd) {
-            (line.carriedSent, line.formerSent) = (line.carriedSent + more, closing);
-            if (opening.time != 0) line.sent = opening;
-        } else {
-            (line.carriedReceived, line.formerReceived) = (line.carriedReceived + more, closing);
-            if (opening.time != 0) line.received = opening;
-        }
+        Reading memory known = minerEnd ? line.sent : line.received;
+        _closings[id][minerEnd][known.keyNumber] = known;
+        if (minerEnd) (line.carriedSent, line.sent) = (line.carriedSent + known.register, opening);
+        else (line.carriedReceived, line.received) = (line.carriedReceived + known.register, opening);
+        emit MeterReplaced(id, minerEnd, known.register);
+    }
+
+    /// A later register of an earlier key: the difference is carried, too.
+    function raiseClosing(bytes32 id, bool minerEnd, Reading calldata closing) external onlyWriter {
+        Line storage line = _line(id);
+        uint64 more = closing.register - _closings[id][minerEnd][closing.keyNumber].register;
+        _closings[id][minerEnd][closing.keyNumber] = closing;
+        if (minerEnd) line.carriedSent += more;
+        else line.carriedReceived += more;
         emit MeterReplaced(id, minerEnd, closing.register);
     }
 
@@ -243,6 +239,11 @@ contract LineBook is AccessManaged {
         return _lineIds;
     }
 
+    /// The last register of an earlier key of a line's end.
+    function closingOf(bytes32 id, bool minerEnd, uint16 keyNumber) external view returns (Reading memory) {
+        return _closings[id][minerEnd][keyNumber];
+    }
+
     function holdOf(bytes32 id) external view returns (Hold memory) {
         return _holds[id];
     }
@@ -264,10 +265,6 @@ contract LineBook is AccessManaged {
         delete lineOf[ends.nodeToken][ends.nodeChannel];
         closedAt[ends.minerToken][ends.minerChannel] = uint64(block.timestamp);
         closedAt[ends.nodeToken][ends.nodeChannel] = uint64(block.timestamp);
-    }
-
-    function _requireOpen(bytes32 id, Line storage line) private view {
-        if (line.openedAt == 0 || line.closedAt != 0) revert LineNotOpen(id);
     }
 
     function _line(bytes32 id) private view returns (Line storage line) {

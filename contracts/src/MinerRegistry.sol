@@ -192,6 +192,7 @@ contract MinerRegistry is SoulBound, AccessManaged {
             revert HandOverNotProved(oldKey.deviceId(), newDevice);
         }
         _proved(systemOf(tokenId), newKey, msg.sender, byNewKey[0], byNewKey[1]);
+        delete _requestedKey[tokenId];
         _changeKey(tokenId, newKey);
     }
 
@@ -209,7 +210,7 @@ contract MinerRegistry is SoulBound, AccessManaged {
         delete _requestedKey[tokenId];
         _requireNew(newDevice);
         KeyAt[] storage keys = _keys[tokenId];
-        keys[keys.length - 1].lost = true;
+        for (uint256 k = 0; k < keys.length; ++k) keys[k].lost = true; // none of them proves anything any more
         _changeKey(tokenId, newKey);
     }
 

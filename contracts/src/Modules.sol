@@ -9,7 +9,7 @@ import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {Authority} from "./Authority.sol";
 import {DaoBadge} from "./DaoBadge.sol";
 import {MinerRegistry} from "./MinerRegistry.sol";
-import {MajorityGovernor} from "./TechGovernor.sol";
+import {IBadge, MajorityGovernor} from "./TechGovernor.sol";
 import {Timelock} from "./Timelock.sol";
 
 /// Who votes on modules: members of the technical DAO and owners of active systems, one vote each.
@@ -24,13 +24,22 @@ contract Electorate is Votes {
     MinerRegistry public immutable registry;
     mapping(address elector => bool) public isElector;
 
-    constructor(DaoBadge badge_, MinerRegistry registry_) EIP712("MaxCoin Electorate", "1") {
+    /// The first members have their vote from the beginning.
+    constructor(
+        DaoBadge badge_,
+        MinerRegistry registry_,
+        address[] memory members
+    ) EIP712("MaxCoin Electorate", "1") {
         (badge, registry) = (badge_, registry_);
+        for (uint256 k = 0; k < members.length; ++k) _refresh(members[k], badge_.balanceOf(members[k]) != 0);
     }
 
     /// Give an account its vote, or take it, as it is now. Anyone may.
     function refresh(address elector) external {
-        bool votes = badge.balanceOf(elector) != 0 || registry.activeSystems(elector) != 0;
+        _refresh(elector, badge.balanceOf(elector) != 0 || registry.activeSystems(elector) != 0);
+    }
+
+    function _refresh(address elector, bool votes) private {
         if (votes == isElector[elector]) return;
         if (delegates(elector) == address(0)) super._delegate(elector, elector); // while it has no vote to move
         isElector[elector] = votes;
@@ -60,8 +69,6 @@ contract Electorate is Votes {
 /// The vote on module updates, with a timelock of its own, so that it can set versions and nothing else. However few took
 /// their vote, as many as more than half of all badges must be in favour.
 contract ModuleGovernor is MajorityGovernor {
-    DaoBadge public immutable badge;
-
     constructor(
         Electorate electorate,
         TimelockController timelock_,
@@ -72,14 +79,13 @@ contract ModuleGovernor is MajorityGovernor {
         MajorityGovernor(
             "MaxCoin Modules",
             electorate,
+            IBadge(address(electorate.badge())),
             timelock_,
             authority_,
             votingDelaySeconds,
             votingPeriodSeconds
         )
-    {
-        badge = electorate.badge();
-    }
+    {}
 
     function quorum(uint256 timepoint) public view override returns (uint256) {
         return Math.max(super.quorum(timepoint), badge.getPastTotalSupply(timepoint) / 2 + 1);

@@ -13,6 +13,11 @@ import {Strings} from "@openzeppelin/contracts/utils/Strings.sol";
 import {Authority} from "./Authority.sol";
 import {Floors} from "./Timelock.sol";
 
+/// What of DaoBadge the governor calls.
+interface IBadge is IVotes {
+    function seen(address member) external;
+}
+
 /// One member, one vote: what more than half of all vote for passes, waits in the timelock, and lapses in two weeks.
 abstract contract MajorityGovernor is
     Governor,
@@ -27,10 +32,12 @@ abstract contract MajorityGovernor is
     error TooShort(uint256 seconds_, uint256 floor);
 
     Authority public immutable authority;
+    IBadge public immutable badge;
 
     constructor(
         string memory name_,
         IVotes votes,
+        IBadge badge_,
         TimelockController timelock_,
         Authority authority_,
         uint48 votingDelaySeconds,
@@ -41,7 +48,7 @@ abstract contract MajorityGovernor is
         GovernorVotes(votes)
         GovernorTimelockControl(timelock_)
     {
-        authority = authority_;
+        (authority, badge) = (authority_, badge_);
     }
 
     /// What passed is carried out within the grace, or not at all.
@@ -90,6 +97,18 @@ abstract contract MajorityGovernor is
         return (caller != address(0) && caller == authority.guardian()) || super._validateCancel(id, caller);
     }
 
+    /// Who votes is there: a badge does not lapse.
+    function _castVote(
+        uint256 id,
+        address account,
+        uint8 support,
+        string memory reason,
+        bytes memory params
+    ) internal override returns (uint256) {
+        badge.seen(account);
+        return super._castVote(id, account, support, reason, params);
+    }
+
     function _setVotingDelay(uint48 delay) internal override {
         if (!Floors.isLocal() && delay < Floors.VOTING_DELAY) revert TooShort(delay, Floors.VOTING_DELAY);
         super._setVotingDelay(delay);
@@ -134,15 +153,10 @@ abstract contract MajorityGovernor is
     }
 }
 
-/// What of DaoBadge the governor calls.
-interface IBadge is IVotes {
-    function seen(address member) external;
-}
-
 /// The technical DAO: one badge, one vote.
 contract TechGovernor is MajorityGovernor {
     constructor(
-        IBadge badge,
+        IBadge badge_,
         TimelockController timelock_,
         Authority authority_,
         uint48 votingDelaySeconds,
@@ -150,22 +164,12 @@ contract TechGovernor is MajorityGovernor {
     )
         MajorityGovernor(
             "MaxCoin Technical DAO",
-            badge,
+            badge_,
+            badge_,
             timelock_,
             authority_,
             votingDelaySeconds,
             votingPeriodSeconds
         )
     {}
-
-    function _castVote(
-        uint256 id,
-        address account,
-        uint8 support,
-        string memory reason,
-        bytes memory params
-    ) internal override returns (uint256) {
-        IBadge(address(token())).seen(account);
-        return super._castVote(id, account, support, reason, params);
-    }
 }

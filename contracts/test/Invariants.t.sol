@@ -115,8 +115,6 @@ contract Handler {
         uint256 payable_ = honest ? least : asked;
         Claim memory c = Claim(
             line,
-            sentRegister,
-            receivedRegister,
             payable_,
             bytes32(uint256(1)),
             new bytes32[](0),
@@ -131,8 +129,8 @@ contract Handler {
                     abi.encode(
                         until,
                         line,
-                        c.toRegister,
-                        c.receivedTo,
+                        uint256(c.sent.register),
+                        uint256(c.received.register),
                         payable_,
                         c.batchRoot,
                         c.sent.time,

@@ -13,8 +13,6 @@ def claim_json(claim: Claim) -> dict[str, Any]:
     """Return a claim as order.json has it."""
     return {
         "line": claim.line.hex(),
-        "to_register": str(claim.to_register),
-        "received_to": str(claim.received_to),
         "payable_total_mws": str(claim.payable_total_mws),
         "batch_root": claim.batch_root.hex(),
         "proof": [sibling.hex() for sibling in claim.proof],
@@ -29,8 +27,6 @@ def parse_claims(data: bytes) -> list[Claim]:
         return [
             Claim(
                 line=bytes.fromhex(value["line"]),
-                to_register=int(value["to_register"]),
-                received_to=int(value["received_to"]),
                 payable_total_mws=int(value["payable_total_mws"]),
                 batch_root=bytes.fromhex(value["batch_root"]),
                 proof=tuple(bytes.fromhex(sibling) for sibling in value["proof"]),

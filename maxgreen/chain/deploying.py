@@ -21,7 +21,7 @@ _LARGEST_S: Final = 366 * 86_400
 GUARDIAN_TERM_S: Final = 365 * 86_400
 GRACE_S: Final = 14 * 86_400  # TechGovernor.GRACE_SECONDS
 ORDER_LIFE_S: Final = 60 * 86_400  # EnergySettlement.orderLife, as it begins
-_GAS: Final = 45_000_000  # what a deployment takes, with room
+_GAS: Final = 42_000_000  # what a deployment takes, with room
 
 
 def selector_of(contract: str, function: str) -> bytes:
@@ -174,7 +174,10 @@ def deploy(
     make("Rewards", authority.address, book.address, *coins, timelock.address)
     make("EnergyPools", authority.address, registry.address, *coins)
     make("EnergyExchange", authority.address, registry.address, coins[-1])
-    electorate = make("Electorate", badge.address, registry.address)
+    for member in members:
+        if not chain.call(badge.functions.balanceOf(member)):  # the last step may be done and not noted
+            do(f"badge of {member}", badge.functions.grant(member))
+    electorate = make("Electorate", badge.address, registry.address, members)
     module_timelock = make("ModuleTimelock", governance.timelock_s, [], [], deployer.address)
     module_governor = make("ModuleGovernor", electorate.address, module_timelock.address, authority.address, *times)
     make("ModuleRegistry", authority.address)
@@ -186,9 +189,6 @@ def deploy(
             do(f"{whose}: {name}", lock.functions.grantRole(chain.call(lock.functions[name]()), decides.address))
         admin = chain.call(lock.functions.DEFAULT_ADMIN_ROLE())
         do(f"{whose}: its own administrator", lock.functions.renounceRole(admin, deployer.address))
-    for member in members:
-        if not chain.call(badge.functions.balanceOf(member)):  # the last step may be done and not noted
-            do(f"badge of {member}", badge.functions.grant(member))
     if chain.call(authority.functions.hasRole(roles.ADMIN, deployer.address))[0]:
         do("line book: its writer", book.functions.setWriter(settlement.address))
         do("roles", multicall(authority, _role_calls(authority, made, operator)))

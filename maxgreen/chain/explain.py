@@ -36,7 +36,7 @@ _SENTENCES: Final = {
     "Expired": "request {id} ended at {time}",
     "HandOverNotProved": "device {oldDevice} did not sign that {newDevice} takes its place",
     "KeyNotRequested": "the owner of token {tokenId} did not ask for device {deviceId}",
-    "LeafNotOfReading": "line {line}: the order says register {stated}, the attestation {attested}",
+    "LineWasNotOpened": "line {line} was never opened",
     "LineExists": "line {line} is open already",
     "LineIsHeld": "line {line} is held by the DAO (code {code}) until it releases it",
     "LineNotOpen": "line {line} is not open",
@@ -67,7 +67,7 @@ _SENTENCES: Final = {
     "OrderNotOpen": "order {orderId} is not open any more (status {status})",
     "OrderOpen": "order {orderId} waits for the DAO; it must be decided first",
     "OtherKey": "the reading of token {token} is of key {keyNumber}, the one before of key {known}; "
-    "on a line, show the old key's last register first (replaceMeter)",
+    "a line goes on with the next key by nextKey",
     "PayableExceedsGrowth": "{payableTotal} mW·s is more than the registers grew (sent {sentGrowth}, "
     "received {receivedGrowth})",
     "PeriodNotNew": "a period until {until} is not after the approved one until {approved}",

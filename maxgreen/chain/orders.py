@@ -142,13 +142,17 @@ class Claim:
     """A line's leaf in an order with its proof, and the attestations of its two cuts."""
 
     line: bytes
-    to_register: int
-    received_to: int
     payable_total_mws: int
     batch_root: bytes
     proof: tuple[bytes, ...]
     sent: Attestation
     received: Attestation
+
+    def leaf(self, until_s: int) -> tuple[int, bytes, int, int, int, bytes, int, int]:
+        """Return the leaf of an order's tree (LINE_LEAF)."""
+        registers = (self.sent.register_mws, self.received.register_mws)
+        times = (self.sent.unix_s, self.received.unix_s)
+        return (until_s, self.line, *registers, self.payable_total_mws, self.batch_root, *times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +279,13 @@ class SettlementContract:
         call = self._functions.openLine(ends.line_id, attestation_values(sent), attestation_values(received))
         return self._chain.transact(account, call)
 
-    def replace_meter(self, account: LocalAccount, line: bytes, closing: Attestation, *, miner_end: bool) -> Any:
-        """Let a line's end go on with its next key, by the last register of the one before."""
-        call = self._functions.replaceMeter(line, miner_end, attestation_values(closing))
+    def next_key(self, account: LocalAccount, line: bytes, *, miner_end: bool) -> Any:
+        """Let a line's end go on with its next key; what is known of the one before is carried."""
+        return self._chain.transact(account, self._functions.nextKey(line, miner_end))
+
+    def show_closing(self, account: LocalAccount, line: bytes, closing: Attestation, *, miner_end: bool) -> Any:
+        """Show a later register of an earlier key: the difference is carried, too."""
+        call = self._functions.showClosing(line, miner_end, attestation_values(closing))
         return self._chain.transact(account, call)
 
     def post(self, operator: LocalAccount, posting: Posting) -> int:
@@ -329,8 +337,6 @@ class SettlementContract:
         """Claim a line's part of the approved order, and pay it out as far as there is room."""
         value = (
             claim.line,
-            claim.to_register,
-            claim.received_to,
             claim.payable_total_mws,
             claim.batch_root,
             list(claim.proof),

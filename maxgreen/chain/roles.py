@@ -63,14 +63,14 @@ RIGHTS: Final = (
     Right(PUBLIC, "Rewards", ("sweep",), stoppable=True),
     Right(PUBLIC, "EnergyPool", ("swap", "deposit", "redeemIn"), stoppable=True, at="EnergyPools"),
     Right(PUBLIC, "EnergyExchange", ("requestTakeOut", "accept", "finish", "confirm", "settle"), stoppable=True),
-    Right(PUBLIC, "EnergySettlement", ("openLine", "replaceMeter", "proveFraud")),
+    Right(PUBLIC, "EnergySettlement", ("openLine", "nextKey", "showClosing", "proveFraud")),
 )
 # Which contracts hold a role after a deployment; --operator is the operator, the DAO's timelock the administrator.
 HOLDERS: Final[dict[int, tuple[str, ...]]] = {
     SETTLEMENT: ("EnergySettlement",),
     EXCHANGE: ("EnergyExchange",),
     REGISTRY: ("MinerRegistry", "EnergyPools"),
-    GOVERNOR: ("TechGovernor",),
+    GOVERNOR: ("TechGovernor", "ModuleGovernor"),
     REWARDS: ("Rewards",),
     MODULES: ("ModuleTimelock",),
 }

@@ -88,7 +88,7 @@ def test_claims_need_both_meters_signatures(world):
     good, other = world.claim(KWH, at_s=80_000), world.claim(KWH, at_s=80_000, payable_total_mws=KWH + 1)
     [claim] = world.approved(good)
     for change in (
-        {"sent": replace(good.sent, register_mws=KWH + 1)},
+        {"sent": replace(good.sent, seq=9)},
         {"received": replace(good.received, seq=9)},
         {"received": replace(good.sent, channel=0)},
         {"sent": attest(world.miner, "eip155:1:0x" + "0" * 40, 1, good.sent.unix_s, KWH, 1)},
@@ -390,55 +390,73 @@ def test_a_line_goes_on_with_the_next_key(tmp_path):
     [claim] = world.approved(replace(world.claim(2 * KWH, 9, at_s=150_000), sent=cut))
     with refused("OtherKey"):
         contract.claim(world.operator, claim)
-    with refused("OtherKey"):  # a register of the new key closes nothing
-        contract.replace_meter(world.stranger, line, cut, miner_end=True)
+    contract.next_key(world.stranger, line, miner_end=True)
+    with refused("NoSuchKey"):
+        contract.next_key(world.stranger, line, miner_end=True)
+    with refused("PayableExceedsGrowth"):  # the old key's kWh was not shown yet
+        contract.claim(world.operator, claim)
+    with refused("OtherKey"):  # a register of the present key closes nothing
+        contract.show_closing(world.stranger, line, cut, miner_end=True)
     late = attest(rotation.old, rotation.network, 1, rotation.from_s + 5, 50 * KWH, 8)  # the old key counts no more
     with refused("BadAttestation"):
-        contract.replace_meter(world.stranger, line, late, miner_end=True)
-    # whoever shows an early closing takes nothing away: the later one is carried, too
-    contract.replace_meter(world.stranger, line, rotation.base, miner_end=True)
-    with refused("LeafNotOfReading"):
-        contract.claim(world.operator, claim)
-    contract.replace_meter(world.operator, line, rotation.closing, miner_end=True)
-    contract.replace_meter(world.operator, line, rotation.closing, miner_end=True)  # nothing twice
+        contract.show_closing(world.stranger, line, late, miner_end=True)
+    at_once = attest(rotation.old, rotation.network, 1, rotation.closing.unix_s, KWH + 1, 8)
+    for closing in (rotation.base, rotation.closing, rotation.closing):  # early, right, and nothing twice
+        contract.show_closing(world.stranger, line, closing, miner_end=True)
+    with refused("RegisterTooFast"):  # a second holds no energy twice
+        contract.show_closing(world.stranger, line, at_once, miner_end=True)
     assert contract.line(line).carried_sent_mws == KWH
     contract.claim(world.operator, claim)
     assert contract.line(line).paid_mws == 2 * KWH
 
 
 @pytest.mark.rule("P-ID-6")
-def test_a_rotation_during_the_vote_takes_no_claim_away(tmp_path):
+def test_rotations_during_the_vote_take_no_claim_away(tmp_path):
     world = embedded(tmp_path)
     rotation = Rotation(world)
+    line, contract = world.ends.line_id, world.contract
     [claim] = world.approved(world.claim(KWH, 7, at_s=80_000))
     rotation.rotate()
-    world.contract.replace_meter(world.stranger, claim.line, rotation.base, miner_end=True)
-    world.contract.claim(world.operator, claim)
-    assert world.contract.line(claim.line).paid_mws == KWH
+    world.pass_time(2 * DAY_S)
+    third = MemorySigner.from_secret(24)
+    world.send(rotation.owner, rotation.call(rotation.new, third))  # the second key signed nothing
+    for _ in range(2):
+        contract.next_key(world.stranger, line, miner_end=True)
+    contract.claim(world.operator, claim)
+    assert contract.line(line).paid_mws == KWH
+    from_s = world.ask(rotation.functions.keyAt(1, 2))[1]
     world.pass_time(DAY_S)
-    cut = attest(rotation.new, rotation.network, 1, rotation.from_s + 60_000, KWH, 9)
-    world.contract.replace_meter(world.stranger, claim.line, rotation.closing, miner_end=True)
-    [more] = world.approved(replace(world.claim(2 * KWH, 9, at_s=160_000), sent=cut))
-    world.contract.claim(world.operator, more)
-    assert world.contract.line(claim.line).paid_mws == 2 * KWH
+    contract.show_closing(world.stranger, line, rotation.closing, miner_end=True)
+    cut = attest(third, rotation.network, 1, from_s + 60_000, KWH, 9)
+    [more] = world.approved(replace(world.claim(2 * KWH, 9, at_s=3 * DAY_S), sent=cut))
+    later = attest(rotation.old, rotation.network, 1, rotation.closing.unix_s + 10, KWH + 1_000, 8)
+    contract.show_closing(world.stranger, line, later, miner_end=True)  # makes no leaf wrong
+    contract.claim(world.operator, more)
+    assert contract.line(line).paid_mws == 2 * KWH
 
 
 @pytest.mark.rule("P-ID-6")
-def test_a_meter_is_replaced_on_an_open_line_only(tmp_path):
+def test_a_closed_line_is_paid_what_both_keys_measured_before(tmp_path):
     world = embedded(tmp_path)
     rotation = Rotation(world).rotate()
+    line, contract = world.ends.line_id, world.contract
     other = Ends(1, 1, 2, 0, 1)
-    world.pass_(world.contract.line_approval([(other, TERMS)]))
+    world.pass_(contract.line_approval([(other, TERMS)]))
+    with refused("LineWasNotOpened"):
+        contract.next_key(world.stranger, other.line_id, miner_end=True)
+    world.pass_time(DAY_S)
+    cut = attest(rotation.new, rotation.network, 1, rotation.from_s + 60_000, KWH, 9)
+    world.pass_(contract.closing(line))
+    [claim] = world.approved(replace(world.claim(2 * KWH, 9, at_s=150_000), sent=cut))
+    contract.next_key(world.stranger, line, miner_end=True)
+    contract.show_closing(world.stranger, line, rotation.closing, miner_end=True)
+    contract.claim(world.operator, claim)
+    world.pass_(contract.closing(other.line_id))
+    now_s = world.chain.newest_block().time_s
+    sent = attest(rotation.new, rotation.network, 1, now_s, 0, 0)
+    received = attest(world.node, rotation.network, 0, now_s, 0, 0)
     with refused("LineNotOpen"):
-        world.contract.replace_meter(world.stranger, other.line_id, rotation.closing, miner_end=True)
-    world.pass_(world.contract.closing(world.ends.line_id))
-    with refused("LineNotOpen"):
-        world.contract.replace_meter(world.stranger, world.ends.line_id, rotation.closing, miner_end=True)
-    world.pass_(world.contract.closing(other.line_id))
-    sent = attest(rotation.new, rotation.network, 1, world.chain.newest_block().time_s, 0, 0)
-    received = attest(world.node, rotation.network, 0, world.chain.newest_block().time_s, 0, 0)
-    with refused("LineNotOpen"):
-        world.contract.open_line(world.operator, other, sent, received)
+        contract.open_line(world.operator, other, sent, received)
 
 
 @pytest.mark.rule("P-ATT-2")

@@ -52,7 +52,7 @@ def period(world, number, energy):
     """Return a closed period with one leaf, as settlement has it."""
     claim = world.claim(energy, number, (number - 1) * DAY_S + 80_000)
     until_s = world.chain.newest_block(fresh=True).time_s
-    leaf = Leaf(claim.line, until_s, energy, energy, energy, claim.batch_root, claim.sent, claim.received)
+    leaf = Leaf(until_s, claim)
     tree = MerkleTree.of(LINE_LEAF, [leaf.values])
     derived = SimpleNamespace(leaves=(leaf,), tree=tree, total_mws=energy)
     return SimpleNamespace(

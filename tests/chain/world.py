@@ -109,18 +109,14 @@ class World:
     def claim(self, energy, seq=1, at_s=0, **changes):
         """Return a line's claim of everything up to a reading, its proof yet to come."""
         sent, received = self.attest(energy, seq, at_s)
-        claim = Claim(self.ends.line_id, energy, energy, energy, b"\1" * 32, (), sent, received)
+        claim = Claim(self.ends.line_id, energy, b"\1" * 32, (), sent, received)
         return replace(claim, **changes)
 
     def period(self, *claims, until_s=None, **changes):
         """Return the posting of claims, and the claims with their proofs."""
         until_s = self.chain.newest_block(fresh=True).time_s if until_s is None else until_s
 
-        def leaf(c):
-            registers = (c.to_register, c.received_to, c.payable_total_mws)
-            return (until_s, c.line, *registers, c.batch_root, c.sent.unix_s, c.received.unix_s)
-
-        leaves = [leaf(c) for c in claims]
+        leaves = [claim.leaf(until_s) for claim in claims]
         tree = MerkleTree.of(LINE_LEAF, leaves)
         total = sum(c.payable_total_mws for c in claims)
         posting = Posting(until_s, tree.root, len(claims), total, b"\3" * 32, "https://packs.example/1")

@@ -133,7 +133,7 @@ def test_an_honest_line_is_counted_and_paid_what_arrived():
         assert abs(found[k].expected_mws - (found[k].sent_mws - found[k].received_mws)) <= 200
     assert int(result.statement["payable_total_mws"]) == received
     assert int(result.statement["mint_wei"]) == received * 2_500_000_000 // 9
-    assert result.leaf.payable_total_mws == received
+    assert result.leaf.claim.payable_total_mws == received
     assert result.statement["online_windows"] == 8
 
 
