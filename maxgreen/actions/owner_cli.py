@@ -57,6 +57,7 @@ _SAMPLES: Final = {
 }
 
 LineArgument = Annotated[str, typer.Argument(help="the line's id, as 'owner status' prints it")]
+EndArgument = Annotated[str, typer.Argument(help="miner or node")]
 ReadingOption = Annotated[Path, typer.Option(help="what 'maxgreen operator reading' wrote: the meter's register")]
 TokenArgument = Annotated[int, typer.Argument(help="the system's token")]
 NodeArgument = Annotated[int, typer.Argument(help="the storage node's token")]
@@ -202,6 +203,31 @@ def request_key(
         f"asked for device {key_id(spki).hex()} in place of system {token}'s",
         then=f"a member of the DAO: maxgreen dao replace-key {token}",
     )
+
+
+@app.command("next-key")
+def next_key(ctx: typer.Context, line: LineArgument, end: EndArgument) -> None:
+    """Let a line's end go on with its next key after a rotation or replacement. Anyone may."""
+    with_ = session(ctx)
+    contract = SettlementContract(with_.deployment)
+    with_.act(lambda: contract.next_key(with_.account, line_id(line), miner_end=_is_miner(end)))
+    with_.tell(
+        {"line": line, "end": end},
+        f"line {line} goes on with the next key of its {end}",
+        then=f"what the old key measured after its last claim: maxgreen owner show-closing {line} {end} --reading FILE",
+    )
+
+
+@app.command("show-closing")
+def show_closing(ctx: typer.Context, line: LineArgument, end: EndArgument, reading: ReadingOption) -> None:
+    """Show a later register of a line's earlier key: the difference is carried on. Anyone may."""
+    with_ = session(ctx)
+    contract = SettlementContract(with_.deployment)
+    closing = read_reading(reading)
+    with_.act(lambda: contract.show_closing(with_.account, line_id(line), closing, miner_end=_is_miner(end)))
+    found = contract.line(line_id(line))
+    carried = found.carried_sent_mws if _is_miner(end) else found.carried_received_mws
+    with_.tell({"carried_mws": str(carried)}, f"{kwh(carried)} are carried from earlier keys")
 
 
 @app.command()
@@ -513,6 +539,12 @@ def _proved(with_: Session, system: Path, proof: Path) -> tuple[bytes, bytes, Sy
                 f"maxgreen agent prove {wanted['owner']} --system {system} --nonce {wanted['nonce']}"
             )
     return spki, signature, spec, value
+
+
+def _is_miner(end: str) -> bool:
+    if end not in {"miner", "node"}:
+        raise UsageError(f"end {end!r}: expected miner or node")
+    return end == "miner"
 
 
 def _halves(signature: bytes) -> list[bytes]:

@@ -248,13 +248,20 @@ def test_keys_are_rotated_and_replaced_by_commands(desk):
 
     new, lost = MemorySigner.from_secret(71), MemorySigner.from_secret(72)
     arguments = (1, "--system", system, "--proof", proof)
+    world.pass_time(2 * 86_400)
     prove(new, 5)
     desk("ana", "owner rotate-key", *arguments, fails="--nonce 0")
     prove(new)
     desk("ana", "owner rotate-key", *arguments, fails="--next")
     desk("bo", "owner rotate-key", *arguments, fails="signed for owner")
     prove(new, hand_over=hand_over(world.miner, network, key_id(new.spki)).hex())
+    closing = file_of(desk, "closing", world.attest(3 * KWH, 9, 200_000)[0])
     assert desk("ana", "owner rotate-key", *arguments)["device"] == key_id(new.spki).hex()
+    line = world.ends.line_id.hex()
+    desk("ana", "owner next-key", line, "roof", fails="miner or node")
+    assert "show-closing" in desk("ana", "owner next-key", line, "miner")["next"]
+    carried = desk("bo", "owner show-closing", line, "miner", "--reading", closing)["carried_mws"]
+    assert carried == str(3 * KWH)
     prove(lost)
     desk("m1", "dao replace-key", 1, fails="asked for no other key")
     desk("ana", "owner request-key", *arguments)
