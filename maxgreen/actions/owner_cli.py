@@ -230,6 +230,28 @@ def show_closing(ctx: typer.Context, line: LineArgument, end: EndArgument, readi
     with_.tell({"carried_mws": str(carried)}, f"{kwh(carried)} are carried from earlier keys")
 
 
+@app.command("prove-fraud")
+def prove_fraud(
+    ctx: typer.Context,
+    token: TokenArgument,
+    first: Annotated[Path, typer.Argument(help="one attestation of the device, as 'operator reading' writes it")],
+    second: Annotated[
+        Path, typer.Argument(help="another one with the same channel and seq, but other register or time")
+    ],
+    key: Annotated[int, typer.Option(min=0, help="which of the system's keys signed, counted from 0")] = 0,
+) -> None:
+    """Prove that a device signed two histories: its system is suspended until the DAO decides. Anyone may."""
+    with_ = session(ctx)
+    pair = (read_reading(first), read_reading(second))
+    contract = SettlementContract(with_.deployment)
+    with_.act(lambda: contract.prove_fraud(with_.account, token, key, *pair))
+    with_.tell(
+        {"token": token, "status": "suspended"},
+        f"system {token} is suspended",
+        then=f"the DAO: maxgreen dao status {token} active TEXT, or maxgreen dao forfeit LINE",
+    )
+
+
 @app.command()
 def pool(ctx: typer.Context, node: NodeArgument) -> None:
     """Show a node's pool: reserves, parity, and your share of it."""

@@ -288,6 +288,13 @@ class SettlementContract:
         call = self._functions.showClosing(line, miner_end, attestation_values(closing))
         return self._chain.transact(account, call)
 
+    def prove_fraud(
+        self, account: LocalAccount, token: int, key_number: int, first: Attestation, second: Attestation
+    ) -> Any:
+        """Show two attestations of a device that contradict each other (P-ATT-2): the system is suspended."""
+        pair = (attestation_values(first), attestation_values(second))
+        return self._chain.transact(account, self._functions.proveFraud(token, first.channel, key_number, *pair))
+
     def post(self, operator: LocalAccount, posting: Posting) -> int:
         """Post an order; return its number, from the transaction's own event."""
         receipt = self._chain.transact(operator, self._functions.post(posting.values))
