@@ -2,14 +2,18 @@
 
 import os
 import random
+import subprocess
 from types import SimpleNamespace
 
-from maxgreen.chain.client import Chain
+import pytest
+
+from maxgreen.chain.client import Chain, connect
 from maxgreen.chain.merkle import LINE_LEAF, MerkleTree
 from maxgreen.chain.orders import OrderStatus
 from settlement.orders import Payer
 from settlement.statement import Leaf
-from tests.chain.world import DAY_S, KWH, embedded
+from tests.chain.world import DAY_S, KWH, embedded, on_anvil
+from tests.conftest import ROOT, free_port, need, stop, wait_for
 
 KILLS = int(os.environ.get("MAXGREEN_KILLS", "60"))
 
@@ -85,3 +89,45 @@ def test_a_period_is_paid_once_however_often_its_payment_is_interrupted(tmp_path
         assert (line.paid_mws, line.credit_mws) == (number * KWH, 0)
     token = world.deployment.energy_token(2)
     assert world.ask(token.functions.totalSupply()) == number * KWH * 900_000 * 2_500 // 9
+
+
+@pytest.fixture
+def anvil_of_its_own():
+    port = free_port()
+    program = need(ROOT / "contracts/node_modules/.bin/anvil", "anvil is not installed (make services)")
+    process = subprocess.Popen([program, "--port", str(port), "--silent"])
+    url = f"http://127.0.0.1:{port}"
+    wait_for(lambda: connect(url, None).chain_id, what="anvil")
+    yield url
+    stop(process)
+
+
+@pytest.mark.services
+def test_a_reorganisation_of_up_to_twenty_blocks_pays_nothing_twice_and_loses_nothing(anvil_of_its_own):
+    world, rng = on_anvil(anvil_of_its_own).enrol(battery_wh=1_000_000).open(), random.Random(3)
+    request = world.chain.web3.provider.make_request
+    for number in range(1, 7):
+        request("anvil_mine", [hex(25)])  # what was before stays
+        world.pass_time(DAY_S)
+        closed = period(world, number, number * KWH)
+        payer = Payer(world.deployment, world.clock, world.operator, world.members)
+        for step in ("post", "decide", "claim"):
+            posted = payer.post(closed)
+            if step in {"decide", "claim"}:
+                payer.decide(closed, posted, wait=True)
+            if step == "claim":
+                payer.claim(closed, posted)
+            now_ms = world.clock.now_ms()
+            depth = rng.randrange(1, 21)
+            answer = request("anvil_reorg", [depth, []])
+            assert "error" not in answer, answer
+            world.clock.sleep_until(now_ms + 1_000)  # time goes on, whatever is taken back
+        posted = payer.post(closed)  # the next run
+        payer.decide(closed, posted, wait=True)
+        payer.claim(closed, posted)
+        assert payer.refused == {}
+        line = world.contract.line(world.ends.line_id)
+        assert (line.paid_mws, line.credit_mws) == (number * KWH, 0)
+        assert world.contract.order_count() == number
+    token = world.deployment.energy_token(2)
+    assert world.ask(token.functions.totalSupply()) == 6 * KWH * 900_000 * 2_500 // 9
