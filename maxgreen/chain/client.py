@@ -21,7 +21,7 @@ from web3.exceptions import Web3Exception, Web3RPCError
 from web3.types import RPCEndpoint
 
 from maxgreen.chain.artifacts import artifact
-from maxgreen.chain.embedded import copy_embedded, open_embedded
+from maxgreen.chain.embedded import copy_embedded, dev_secret, open_embedded
 from maxgreen.chain.explain import NO_FUNDS, ChainRefusedError, refusal
 from maxgreen.chain.sending import Sender
 from maxgreen.clock import Clock
@@ -39,6 +39,7 @@ _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 4.0
 _SHOWN: Final = 200
 P256_ADDRESS: Final = Web3.to_checksum_address("0x" + "100".rjust(40, "0"))
+_FUNDED: Final = str(Account.from_key(dev_secret(0)).address)
 _NO_FEES: Final = {"maxFeePerGas": 0, "maxPriorityFeePerGas": 0}
 # A fixed limit keeps the embedded chain from running every transaction many times to estimate it.
 EMBEDDED_GAS: Final = 12_000_000
@@ -138,7 +139,9 @@ class Chain:
 
     def call(self, function: ContractFunction, *, at: Any = "latest", sender: str | None = None) -> Any:
         """Return what a function would answer in a block, to a sender; ChainRefusedError when it reverts."""
-        options: Any = {"from": sender} if sender is not None else {}
+        # the embedded chain would look for an account that can pay, with every call
+        asking = sender or (_FUNDED if self.embedded else None)
+        options: Any = {"from": asking} if asking is not None else {}
         return self._asked(lambda: function.call(options, block_identifier=at))
 
     def deploy(self, account: LocalAccount, name: str, *arguments: Any) -> Contract:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Final
 
+from eth_abi.abi import encode as abi_encode
 from eth_account.signers.local import LocalAccount
 from eth_utils import keccak
 from web3.contract.contract import ContractFunction
@@ -86,8 +87,9 @@ class Dao:
         self._clock = clock
 
     def id_of(self, proposal: Proposal) -> int:
-        """Return the proposal's id, which its content determines."""
-        return int(self._chain.call(self._functions.hashProposal(*proposal.arguments)))
+        """Return the proposal's id, which its content determines (IGovernor.hashProposal)."""
+        types = ["address[]", "uint256[]", "bytes[]", "bytes32"]
+        return int.from_bytes(keccak(abi_encode(types, list(proposal.arguments))), "big")
 
     def state(self, proposal: Proposal) -> ProposalState | None:
         """Return the state, or None when it was never proposed."""
@@ -150,15 +152,16 @@ class Dao:
         Returns the state reached: EXECUTED, or a state that only time or votes can end.
         """
         proposal = proposal.by(members[0].address)
+        number, said = self.id_of(proposal), None
         self._unless_done(lambda: self.propose(members[0], proposal))
-        said = None
         pause_ms = _FIRST_PAUSE_MS
         while True:
             now_ms = self._chain.now_s() * 1000
-            state, due_ms = self._state_now(proposal), self.due_ms(proposal)
+            state = self._state_now(number)
+            due_ms = self.due_of(number, state)
             if state is ProposalState.ACTIVE:
                 for member in members:
-                    self._unless_done(lambda: self.vote(member, proposal))  # noqa: B023 - called at once
+                    self._unless_done(lambda: self.cast(member, number, Vote.FOR))  # noqa: B023 - called at once
             elif state is ProposalState.SUCCEEDED:
                 self._unless_done(lambda: self.queue(members[0], proposal.arguments))
                 continue
@@ -184,10 +187,13 @@ class Dao:
                 raise
             self._clock.sleep_until(self._clock.now_ms() + _FIRST_PAUSE_MS)
 
-    def _state_now(self, proposal: Proposal) -> ProposalState:
-        if self.state(proposal) is None:
-            raise MaxgreenError("the proposal was not found on the chain")
-        return self.state_of(self.id_of(proposal))
+    def _state_now(self, number: int) -> ProposalState:
+        try:
+            return self.state_of(number)
+        except ChainRefusedError as error:
+            if error.name == "GovernorNonexistentProposal":
+                raise MaxgreenError("the proposal was not found on the chain") from error
+            raise
 
     def state_of(self, number: int) -> ProposalState:
         """Return a proposal's state as a transaction would find it: a chain without traffic has old blocks."""

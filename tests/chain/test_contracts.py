@@ -551,6 +551,7 @@ def test_nobody_takes_or_kills_anothers_proposal(tmp_path):
         with refused("GovernorRestrictedProposer"):
             world.send(world.members[2], functions.propose(targets, values, calldatas, text))
     world.dao.propose(world.members[0], mine)
+    assert world.ask(functions.hashProposal(*mine.arguments)) == world.dao.id_of(mine)
     with refused("GovernorUnableToCancel"):
         world.send(world.members[2], functions.cancel(targets, values, calldatas, digest))
     world.send(world.guardian, functions.cancel(targets, values, calldatas, digest))
