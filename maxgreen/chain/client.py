@@ -184,12 +184,15 @@ class Chain:
 
     def all_events(self, contract: Contract, from_block: int, to_block: int) -> list[Any]:
         """Return all events of a contract in some blocks, decoded; what its ABI does not know is left out."""
-        logs = self._asked(
-            lambda: self.web3.eth.get_logs({"address": contract.address, "fromBlock": from_block, "toBlock": to_block})
-        )
         known = {bytes(event_abi_to_log_topic(event.abi)): event for event in contract.all_events()}
-        named = [(known.get(bytes(log["topics"][0])), log) for log in logs if log["topics"]]
-        return [event.process_log(log) for event, log in named if event is not None]
+
+        def ask() -> list[Any]:
+            span: Any = {"address": contract.address, "fromBlock": from_block, "toBlock": to_block}
+            logs = self.web3.eth.get_logs(span)
+            named = [(known.get(bytes(log["topics"][0])), log) for log in logs if log["topics"]]
+            return [event.process_log(log) for event, log in named if event is not None]
+
+        return list(self._asked(ask))
 
     def _send(self, account: LocalAccount, function: Any, purpose: str) -> Any:
         try:
