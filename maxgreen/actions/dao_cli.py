@@ -8,17 +8,17 @@ import typer
 from eth_utils.address import is_address, to_checksum_address
 
 from maxgreen.actions.ballots import Ballot, Ballots, waiting
-from maxgreen.actions.session import Session, group, kwh, line_id, meter_of, mws, session, wei
+from maxgreen.actions.session import Session, group, kwh, line_id, meter_of, mws, read_file, session, wei
 from maxgreen.chain.claims import parse_claims
 from maxgreen.chain.dao import Proposal, ProposalState, Vote
 from maxgreen.chain.doctor import diagnose
 from maxgreen.chain.explain import ChainRefusedError
-from maxgreen.chain.market import Exchange, coin, pool_opening
+from maxgreen.chain.market import Exchange, Pool, coin, pool_opening
 from maxgreen.chain.orders import Ends, Exclusion, LossTerms, OrderStatus, SettlementContract
 from maxgreen.chain.registry import admission, application
 from maxgreen.clock import utc
 from maxgreen.errors import UsageError
-from maxgreen.protocol.keys import key_id
+from maxgreen.protocol.keys import SPKI_PREFIX, key_id
 
 app = group("Members of the technical DAO: look, propose, vote, carry out.")
 
@@ -62,9 +62,7 @@ def list_(
 @app.command()
 def show(ctx: typer.Context, proposal: ProposalArgument, modules: ModulesOption = False) -> None:
     """Show a proposal: its calls decoded, what they would change, its votes and what comes next."""
-    with_ = session(ctx)
-    ballots = _ballots(with_, modules=modules)
-    ballot = ballots.find(proposal)
+    with_, ballots, ballot = _named(ctx, proposal, modules=modules)
     state = ballots.state(ballot)
     calls = ballots.calls(ballot)
     row = _row(ballots, ballot, state)
@@ -120,9 +118,7 @@ def vote(
     """Vote, once. What more than half of all members vote for passes."""
     if choice not in _VOTES:
         raise UsageError(f"vote {choice!r}: expected one of {', '.join(_VOTES)}")
-    with_ = session(ctx)
-    ballots = _ballots(with_, modules=modules)
-    ballot = ballots.find(proposal)
+    with_, ballots, ballot = _named(ctx, proposal, modules=modules)
     state = ballots.state(ballot)
     if state is not ProposalState.ACTIVE:
         raise UsageError(f"proposal {ballot.short} is {state.name.lower()}: {_then(ballot, state, '')}")
@@ -134,9 +130,7 @@ def vote(
 @app.command()
 def queue(ctx: typer.Context, proposal: ProposalArgument, modules: ModulesOption = False) -> None:
     """Put a proposal that passed into the timelock. Anyone may."""
-    with_ = session(ctx)
-    ballots = _ballots(with_, modules=modules)
-    ballot = ballots.find(proposal)
+    with_, ballots, ballot = _named(ctx, proposal, modules=modules)
     with_.act(lambda: ballots.dao.queue(with_.account, ballot.arguments))
     state = ballots.state(ballot)
     row = _row(ballots, ballot, state)
@@ -146,9 +140,7 @@ def queue(ctx: typer.Context, proposal: ProposalArgument, modules: ModulesOption
 @app.command()
 def execute(ctx: typer.Context, proposal: ProposalArgument, modules: ModulesOption = False) -> None:
     """Carry out a proposal whose timelock is over. Anyone may."""
-    with_ = session(ctx)
-    ballots = _ballots(with_, modules=modules)
-    ballot = ballots.find(proposal)
+    with_, ballots, ballot = _named(ctx, proposal, modules=modules)
     with_.act(lambda: ballots.dao.execute(with_.account, ballot.arguments))
     says = [call.says for call in ballots.calls(ballot)]
     with_.tell(_row(ballots, ballot, ballots.state(ballot)), f"{ballot.short} is carried out:", *says)
@@ -264,8 +256,6 @@ def replace_key(ctx: typer.Context, token: Annotated[int, typer.Argument(help="t
     x, y = with_.deployment.chain.call(functions.requestedKeyOf(token))
     if not int.from_bytes(x, "big"):
         raise UsageError(f"system {token}: its owner asked for no other key ('maxgreen owner request-key')")
-    from maxgreen.protocol.keys import SPKI_PREFIX  # noqa: PLC0415
-
     device = key_id(SPKI_PREFIX + x + y)
     _propose(with_, Proposal((functions.replaceKey(token, device),), f"Replace the key of system {token}"))
 
@@ -305,8 +295,6 @@ def provide(
     amount: Annotated[str, typer.Argument(help="how many")],
 ) -> None:
     """Propose to put coins of the vault into a node's pool; the shares are the vault's."""
-    from maxgreen.chain.market import Pool  # noqa: PLC0415
-
     with_ = session(ctx)
     target = Pool(with_.deployment, node)
     functions: Any = with_.deployment.chain.contract("EnergyPool", target.address).functions
@@ -351,7 +339,7 @@ def module(
 ) -> None:
     """Propose a version of a module to members and owners of active systems (see also --modules)."""
     with_ = session(ctx)
-    digest = hashlib.sha256(_bytes(file)).digest()
+    digest = hashlib.sha256(read_file(file)).digest()
     call = with_.deployment.functions("ModuleRegistry").set(name, version, digest, uri)
     _propose(with_, Proposal((call,), f"Release {name} {version}"), modules=True)
 
@@ -381,7 +369,7 @@ def claims_(ctx: typer.Context, file: Annotated[Path, typer.Argument(help="order
     with_ = session(ctx)
     contract = SettlementContract(with_.deployment)
     rows: list[dict[str, Any]] = []
-    for claim in sorted(parse_claims(_bytes(file)), key=lambda c: -c.payable_total_mws):
+    for claim in sorted(parse_claims(read_file(file)), key=lambda c: -c.payable_total_mws):
         known = contract.line(claim.line)
         rows.append(
             {
@@ -397,15 +385,14 @@ def claims_(ctx: typer.Context, file: Annotated[Path, typer.Argument(help="order
     )
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-
-
 def _ballots(with_: Session, *, modules: bool) -> Ballots:
     return Ballots(with_.deployment, with_.clock, "ModuleGovernor" if modules else "TechGovernor")
+
+
+def _named(ctx: typer.Context, proposal: str, *, modules: bool) -> tuple[Session, Ballots, Ballot]:
+    with_ = session(ctx)
+    ballots = _ballots(with_, modules=modules)
+    return with_, ballots, ballots.find(proposal)
 
 
 def _propose(with_: Session, proposal: Proposal, *, modules: bool = False) -> None:

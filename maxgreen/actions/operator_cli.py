@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from maxgreen.actions.session import group, session
+from maxgreen.actions.session import group, read_file, session
 from maxgreen.chain.claims import attestation_json
 from maxgreen.chain.market import balances, sweep
 from maxgreen.chain.orders import OrderStatus, SettlementContract
@@ -73,10 +73,7 @@ def record(
     if topic not in _TOPICS:
         raise UsageError(f"topic {topic!r}: expected one of {', '.join(_TOPICS)}")
     with_ = session(ctx)
-    try:
-        digest = hashlib.sha256(file.read_bytes()).digest()
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from error
+    digest = hashlib.sha256(read_file(file)).digest()
     functions: Any = with_.deployment.registry.functions
     call = functions.setRecord(token, _TOPICS[topic], digest, uri)
     with_.act(lambda: with_.deployment.chain.transact(with_.account, call))

@@ -8,7 +8,19 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from maxgreen.actions.session import Session, group, kwh, line_id, meter_of, mws, read_reading, session, tokens, wei
+from maxgreen.actions.session import (
+    Session,
+    group,
+    kwh,
+    line_id,
+    meter_of,
+    mws,
+    read_file,
+    read_reading,
+    session,
+    tokens,
+    wei,
+)
 from maxgreen.chain.claims import parse_claims
 from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.explain import ChainRefusedError
@@ -112,10 +124,7 @@ def claim(
 ) -> None:
     """Claim what an approved order pays; anybody may do so for anybody."""
     with_ = session(ctx)
-    try:
-        claims = parse_claims(order.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{order}: {error.strerror}") from error
+    claims = parse_claims(read_file(order))
     contract = SettlementContract(with_.deployment)
     mine = {line_id(line)} if line else {x.ends.line_id for x in _lines_of(with_.deployment, with_.account.address)}
     done, refused = [], {}

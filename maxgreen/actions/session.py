@@ -178,6 +178,14 @@ def line_id(text: str) -> bytes:
     return found
 
 
+def read_file(path: Path) -> bytes:
+    """Read a file that a person named; UsageError says why it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+
+
 def read_reading(path: Path) -> Attestation:
     """Read an attestation that `maxgreen operator reading` wrote; UsageError when it is none."""
     try:
