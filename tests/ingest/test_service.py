@@ -202,6 +202,7 @@ def test_the_schema_goes_up_and_down(ledger_url):
     from alembic.autogenerate import compare_metadata
     from alembic.config import Config
     from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
     from sqlalchemy import inspect
 
     engine = open_engine(ledger_url)
@@ -218,9 +219,10 @@ def test_the_schema_goes_up_and_down(ledger_url):
         )
     config = Config()
     config.set_main_option("script_location", str(files("maxgreen.ledger").joinpath("migrations")))
+    revisions = list(ScriptDirectory.from_config(config).walk_revisions())
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        for _ in range(4):
+        for _ in revisions:
             command.downgrade(config, "-1")
             command.upgrade(config, "+1")
             command.downgrade(config, "-1")
@@ -270,8 +272,8 @@ def test_what_is_committed_around_a_close_is_paid_once(engine, monkeypatch, when
         bench.send(*received[7:], received_ms=T0_MS + 39 * 86_400_000)
 
     base = Reading(T0_MS // 1000, 0, 0)
-    line = Line(Ends(1, 1, 2, 0), LossTerms(150_000, 0, 200_000), *[base] * 4, *[0] * 7)
-    contract = type("Contract", (), {"line_ids": lambda _: [line.ends.line_id], "line": lambda _, _id: line})()
+    line = Line(Ends(1, 1, 2, 0), LossTerms(150_000, 0, 200_000), base.time_s, 0, *[base] * 4, *[0] * 7)
+    contract = type("Contract", (), {"opened_lines": lambda _: [line]})()
     derive = close.derive
     if when == "before":
         late()
