@@ -8,6 +8,7 @@ from edge_agent.chain_tip import ChainTip
 from edge_agent.draft import ATTESTING, Draft, Happening
 from edge_agent.source import Tick
 from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, MAX_SAMPLES, Birth, EventKind, encode_birth
+from maxgreen.verify.meter import Sample
 
 STEP_TOLERANCE_MS: Final = 500  # wall against boot time; more is a clock step
 _HOUR_MS: Final = 3_600_000
@@ -81,6 +82,9 @@ class Cutter:
 
     def add(self, tick: Tick) -> list[Draft]:
         """Add a round of readings; one without any closes what lies before it in time."""
+        return [draft for part in self._parts(tick) for draft in self._add(part)]
+
+    def _add(self, tick: Tick) -> list[Draft]:
         if self._closed:
             return []
         drafts: list[Draft] = []
@@ -183,6 +187,20 @@ class Cutter:
         self._opened = True
         return self.event(Happening(EventKind.TRANSFER_START, tick.boot_ms))
 
+    def _parts(self, tick: Tick) -> list[Tick]:
+        """Part a round whose readings lie on both sides of a cut: each belongs where its own time is (P-BAT-5)."""
+        if tick.wall_ms is None or not tick.samples:
+            return [tick]
+        offset_ms = tick.wall_ms - tick.boot_ms
+        parts: dict[int, dict[int, Sample]] = {}
+        for channel, sample in tick.samples.items():
+            parts.setdefault((sample.boot_ms + offset_ms) // self._seal_ms, {})[channel] = sample
+        firsts = [(min(sample.boot_ms for sample in samples.values()), samples) for samples in parts.values()]
+        return [
+            replace(tick, wall_ms=first_ms + offset_ms, boot_ms=first_ms, samples=samples)
+            for first_ms, samples in sorted(firsts, key=lambda first: first[0])
+        ]
+
     def _later(self, tick: Tick) -> Tick:
         """Leave out what is not later than the sample before it (P-BAT-6), and what no channel of the birth read."""
         samples = {
@@ -199,7 +217,11 @@ class Cutter:
         if first.wall_ms is None or tick.wall_ms is None:
             undated = first.wall_ms is None and tick.wall_ms is None
             return not undated or first.boot_ms // self._seal_ms != tick.boot_ms // self._seal_ms
-        return first.wall_ms // self._seal_ms != tick.wall_ms // self._seal_ms
+        seal = first.wall_ms // self._seal_ms
+        # by its own clock, and by that of the batch, which dates it: a clock that is slewed lies between them
+        last_ms = max((sample.boot_ms for sample in tick.samples.values()), default=tick.boot_ms)
+        dated_ms = first.wall_ms - first.boot_ms + last_ms
+        return tick.wall_ms // self._seal_ms != seal or dated_ms // self._seal_ms != seal
 
     @staticmethod
     def _ends_an_hour(batch: _Open, next_wall_ms: int | None) -> bool:

@@ -25,6 +25,7 @@ from maxgreen.ledger.engine import open_engine, reader
 from maxgreen.ledger.registry import KnownDevice
 from maxgreen.protocol.backend import CommandKind
 from maxgreen.protocol.batch import MAX_SEQ
+from maxgreen.protocol.reasons import RELEASABLE
 from maxgreen.service import collect_seldom, log_to_stderr
 from maxgreen.settings import config_commands, load
 from maxgreen.verify.rules import Action, Decision
@@ -67,12 +68,14 @@ def decide(
     to_seq: Annotated[int, typer.Argument(min=0, max=MAX_SEQ, help="the last one; of skip: where the chain goes on")],
     text: Annotated[str, typer.Option(help="why: the owner and the auditor read it")],
     who: Annotated[str, typer.Option(help="who decided")],
-    reason: Annotated[str, typer.Option(help="the reason code that it answers")] = "",
+    reason: Annotated[str, typer.Option(help="of a release: the numbers of the reasons that it lifts, '41 43'")] = "",
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Record a decision; the running service lets the chain go on where it allows that (P-ING-3, P-ING-4)."""
     if to_seq < from_seq:
         raise UsageError(f"from {from_seq} to {to_seq}: the range is reversed")
+    if action is Action.RELEASE:
+        _check_reasons(reason)
     settings = load(IngestSettings, config)
     now_ms = make_clock(settings.clock_file).now_ms()
     with open_engine(settings.ledger).begin() as connection:
@@ -80,6 +83,14 @@ def decide(
         device_id = _known(book, device).record.device
         book.add_decision(Decision(device_id, from_seq, to_seq, action, reason, who, now_ms, text))
     print("recorded; the running service lets the chain go on within a second, where the decision allows that")
+
+
+def _check_reasons(reason: str) -> None:
+    """Pass when a release names reasons that it may lift."""
+    known = {str(int(r)): r.label for r in sorted(RELEASABLE)}
+    if not reason.split() or set(reason.split()) - known.keys():
+        choices = ", ".join(f"{number} {label}" for number, label in known.items())
+        raise UsageError(f"--reason {reason!r}: a release names what it lifts, as in --reason '41 43': {choices}")
 
 
 @app.command()

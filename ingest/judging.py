@@ -291,6 +291,9 @@ class Judge:
         self._note(chain, judgement)
         self._note_fates(chain, signed, received_ms)
         self._move(chain, state)
+        if signed.batch.succeeds is not None:  # the chain that it goes on from is closed
+            old = self._desk.chains[signed.batch.succeeds[0]]
+            self._move(old, replace(old.state, halted=True))
         return judgement
 
     def _note_fates(self, chain: Chain, signed: SignedBatch, received_ms: int) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine
 from maxgreen.chain.code import verify
 from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.explain import ChainRefusedError
-from maxgreen.chain.registry import RegisteredSystem, changed_tokens, each_system, registrations
+from maxgreen.chain.registry import RegisteredSystem, changed_tokens, each_key, registrations
 from maxgreen.errors import Retryable
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.registry import KnownDevice, put_devices
@@ -76,7 +76,7 @@ class Registry:
         if not followed_to or followed_to > newest + 1 or now_s >= self._whole_due_s:
             self._whole_due_s = now_s + _WHOLE_S
             self._followed_to, self._behind = newest + 1, False
-            return each_system(self._deployment)
+            return each_key(self._deployment)
         first = max(0, followed_to - min(_AGAIN, self._blocks // 2))
         last = min(newest, first + self._blocks - 1)
         try:
@@ -87,7 +87,7 @@ class Registry:
         self._blocks = min(_MOST_BLOCKS, 2 * self._blocks)
         self._followed_to, self._behind = last + 1, last < newest
         known = registrations(self._deployment)
-        return each_system(self._deployment, sorted(token for token in tokens if 0 < token <= known))
+        return each_key(self._deployment, sorted(token for token in tokens if 0 < token <= known))
 
 
 def mirror_devices(connection: Connection, systems: Iterable[RegisteredSystem]) -> int:
@@ -101,4 +101,4 @@ def mirror_devices(connection: Connection, systems: Iterable[RegisteredSystem]) 
 def system_json(system: RegisteredSystem) -> dict[str, Any]:
     """Return what the ledger keeps of a system."""
     spec = asdict(system.spec)
-    return {**spec, "kind": system.spec.kind.label, "since_ms": system.since_ms}
+    return {**spec, "kind": system.spec.kind.label, "since_ms": system.since_ms, "key_number": system.key_number}

@@ -161,6 +161,8 @@ def reasons() -> dict[str, Any]:
     forged = replace(attested.attestations[0], unix_s=1)
     cases["bad_attestation"] = case(15, later, lab.sign(replace(attested, attestations=(forged,))))
     cases["birth_missing"] = case(16, later, Lab(born=True).next())
+    cases["crosses_window"] = case(18, later, Lab(wall_offset_ms=T0_MS - 60_000 + 591_000).next())
+    cases["wrong_role"] = case(19, later, Lab().next(), roles=[[0, 0], [1, 2]])
     found["beacon"] = sign_beacon(beacon(), BACKEND, NETWORK).hex()
     found["cases"] = cases
     return found

@@ -1,93 +1,127 @@
 """The audit: everything again from the pack, and against the chain; the first difference has a name.
 
-It trusts the backend for arrival times and recorded decisions, and for nothing else.
+What it cannot check it says, in one list: what is still believed.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from typing import Final
 
-from maxgreen.chain.claims import parse_claims
 from maxgreen.chain.client import Chain
-from maxgreen.chain.code import code_findings
-from maxgreen.chain.deployment import Addresses, Deployment
-from maxgreen.chain.merkle import LINE_LEAF, leaf_hash, root_of
-from maxgreen.chain.orders import Claim, OrderStatus, Posting, SettlementContract
-from maxgreen.chain.registry import read_systems
+from maxgreen.chain.deployment import Deployment
 from maxgreen.errors import UsageError
 from maxgreen.protocol.backend import BackendKeys
-from maxgreen.protocol.pack import MANIFEST, ORDER, PackError
+from maxgreen.protocol.batch import parse_batch
+from maxgreen.protocol.pack import MANIFEST, ORDER, PackError, read_canonical
 from maxgreen.protocol.reasons import Rejected
-from settlement.inputs import Inputs, LineBase, entry
-from settlement.statement import Derived, derive, fold
+from maxgreen.verify.chain import ChainState
+from maxgreen.verify.rules import Action
+from settlement.audit_chain import Pinned, check_chain
+from settlement.audit_order import check_order, read_order
+from settlement.findings import Difference, Findings, Report
+from settlement.inputs import STATES_AFTER, Inputs, LineBase, entry, read_states
+from settlement.periods import period_bounds
+from settlement.replay import state_at
+from settlement.statement import derive, fold
+from settlement.sums import Sums
 
-TRUSTED = "trusted from the backend: arrival times and recorded decisions"
-
-
-class Difference(PackError):  # noqa: N818 - what an audit finds, not a fault of the program
-    """What the pack or the chain says is not what follows from the evidence."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an audit found right."""
-
-    period: str
-    checks: tuple[str, ...]
-    statement: bytes
-
-    def text(self) -> str:
-        """Return the report for people."""
-        lines = [f"period {self.period}", *(f"  ok  {check}" for check in self.checks), f"  {TRUSTED}"]
-        return "\n".join(lines)
+# what bytes that are no evidence can do to whoever reads them as such
+_UNREADABLE: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
 
 
 def audit(
-    entries: Mapping[str, bytes], *, previous: Mapping[str, bytes] | None = None, chain: Chain | None = None
+    entries: Mapping[str, bytes],
+    *,
+    previous: Mapping[str, bytes] | None = None,
+    chain: Chain | None = None,
+    pinned: Pinned | None = None,
 ) -> Report:
-    """Verify a pack; Difference or PackError names the first thing that does not hold."""
-    checks = tuple(_checks(entries, previous, chain))
-    return Report(json.loads(entries[MANIFEST])["period"], checks, entries["statement.json"])
+    """Verify a pack; Difference or PackError names the first thing that does not hold.
 
-
-def _checks(entries: Mapping[str, bytes], previous: Mapping[str, bytes] | None, chain: Chain | None) -> Iterator[str]:
-    _check_manifest(entries)
-    yield f"manifest: {len(entries)} entries have their SHA-256"
+    `pinned` says which contracts are meant, by something that does not come from the pack.
+    """
     try:
-        inputs = Inputs.from_entries(entries)
-        derived = derive(inputs)
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
-        raise PackError(f"the pack's inputs do not fit together: {type(error).__name__}: {error}") from error
+        return _audit(entries, previous, chain, pinned)
+    except _UNREADABLE as error:
+        raise PackError(f"the pack's entries do not fit together: {type(error).__name__}: {error}") from error
+
+
+def _audit(
+    entries: Mapping[str, bytes],
+    previous: Mapping[str, bytes] | None,
+    chain: Chain | None,
+    pinned: Pinned | None,
+) -> Report:
+    found = Findings()
+    _check_manifest(entries)
+    found.ok(f"manifest: {len(entries)} entries have their SHA-256")
+    inputs = Inputs.from_entries(entries)
+    if pinned is not None:
+        pinned.check_network(inputs.network)
+    derived = derive(inputs)
     count = sum(map(len, inputs.batches.values()))
-    yield f"evidence: {count} batches: signatures, chain, registers, shares and attestations judged again"
+    found.ok(f"evidence: {count} batches: signatures, chain, registers, shares and attestations judged again")
     for name, data in sorted(derived.entries.items()):
         _compare(name, data, entry(entries, name))
-    yield "windows and statement follow from the evidence, byte for byte"
+    found.ok("windows and statement follow from the evidence, byte for byte")
     try:
         keys = BackendKeys(inputs.backend_keys, inputs.network)
         keys.open(entry(entries, "statement.cose"), "statement", detached_payload=entries["statement.json"])
     except (Rejected, ValueError) as error:
         raise Difference(f"statement.cose: {error}") from error
-    yield "statement is signed by the backend"
-    yield _check_base(inputs, previous)
-    if ORDER in entries:
-        number, addresses, posting, claims = _order(entries[ORDER])
-        _check_order(posting, claims, derived, hashlib.sha256(entries[MANIFEST]).digest())
-        yield f"order: {len(claims)} leaves lead to its root, and its total is the statement's"
-        if chain is None:
-            yield "growth verified, payment not verified (no --rpc)"
-        else:
-            yield from _check_chain(number, posting, inputs, claims, Deployment(chain, addresses))
+    found.ok("statement is signed by the backend")
+    found.ok(_check_receipts(inputs))
+    if inputs.rules.decisions:
+        found.believe(f"{len(inputs.rules.decisions)} recorded decisions (decisions.json has who, when and why)")
+    _check_base(inputs, previous, found)
+    order = read_order(entries[ORDER]) if ORDER in entries else None
+    if order is not None:
+        check_order(order, derived, hashlib.sha256(entries[MANIFEST]).digest())
+        found.ok(f"order: {len(order.claims)} leaves lead to its root, and its total is the statement's")
     elif derived.leaves:
-        yield "no order yet: nothing was paid for this statement"
+        found.ok("no order yet: nothing was paid for this statement")
+    if chain is not None and order is not None:
+        deployment = Deployment(chain, order.addresses)
+        if pinned is not None:
+            pinned.check_contracts(order.addresses)
+        else:
+            found.believe("that these contracts are the deployment's: name it with --deployment")
+        check_chain(order, inputs, entries, deployment, found)
+    else:
+        what = "no order" if order is None else "no --rpc"
+        found.believe(f"devices, lines, limits, keys and payment: not compared with the chain ({what})")
+    return Report(
+        period=inputs.period,
+        network=inputs.network,
+        contracts={} if order is None else order.contracts,
+        order=None if order is None else order.number,
+        payable_mws={r.terms.line.hex(): int(r.statement["payable_mws"]) for r in derived.lines},
+        checks=tuple(found.checks),
+        believed=tuple(found.believed),
+        statement=entries["statement.json"],
+    )
 
 
 def _check_manifest(entries: Mapping[str, bytes]) -> None:
+    manifest = read_canonical(MANIFEST, entry(entries, MANIFEST))
     try:
-        files = dict(json.loads(entry(entries, MANIFEST))["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        files = dict(manifest["files"])
+        version, period, until_s = manifest["version"], manifest["period"], manifest["until"]
+        end_s = period_bounds(period)[1]
+    except (AttributeError, ValueError, LookupError, TypeError, UsageError) as error:
         raise PackError(f"{MANIFEST}: not a manifest: {error}") from error
+    if version != 1:
+        raise PackError(f"{MANIFEST}: version {str(version)[:20]}; this audit knows version 1")
+    if until_s != end_s:
+        raise Difference(f"{MANIFEST}: {period} does not end at {str(until_s)[:40]}")
     for name in sorted((set(entries) | set(files)) - {MANIFEST, ORDER}):
         data = entry(entries, name)
         if name not in files:
@@ -106,102 +140,82 @@ def _compare(name: str, expected: bytes, found: bytes) -> None:
     raise Difference(f"{name}: line {number}: the evidence gives {want[:120]!r}, the pack says {have[:120]!r}")
 
 
-def _check_base(inputs: Inputs, previous: Mapping[str, bytes] | None) -> str:
-    """Check the sums that come from earlier packs (P-PCK-1)."""
-    if all(line.base == LineBase(line.base.until_s) for line in inputs.lines):
-        return "base: this pack begins where its lines opened"
+def _check_receipts(inputs: Inputs) -> str:
+    """Check that nothing is missing that the backend had receipted (P-RCT-4)."""
+    count = 0
+    keys = BackendKeys(inputs.backend_keys, inputs.network)
+    for device, messages in inputs.receipts.items():
+        digests = {parse_batch(m).batch.seq: hashlib.sha256(m).digest() for m in inputs.batches[device]}
+        start = inputs.starts[device]
+        name = f"receipts/{device.hex()}.cborseq"
+        for message in messages:
+            receipt = keys.open_receipt(message)
+            count += 1
+            if receipt.device != device:
+                raise Difference(f"{name}: a receipt of device {receipt.device.hex()}")
+            last = receipt.next_seq - 1
+            head = start.head if receipt.next_seq == start.next_seq else digests.get(last)
+            due = receipt.next_seq > start.next_seq and receipt.server_ms <= inputs.until_s * 1000
+            if head is None and due and not _skipped(inputs, device, last):
+                raise Difference(f"{name}: batch {last} was receipted and is missing")
+            if head is not None and head != receipt.head:
+                raise Difference(f"{name}: batch {last} is another one than the receipt's")
+    return f"receipts: nothing is missing that {count} of them name"
+
+
+def _skipped(inputs: Inputs, device: bytes, seq: int) -> bool:
+    return inputs.rules.decided(device, seq, Action.SKIP)
+
+
+def _check_base(inputs: Inputs, previous: Mapping[str, bytes] | None, found: Findings) -> None:
+    """Check what comes from earlier packs: sums, the chains' states, and how windows stood (P-PCK-1)."""
+    starts = {device: state for device, state in inputs.starts.items() if state.next_seq}
+    for device in inputs.starts.keys() - starts.keys():
+        if inputs.starts[device] != ChainState.start(inputs.network):
+            raise Difference(f"start/{device.hex()}.json: it is not the state before a key's first batch")
+    fresh = all(line.base.sums == Sums() for line in inputs.lines) and not any(inputs.windows_before.values())
+    if fresh and not starts:
+        found.ok("base: this pack begins where its lines opened")
+        return
     if previous is None:
-        return "growth verified, base not verified (name the previous pack with --previous)"
+        found.believe("sums, chain states and disputes of before this pack (name the one before with --previous)")
+        return
     if inputs.previous != hashlib.sha256(entry(previous, MANIFEST)).digest():
         raise Difference(f"{MANIFEST}: 'previous' is not the SHA-256 of the previous pack's manifest")
-    before = derive(Inputs.from_entries(previous))
+    _check_manifest(previous)
+    inputs_before = Inputs.from_entries(previous)
+    before = derive(inputs_before)
+    for name, data in before.entries.items():
+        _compare(f"the previous pack's {name}", data, entry(previous, name))
     bases = {r.terms.line: fold(r.terms.base, r.windows.windows, inputs.start_s) for r in before.lines}
+    states = read_states(before.entries, STATES_AFTER)
     for line in inputs.lines:
-        if line.base != bases.get(line.line, LineBase(inputs.start_s)):
-            raise Difference(f"lines.json: the base of line {line.line.hex()} is not the previous pack's sums")
-    return "base follows from the previous pack"
+        name = line.line.hex()
+        whole = line.base.sums == Sums()  # it adds up again all that there is since the line opened
+        if not whole and line.base != bases.get(line.line, LineBase(inputs.start_s)):
+            raise Difference(f"lines.json: the base of line {name} is not the previous pack's sums")
+        if whole and inputs.start_s > line.opened_s:
+            raise Difference(f"lines.json: line {name} opened before the windows of this pack, and has no base")
+        if inputs.windows_before.get(line.line, {}) != _known(inputs, states.get(line.line, {}), line.line):
+            raise Difference(f"windows/{name}.csv: the states before are not the previous pack's")
+    believed = [device for device, state in starts.items() if not _leads_to(inputs_before, device, state)]
+    for device in believed:
+        found.believe(f"the state of chain {device.hex()} before its first batch here (no earlier pack reaches it)")
+    found.ok("base, chain states and disputes follow from the previous pack")
 
 
-def _order(data: bytes) -> tuple[int, Addresses, Posting, list[Claim]]:
-    try:
-        order = json.loads(data)
-        value = order["posting"]
-        posting = Posting(
-            value["until"],
-            bytes.fromhex(value["root"]),
-            value["count"],
-            int(value["total_mws"]),
-            bytes.fromhex(value["manifest"]),
-            value["evidence"],
-        )
-        addresses = Addresses(chain_id=int(order["chain_id"]), **order["contracts"])
-        return int(order["order"]), addresses, posting, parse_claims(data)
-    except (ValueError, KeyError, TypeError, UsageError) as error:
-        raise PackError(f"{ORDER}: {error}") from error
+def _known(inputs: Inputs, states: Mapping[int, tuple[str, str]], line: bytes) -> dict[int, tuple[str, str]]:
+    """Return the states of the windows that a pack lists."""
+    listed = inputs.windows_before.get(line, {})
+    return {w: states.get(w, ("", "")) for w in listed}
 
 
-def _check_order(posting: Posting, claims: Sequence[Claim], derived: Derived, manifest_digest: bytes) -> None:
-    """Compare what was asked for with what follows from the evidence."""
-    tree = derived.tree
-    if posting.root != tree.root:
-        raise Difference(f"{ORDER}: its root is not that of the statement's leaves")
-    if posting.manifest_digest != manifest_digest:
-        raise Difference(f"{ORDER}: it names another manifest")
-    if posting.total_mws != derived.total_mws:
-        raise Difference(f"{ORDER}: its total is {posting.total_mws}, the statement's {derived.total_mws} mW·s")
-    leaves = {leaf.line: leaf for leaf in derived.leaves}
-    if posting.count != len(leaves) or {claim.line for claim in claims} != set(leaves):
-        raise Difference(f"{ORDER}: its lines are not those with something payable")
-    for claim in claims:
-        values = claim.leaf(posting.until_s)
-        if replace(claim, proof=()) != leaves[claim.line].claim or values != leaves[claim.line].values:
-            raise Difference(f"{ORDER}: the claim of line {claim.line.hex()} is not the statement's leaf")
-        if root_of(leaf_hash(LINE_LEAF, values), list(claim.proof)) != tree.root:
-            raise Difference(f"{ORDER}: the proof of line {claim.line.hex()} does not lead to the root")
-
-
-def _check_chain(
-    number: int, posting: Posting, inputs: Inputs, claims: Sequence[Claim], deployment: Deployment
-) -> Iterator[str]:
-    """Compare with the chain: devices' keys, lines' bases, the order, payment."""
-    for finding in code_findings(deployment.chain, deployment.addresses):
-        raise Difference(f"{ORDER}: {finding}")
-    if deployment.network != inputs.network:
-        raise Difference(f"{ORDER}: contracts are of network {deployment.network}, the pack of {inputs.network}")
-    contract = SettlementContract(deployment)
-    systems = read_systems(deployment)
-    for party in inputs.parties:
-        system = systems.get(party.device)
-        if system is None or system.token != party.token or system.record.spki != party.record.spki:
-            raise Difference(f"devices.json: device {party.device.hex()} is not the registry's token {party.token}")
-    yield f"registry has the keys of {len(inputs.parties)} devices"
-    for terms in inputs.lines:
-        line = contract.line(terms.line)
-        have = (line.base_sent.register_mws, line.base_received.register_mws, line.loss.resistance_uohm)
-        if have != (terms.sent_register, terms.received_register, terms.resistance_uohm):
-            raise Difference(f"lines.json: line {terms.line.hex()} has other bases or terms on the chain")
-    stored = contract.order(number)
-    if stored.content != posting.content(number):
-        raise Difference(f"order {number} on the chain is not the pack's")
-    if stored.status is not OrderStatus.APPROVED:
-        yield f"order {number} is on the chain, {stored.status.label}"
-        return
-    yield f"order {number} on the chain is the pack's, and approved"
-    for claim in claims:
-        yield _check_payment(contract, inputs, claim)
-
-
-def _check_payment(contract: SettlementContract, inputs: Inputs, claim: Claim) -> str:
-    terms = next(terms for terms in inputs.lines if terms.line == claim.line)
-    line = contract.line(claim.line)
-    name = f"line {claim.line.hex()[:8]}…"
-    if line.paid_mws < claim.payable_total_mws:
-        why = f", held by the DAO with code {line.hold}" if line.hold else ""
-        return f"{name}: not claimed yet{why}"
-    energy = line.minted_mws
-    efficiency_ppm = inputs.party(terms.node).efficiency_ppm
-    if line.minted_wei != energy * efficiency_ppm * 2_500 // 9:
-        raise Difference(
-            f"line {claim.line.hex()}: {line.minted_wei} wei were minted for {energy} mW·s at {efficiency_ppm} ppm"
-        )
-    return f"{name}: {line.minted_wei} wei minted for {energy} mW·s in all"
+def _leads_to(before: Inputs, device: bytes, state: ChainState) -> bool:
+    """Tell whether the previous pack reaches a chain state; Difference when it leads to another one."""
+    party = next((party for party in before.parties if party.device == device), None)
+    found = None if party is None else state_at(before, party, state.next_seq)
+    if found is None:
+        return False
+    if found != state:
+        raise Difference(f"start/{device.hex()}.json: the previous pack leads to another state at seq {state.next_seq}")
+    return True

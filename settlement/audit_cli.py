@@ -1,33 +1,52 @@
 """`maxgreen audit`: check an evidence pack and its mint alone."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from maxgreen.chain.client import Chain, connect_to_read
+from maxgreen.chain.deployment import Addresses
 from maxgreen.clock import SystemClock
 from maxgreen.errors import UsageError
 from maxgreen.protocol.pack import PackError, read_pack
 from settlement.audit import audit as audit_pack
+from settlement.audit_chain import Pinned
 
 
 def audit(
     pack: Annotated[Path, typer.Argument(help="the evidence pack, a ZIP file")],
     rpc: Annotated[str | None, typer.Option(help="JSON-RPC URL, or the file of an embedded chain")] = None,
+    deployment: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MAXGREEN_DEPLOYMENT", help="the contracts that you mean, from somewhere else than the pack"
+        ),
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="the network that you mean, without a deployment file")] = None,
+    settlement: Annotated[str | None, typer.Option(help="the settlement contract that you mean")] = None,
     previous: Annotated[Path | None, typer.Option(help="the pack of the period before")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Verify everything from the evidence pack, and with --rpc against the chain; names the first difference."""
+    """Verify everything from the evidence pack, and with --rpc against the chain; names the first difference.
+
+    Anybody can deploy the same contracts: say which ones are meant, by --deployment, or --network and --settlement.
+    """
+    pinned = Pinned(network, settlement, Addresses.load(deployment) if deployment is not None else None)
+    if rpc is not None and deployment is None and (network is None or settlement is None):
+        raise UsageError("--rpc: say which contracts you mean: --deployment FILE, or --network and --settlement")
     try:
         chain = open_chain(rpc)
-        report = audit_pack(read_pack(pack), previous=read_pack(previous) if previous else None, chain=chain)
+        before = read_pack(previous) if previous else None
+        report = audit_pack(read_pack(pack), previous=before, chain=chain, pinned=pinned)
     except PackError as error:
         print(json.dumps({"audit": str(error)}) if as_json else f"DIFFERENCE  {error}")  # noqa: T201
         raise typer.Exit(1) from error
     if as_json:
-        print(json.dumps({"audit": "ok", "period": report.period, "checks": list(report.checks)}))  # noqa: T201
+        said = {**asdict(report), "statement": json.loads(report.statement)}
+        print(json.dumps({"audit": "ok", **said}))  # noqa: T201
     else:
         print(report.text())  # noqa: T201
 

@@ -1,13 +1,18 @@
-"""Named checks of windows, version 1: each returns what it holds (settlement.md, 3)."""
+"""Named checks of windows, version 2: each returns what it holds (settlement.md, 3)."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.reasons import Reason
+from maxgreen.protocol.work import WINDOW_MS
+from maxgreen.verify.rules import Limits
 from settlement.inputs import Party
 from settlement.replay import Fact
 from settlement.sun import elevation_mdeg
+
+CHECKS_VERSION: Final = "2"
 
 Held = defaultdict[int, set[Reason]]
 
@@ -16,17 +21,22 @@ _DAY_S = 86_400
 _PPM = 10**6
 
 
-def not_generated_days(party: Party, facts: Sequence[Fact]) -> set[int]:
-    """Return the UTC days (their first second) on which more was sent than generated, beyond the meters' error."""
+def not_generated_days(party: Party, facts: Sequence[Fact], limits: Callable[[int], Limits]) -> set[int]:
+    """Return the UTC days (their first second) on which more was sent than generated, beyond the meters' error.
+
+    Channels that are not registered are neither.
+    """
     sent: defaultdict[int, dict[int, int]] = defaultdict(dict)
     generated: defaultdict[int, dict[int, int]] = defaultdict(dict)
     longest_ms: defaultdict[int, int] = defaultdict(int)
     for fact in facts:
         day = fact.window_s // _DAY_S * _DAY_S
-        longest_ms[day] = max(longest_ms[day], fact.batch.interval_ms)
-        for reading in fact.readings if fact.accepted else ():
+        if not fact.accepted:
+            continue
+        longest_ms[day] = max(longest_ms[day], min(fact.batch.interval_ms, limits(day).edge_ms))
+        for reading in fact.readings:
             into = {Role.SENT: sent, Role.GENERATION: generated}.get(Role(reading.role))
-            if into is not None:
+            if into is not None and party.terms(reading.channel, day * 1000):
                 into[day][reading.channel] = into[day].get(reading.channel, 0) + reading.energy_mws
     found = set()
     for day, channels in sent.items():
@@ -43,18 +53,36 @@ def not_generated_days(party: Party, facts: Sequence[Fact]) -> set[int]:
     return found
 
 
-def over_capacity_windows(party: Party, facts: Iterable[Fact], channels: Sequence[int], capacity_ppm: int) -> set[int]:
-    """Return the windows in which a channel grew by more than the panel's peak allows."""
+def over_capacity_windows(
+    party: Party, facts: Iterable[Fact], channels: Sequence[int], limits: Callable[[int], Limits]
+) -> set[int]:
+    """Return the windows in which a channel grew by more than the panel's peak allows in ten minutes."""
     sums = _by_window(facts, channels)
     found = set()
     for (window_s, channel), (energy_mws, counted_ms) in sums.items():
         terms = party.terms(channel, window_s * 1000)
-        if terms and energy_mws * 1000 * _PPM > terms.peak_mw * capacity_ppm * counted_ms:
+        most_ms = min(counted_ms, WINDOW_MS)
+        if terms and energy_mws * 1000 * _PPM > terms.peak_mw * limits(window_s).capacity_ppm * most_ms:
             found.add(window_s)
     return found
 
 
-def night_windows(party: Party, facts: Iterable[Fact], channels: Sequence[int], night_mdeg: int) -> set[int]:
+def overfull_windows(facts: Sequence[Fact], channels: Sequence[int]) -> set[int]:
+    """Return the windows in which more time was metered on a channel than ten minutes and one interval."""
+    intervals: defaultdict[int, int] = defaultdict(int)
+    for fact in facts:
+        if fact.accepted:
+            intervals[fact.window_s] = max(intervals[fact.window_s], fact.batch.interval_ms)
+    return {
+        window_s
+        for (window_s, _), (_, counted_ms) in _by_window(facts, channels).items()
+        if counted_ms > WINDOW_MS + intervals[window_s]
+    }
+
+
+def night_windows(
+    party: Party, facts: Iterable[Fact], channels: Sequence[int], limits: Callable[[int], Limits]
+) -> set[int]:
     """Return the windows with energy while the sun is below the horizon; without a place there is no check."""
     if party.place is None:
         return set()
@@ -64,19 +92,20 @@ def night_windows(party: Party, facts: Iterable[Fact], channels: Sequence[int], 
         # 1 % of the peak, but at least 1 mW; in 1/100 mW to stay in integers
         limit_cmw = max(terms.peak_mw if terms else 0, 100)
         if energy_mws * 100_000 > limit_cmw * counted_ms and all(
-            elevation_mdeg(t, *party.place) < night_mdeg for t in (window_s, window_s + _WINDOW_S)
+            elevation_mdeg(t, *party.place) < limits(window_s).night_mdeg for t in (window_s, window_s + _WINDOW_S)
         ):
             found.add(window_s)
     return found
 
 
-def stuck_windows(facts: Iterable[Fact], channels: Sequence[int], stuck_ms: int) -> set[int]:
-    """Return the windows of readings that stayed the same, above the dead band, for `stuck_ms`."""
+def stuck_windows(facts: Iterable[Fact], channels: Sequence[int], limits: Callable[[int], Limits]) -> set[int]:
+    """Return the windows of readings that stayed the same, above the dead band, for `stuck_s`."""
     found: set[int] = set()
     runs: dict[int, tuple[tuple[int, int], int, set[int]]] = {}
     for fact in facts:
         if not fact.accepted:
             continue
+        stuck_ms = limits(fact.window_s).stuck_s * 1000
         for channel in fact.batch.channels:
             reading = fact.reading(channel.number)
             if channel.number not in channels or reading is None:

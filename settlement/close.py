@@ -20,10 +20,20 @@ from maxgreen.protocol.pack import MANIFEST, manifest_bytes, parse_pack, write_p
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import Rules
-from settlement.inputs import STATES_AFTER, ChannelTerms, Inputs, LineBase, LineTerms, Party, read_states
+from settlement.inputs import (
+    STATES_AFTER,
+    ChannelTerms,
+    Inputs,
+    LineBase,
+    LineTerms,
+    Party,
+    read_decisions,
+    read_states,
+)
+from settlement.loss import WINDOW_S
 from settlement.periods import period_bounds
 from settlement.statement import WEI_DENOMINATOR, WEI_NUMERATOR, Derived, derive, fold
-from settlement.windows import DAY_S, WINDOW_S, State
+from settlement.windows import DAY_S
 
 
 class NotReadyError(Exception):
@@ -133,9 +143,9 @@ def gather(
 ) -> Inputs:
     """Return the inputs of a period from the ledger and the chain's lines."""
     begin_s, until_s = period_bounds(period)
-    known = {device.token: device for device in book.all_devices()}
-    tokens = sorted({token for line in lines for token in (line.ends.miner_token, line.ends.node_token)})
-    parties = tuple(party_of(known[token]) for token in tokens)
+    tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
+    parties = tuple(party_of(known) for known in book.all_devices() if known.token in tokens)
+    efficiency_ppm = {party.token: party.efficiency_ppm for party in parties}
     before = book.period_before(until_s)
     opened_s = min(line.base_sent.time_s for line in lines) // DAY_S * DAY_S
     closed = reopened(bytes(before.pack)) if before is not None else None
@@ -143,15 +153,21 @@ def gather(
     start_s, bases, states = _bases(book, closed, revision, parties, begin_s, opened_s)
     earlier = _starts(closed)
     rules = book.rules(network)
+    # what is judged by what was before: whether a reading stays the same, whether a neighbour is online
+    context_s = max(limits.stuck_s for _, limits in rules.limits) + WINDOW_S
+    states_now = book.states()
     batches: dict[bytes, tuple[bytes, ...]] = {}
     arrivals: dict[bytes, tuple[tuple[int, int], ...]] = {}
     starts: dict[bytes, ChainState] = {}
     for party in parties:
-        found = book.dated_range(party.device, (start_s - WINDOW_S) * 1000, (until_s + WINDOW_S) * 1000)
+        found = book.dated_range(party.device, (start_s - context_s) * 1000, (until_s + WINDOW_S) * 1000)
         rows = book.kept_between(party.device, *found) if found else []
         batches[party.device] = tuple(bytes(row.message) for row in rows)
         arrivals[party.device] = tuple((row.seq, row.received_ms) for row in rows)
-        starts[party.device] = _state_at(book, party, rules, rows[0].seq if rows else 0, earlier.get(party.device))
+        seq = rows[0].seq if rows else 0
+        if not rows and party.record.until_ms is not None:  # the key that follows goes on from its end
+            seq = states_now[party.device].next_seq if party.device in states_now else 0
+        starts[party.device] = _state_at(book, party, rules, seq, earlier.get(party.device))
     signed_beacons = book.all_beacons()
     used = sorted(_beacons_used(message for messages in batches.values() for message in messages))
     used = [number for number in used if number in signed_beacons]
@@ -166,7 +182,7 @@ def gather(
             _terms(
                 line,
                 bases.get(line.ends.line_id, LineBase(start_s)),
-                known[line.ends.node_token].system["efficiency_ppm"],
+                efficiency_ppm[line.ends.node_token],
             )
             for line in lines
         ),
@@ -204,6 +220,7 @@ def party_of(known: KnownDevice) -> Party:
         efficiency_ppm=system["efficiency_ppm"],
         battery_wh=system["battery_wh"],
         online_required=system["online_required"],
+        key_number=system.get("key_number", 0),
     )
 
 
@@ -218,13 +235,17 @@ def _check_ready(book: Book, lines: list[Line], period: str, until_s: int, now_m
         return
     tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
     states = book.states()
+    reached_ms = dict.fromkeys(tokens, -1)
     for device in book.all_devices():
         state = states.get(device.record.device)
-        if device.token in tokens and (state is None or state.wall_ms < until_s * 1000):
-            raise NotReadyError(
-                f"{period}: system {device.token} has not reported past the end; it closes anyway "
-                f"{limits.close_days} days after it"
-            )
+        if device.token in tokens and state is not None:
+            reached_ms[device.token] = max(reached_ms[device.token], state.wall_ms)
+    late = sorted(token for token, wall_ms in reached_ms.items() if wall_ms < until_s * 1000)
+    if late:
+        raise NotReadyError(
+            f"{period}: system {', '.join(map(str, late))} has not reported past the end; it closes anyway "
+            f"{limits.close_days} days after it"
+        )
 
 
 def _starts(closed: Closed | None) -> dict[bytes, ChainState]:
@@ -244,11 +265,12 @@ def _bases(
         return min(begin_s, opened_s), {}, {}
     inputs_start_s = json.loads(closed.entries["period.json"])["start"]
     changed = [t_ms // 1000 for party in parties if (t_ms := book.earliest_change(party.device, revision)) is not None]
+    changed += _newly_decided(book, closed, parties)
     unpaid = [
         window.window_s
         for result in closed.derived.lines
         for window in result.windows.windows
-        if window.state in {State.HELD, State.DISPUTED}
+        if not window.counts and window.measured.has_energy
     ]
     start_s = min([begin_s, *changed, *unpaid]) // DAY_S * DAY_S
     states = read_states(closed.entries, STATES_AFTER)
@@ -260,16 +282,27 @@ def _bases(
     return start_s, bases, states
 
 
+def _newly_decided(book: Book, closed: Closed, parties: tuple[Party, ...]) -> list[int]:
+    """Return when the first batches were measured of which decisions speak since an earlier close, unix s."""
+    known = set(read_decisions(closed.entries))
+    fresh = [d for party in parties for d in book.decisions() if d.device == party.device and d not in known]
+    found = (book.earliest_of(d.device, d.from_seq, d.to_seq) for d in fresh)
+    return [t_ms // 1000 for t_ms in found if t_ms is not None]
+
+
 def _state_at(book: Book, party: Party, rules: Rules, seq: int, earlier: ChainState | None) -> ChainState:
     """Return a chain's state before `seq`, by judging it again from an earlier state or its beginning."""
     state = ChainState.start(rules.network)
     if earlier is not None and earlier.next_seq <= seq and earlier.undated_from is None:
         state = earlier
     chain = Replay(state, party.record, rules)
+    before = party.record.predecessor
     for row in book.chain_of(party.device, from_seq=state.next_seq):
         if row.seq >= seq:
             break
-        chain.take(parse_batch(bytes(row.message)), row.received_ms, skipped_to=row.skipped_to)
+        signed = parse_batch(bytes(row.message))
+        predecessor = book.state(before) if before is not None and signed.batch.succeeds is not None else None
+        chain.take(signed, row.received_ms, skipped_to=row.skipped_to, predecessor=predecessor)
     return chain.state
 
 
@@ -300,4 +333,8 @@ def _terms(line: Line, base: LineBase, efficiency_ppm: int) -> LineTerms:
         paid_mws=line.paid_mws,
         paid_until_s=line.until_s,
         acc=line.minted_mws * efficiency_ppm * WEI_NUMERATOR % WEI_DENOMINATOR,
+        sent_key=line.base_sent.key_number,
+        received_key=line.base_received.key_number,
+        carried_key=line.sent.key_number,
+        carried_received_key=line.received.key_number,
     )

@@ -2,22 +2,23 @@
 
 import csv
 import io
-import json
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
+from maxgreen.chain.registry import RegisteredSystem
 from maxgreen.protocol import cbor
 from maxgreen.protocol.backend import BackendKeys, Beacon
-from maxgreen.protocol.pack import MANIFEST, PackError, canonical_json
+from maxgreen.protocol.pack import MANIFEST, PackError, canonical_json, read_canonical
 from maxgreen.protocol.reasons import Rejected
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, DeviceRecord, Limits, Rules
+from settlement.sums import Sums
 
 ARRIVALS_HEADER: Final = "seq,received_ms"
-STATES_BEFORE: Final = (6, 7)  # columns of windows/<line>.csv: state and reasons at the last close
-STATES_AFTER: Final = (8, 9)  # and at this one
+STATES_BEFORE: Final = (9, 10)  # columns of windows/<line>.csv: state and reasons at the last close
+STATES_AFTER: Final = (11, 12)  # and at this one
 _WINDOWS: Final = "windows/"
 
 
@@ -46,6 +47,7 @@ class Party:
     efficiency_ppm: int
     battery_wh: int
     online_required: bool
+    key_number: int = 0
 
     def terms(self, channel: int, t_ms: int) -> ChannelTerms | None:
         """Return a channel's registration valid at a time."""
@@ -64,13 +66,7 @@ class LineBase:
     """Sums over the windows that are settled for good, before those of this pack."""
 
     until_s: int
-    sent_mws: int = 0
-    received_mws: int = 0
-    expected_mws: int = 0
-    error_mws: int = 0
-    partial_mws: int = 0
-    runs: int = 0
-    last_counted_window: int = -1
+    sums: Sums = field(default_factory=Sums)
 
 
 @dataclass(frozen=True)
@@ -97,6 +93,10 @@ class LineTerms:
     paid_mws: int
     paid_until_s: int
     acc: int
+    sent_key: int = 0  # numbers of the keys that the line opened with
+    received_key: int = 0
+    carried_key: int = 0  # and of those that it went on with, when the period was closed
+    carried_received_key: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,13 @@ class Inputs:
     starts: Mapping[bytes, ChainState]
     windows_before: Mapping[bytes, Mapping[int, tuple[str, str]]]  # line: window: state, reasons
 
+    def keys(self, token: int) -> tuple[Party, ...]:
+        """Return the devices behind a token, one for each key that it had, oldest first."""
+        return tuple(sorted((p for p in self.parties if p.token == token), key=lambda p: p.key_number))
+
     def party(self, token: int) -> Party:
-        """Return the device behind a token."""
-        return next(party for party in self.parties if party.token == token)
+        """Return the device behind a token whose key counts last."""
+        return self.keys(token)[-1]
 
     def entries(self) -> dict[str, bytes]:
         """Return the pack's input entries."""
@@ -130,7 +134,7 @@ class Inputs:
             "lines.json": canonical_json([_line_json(line) for line in sorted(self.lines, key=lambda x: x.line)]),
             "backend.json": canonical_json([key.hex() for key in self.backend_keys]),
             "limits.json": canonical_json([{"from_ms": at, **_limits_json(value)} for at, value in self.rules.limits]),
-            "decisions.json": canonical_json([_decision_json(d) for d in _sorted_decisions(self.rules.decisions)]),
+            "decisions.json": canonical_json([decision_json(d) for d in _sorted_decisions(self.rules.decisions)]),
             "beacons.cborseq": b"".join(self.beacon_messages),
             "period.json": canonical_json({"start": self.start_s}),
         }
@@ -162,7 +166,7 @@ class Inputs:
             network,
             limits=[(entry["from_ms"], Limits.from_json(entry)) for entry in _json(entries, "limits.json")],
             beacons=beacons,
-            decisions=[_decision(entry) for entry in _json(entries, "decisions.json")],
+            decisions=read_decisions(entries),
         )
         parties = tuple(_party(entry) for entry in _json(entries, "devices.json"))
         devices = [p.device for p in parties]
@@ -193,6 +197,26 @@ class Inputs:
         )
 
 
+def party_of_system(system: RegisteredSystem) -> Party:
+    """Return a device as devices.json has it, from the registry."""
+    spec = system.spec
+    return Party(
+        device=system.record.device,
+        record=system.record,
+        kind=spec.kind.label,
+        token=system.token,
+        channels=tuple(
+            ChannelTerms(system.since_ms, c.number, c.role, c.peak_mw, c.error_ppm, c.offset_mw)
+            for c in sorted(spec.channels, key=lambda c: c.number)
+        ),
+        place=(spec.place_deci[0] / 10, spec.place_deci[1] / 10) if spec.place_deci else None,
+        efficiency_ppm=spec.efficiency_ppm,
+        battery_wh=spec.battery_wh,
+        online_required=spec.online_required,
+        key_number=system.key_number,
+    )
+
+
 def read_states(entries: Mapping[str, bytes], columns: tuple[int, int]) -> dict[bytes, dict[int, tuple[str, str]]]:
     """Return (state, reasons) by line and window from a pack's windows; PackError when they are none."""
     found = {}
@@ -208,6 +232,11 @@ def read_states(entries: Mapping[str, bytes], columns: tuple[int, int]) -> dict[
     return found
 
 
+def read_decisions(entries: Mapping[str, bytes]) -> list[Decision]:
+    """Return the decisions of a pack."""
+    return [_decision(entry) for entry in _json(entries, "decisions.json")]
+
+
 def entry(entries: Mapping[str, bytes], name: str) -> bytes:
     """Return an entry; PackError when it is missing."""
     if name not in entries:
@@ -216,15 +245,7 @@ def entry(entries: Mapping[str, bytes], name: str) -> bytes:
 
 
 def _json(entries: Mapping[str, bytes], name: str) -> Any:
-    data = entry(entries, name)
-    try:
-        value = json.loads(data)
-        again = canonical_json(value)
-    except (ValueError, RecursionError) as error:
-        raise PackError(f"{name}: not JSON: {error}") from error
-    if again != data:
-        raise PackError(f"{name}: not RFC 8785 JSON")
-    return value
+    return read_canonical(name, entry(entries, name))
 
 
 def _sequence(entries: Mapping[str, bytes], name: str) -> list[bytes]:
@@ -267,21 +288,34 @@ def _party_json(party: Party) -> dict[str, Any]:
         "efficiency_ppm": party.efficiency_ppm,
         "battery_wh": party.battery_wh,
         "online_required": party.online_required,
+        "key": party.key_number,
+        "until_ms": party.record.until_ms,
+        "lost": party.record.lost,
+        "predecessor": party.record.predecessor.hex() if party.record.predecessor else None,
     }
 
 
 def _party(value: Mapping[str, Any]) -> Party:
     statuses = tuple((status["from_ms"], status["status"]) for status in value["status"])
+    channels = tuple(ChannelTerms(**channel) for channel in value["channels"])
     return Party(
         device=bytes.fromhex(value["id"]),
-        record=DeviceRecord(bytes.fromhex(value["spki"]), statuses),
+        record=DeviceRecord(
+            bytes.fromhex(value["spki"]),
+            statuses,
+            tuple((c.channel, c.role) for c in channels),
+            bytes.fromhex(value["predecessor"]) if value["predecessor"] else None,
+            value["until_ms"],
+            value["lost"],
+        ),
         kind=value["kind"],
         token=int(value["token"]),
-        channels=tuple(ChannelTerms(**channel) for channel in value["channels"]),
+        channels=channels,
         place=None if value["latitude"] is None else (float(value["latitude"]), float(value["longitude"])),
         efficiency_ppm=value["efficiency_ppm"],
         battery_wh=value["battery_wh"],
         online_required=value["online_required"],
+        key_number=value["key"],
     )
 
 
@@ -302,20 +336,15 @@ def _line_json(line: LineTerms) -> dict[str, Any]:
             "sent_register": str(line.sent_register),
             "received_seq": line.received_seq,
             "received_register": str(line.received_register),
+            "sent_key": line.sent_key,
+            "received_key": line.received_key,
         },
-        "base": {
-            "until": base.until_s,
-            "sent_mws": str(base.sent_mws),
-            "received_mws": str(base.received_mws),
-            "expected_mws": str(base.expected_mws),
-            "error_mws": str(base.error_mws),
-            "partial_mws": str(base.partial_mws),
-            "runs": base.runs,
-            "last_counted_window": base.last_counted_window,
-        },
+        "base": {"until": base.until_s, **{name: str(value) for name, value in asdict(base.sums).items()}},
         "closed": line.closed_s,
         "carried_mws": str(line.carried_mws),
         "carried_received_mws": str(line.carried_received_mws),
+        "carried_key": line.carried_key,
+        "carried_received_key": line.carried_received_key,
         "paid_mws": str(line.paid_mws),
         "paid_until": line.paid_until_s,
         "acc": str(line.acc),
@@ -338,22 +367,17 @@ def _line(value: Mapping[str, Any]) -> LineTerms:
         sent_register=int(opened["sent_register"]),
         received_seq=opened["received_seq"],
         received_register=int(opened["received_register"]),
-        base=LineBase(
-            base["until"],
-            int(base["sent_mws"]),
-            int(base["received_mws"]),
-            int(base["expected_mws"]),
-            int(base["error_mws"]),
-            int(base["partial_mws"]),
-            base["runs"],
-            base["last_counted_window"],
-        ),
+        base=LineBase(base["until"], Sums(**{f.name: int(base[f.name]) for f in fields(Sums)})),
         closed_s=value["closed"],
         carried_mws=int(value["carried_mws"]),
         carried_received_mws=int(value["carried_received_mws"]),
         paid_mws=int(value["paid_mws"]),
         paid_until_s=value["paid_until"],
         acc=int(value["acc"]),
+        sent_key=opened["sent_key"],
+        received_key=opened["received_key"],
+        carried_key=value["carried_key"],
+        carried_received_key=value["carried_received_key"],
     )
 
 
@@ -365,7 +389,8 @@ def _sorted_decisions(decisions: tuple[Decision, ...]) -> list[Decision]:
     return sorted(decisions, key=lambda d: (d.device, d.at_ms))
 
 
-def _decision_json(decision: Decision) -> dict[str, Any]:
+def decision_json(decision: Decision) -> dict[str, Any]:
+    """Return a decision as packs and statements have it."""
     return {
         "device": decision.device.hex(),
         "from_seq": decision.from_seq,

@@ -1,7 +1,7 @@
 """From a closed period to payment: each step looks at the chain first, so it may be repeated at will."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Final
 
@@ -12,7 +12,7 @@ from maxgreen.chain.claims import claim_json
 from maxgreen.chain.dao import Dao, Proposal, ProposalState
 from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.explain import NO_FUNDS, ChainRefusedError
-from maxgreen.chain.orders import Claim, Ends, OrderStatus, Posting, SettlementContract
+from maxgreen.chain.orders import Ends, OrderStatus, Posting, SettlementContract
 from maxgreen.clock import Clock
 from maxgreen.errors import MaxgreenError
 from maxgreen.ledger.book import Book
@@ -132,7 +132,7 @@ class Payer:
         self.refused = {}
         if self._contract.claimable() != posted.order_id:
             return
-        for claim in claims_of(closed):
+        for claim in closed.derived.claims:
             line = self._contract.line(claim.line)
             try:
                 if line.paid_mws < claim.payable_total_mws:
@@ -169,7 +169,7 @@ class Payer:
                     "manifest": posting.manifest_digest.hex(),
                     "evidence": posting.evidence,
                 },
-                "claims": [claim_json(claim) for claim in claims_of(closed)],
+                "claims": [claim_json(claim) for claim in closed.derived.claims],
                 "transactions": self._contract.transactions(posted.order_id),
             }
         )
@@ -202,12 +202,6 @@ class Payer:
         return None
 
 
-def claims_of(closed: Closed) -> list[Claim]:
-    """Return the claims of all leaves."""
-    tree = closed.derived.tree
-    return [replace(leaf.claim, proof=tuple(tree.proof(number))) for number, leaf in enumerate(closed.derived.leaves)]
-
-
 def open_line(engine: Engine, deployment: Deployment, account: LocalAccount, ends: Ends) -> bytes:
     """Open a line that the DAO approved with the first attestation of each end, unless it is open; return its id."""
     contract = SettlementContract(deployment)
@@ -221,13 +215,13 @@ def open_line(engine: Engine, deployment: Deployment, account: LocalAccount, end
 
 
 def first_attestation(book: Book, token: int, channel: int) -> Attestation:
-    """Return a channel's first attestation in an accepted batch."""
-    device = next((d.record.device for d in book.all_devices() if d.token == token), None)
-    if device is None:
+    """Return a channel's first attestation since its key counts, in an accepted batch."""
+    known = book.device_of(token)
+    if known is None:
         raise MaxgreenError(f"system {token}: not registered, or the registry was not read yet")
-    for row in book.chain_of(device):
+    for row in book.chain_of(known.record.device):
         if row.verdict == Verdict.ACCEPTED.value:
             for attestation in parse_batch(bytes(row.message)).batch.attestations:
-                if attestation.channel == channel:
+                if attestation.channel == channel and attestation.unix_s * 1000 >= known.record.since_ms:
                     return attestation
     raise MaxgreenError(f"system {token}: channel {channel} has attested no register yet; has its agent run?")

@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from maxgreen.protocol.batch import Batch
+from maxgreen.protocol.batch import Batch, parse_batch
 from maxgreen.protocol.pack import PackError
 from maxgreen.protocol.reasons import Reason, Rejected
 from maxgreen.protocol.work import window_of
-from maxgreen.verify.meter import Growth
+from maxgreen.verify.chain import ChainState
+from maxgreen.verify.meter import Growth, counted_spans
 from maxgreen.verify.replay import Replay
+from maxgreen.verify.rules import Action
 from maxgreen.verify.verdict import Judgement, Place, Reading, open_message, place
 from settlement.inputs import Inputs, Party
 
@@ -18,8 +20,10 @@ from settlement.inputs import Inputs, Party
 class Fact:
     """A batch of the chain, or ahead of a hole in it, with what was decided; t0 in ms since the epoch."""
 
+    party: Party
     batch: Batch
     digest: bytes
+    received_ms: int
     reason: Reason
     remark: Reason
     t0_ms: int
@@ -49,29 +53,70 @@ class Fact:
         reading = self.reading(channel)
         return reading.energy_mws if reading else 0
 
+    def spans(self, channel: int) -> list[tuple[int, int]]:
+        """Return from when to when it was metered on a channel, ms since the epoch."""
+        reading, measured = self.reading(channel), self.batch.channel(channel)
+        if reading is None or measured is None:
+            return []
+        times_ms = [self.t0_ms + offset_ms for offset_ms in measured.offsets_ms]
+        return counted_spans(reading.growth, times_ms, interval_ms=self.batch.interval_ms)
+
     def growth(self, channel: int) -> Growth:
         """Return the exact sums behind it."""
         reading = self.reading(channel)
         return reading.growth if reading else Growth()
 
 
-def replay(inputs: Inputs, party: Party) -> list[Fact]:
-    """Judge a device's batches again, in the order of their seq; PackError when the chain does not hold.
+def replay(inputs: Inputs) -> dict[bytes, list[Fact]]:
+    """Judge every device's batches again, in the order of their seq; PackError when a chain does not hold.
 
-    Batches without a date belong to no window and are left out.
+    Batches without a date belong to no window; those from before a key counted, or after it, to no line: they are
+    left out.
     """
-    return list(_facts(inputs, party))
+    ends: dict[bytes, ChainState] = {}
+    found: dict[bytes, list[Fact]] = {}
+    for party in sorted(inputs.parties, key=lambda p: p.key_number):  # a key begins where the one before it ended
+        chain = Replay(inputs.starts[party.device], party.record, inputs.rules)
+        facts = list(_facts(inputs, party, chain, ends.get(party.record.predecessor or b"")))
+        ends[party.device] = chain.state
+        found[party.device] = [_decided(inputs, fact) for fact in facts if _counts(fact)]
+    return found
 
 
-def _facts(inputs: Inputs, party: Party) -> Iterator[Fact]:
+def state_at(inputs: Inputs, party: Party, seq: int) -> ChainState | None:
+    """Return the state of a device's chain before `seq`; None when the evidence does not reach it."""
+    if inputs.starts[party.device].next_seq > seq:
+        return None
+    chain = Replay(inputs.starts[party.device], party.record, inputs.rules)
+    for message, (_, received_ms) in zip(inputs.batches[party.device], inputs.arrivals[party.device], strict=True):
+        signed = parse_batch(message)
+        if signed.batch.seq >= seq:
+            break
+        skipped_to = signed.batch.seq in inputs.rules.skip_targets(party.device, chain.state.next_seq)
+        if signed.batch.seq == chain.state.next_seq or skipped_to:
+            chain.take(signed, received_ms, skipped_to=skipped_to)
+    return chain.state if chain.state.next_seq == seq else None
+
+
+def _counts(fact: Fact) -> bool:
+    return fact.party.record.counts(fact.t0_ms, fact.received_ms)
+
+
+def _decided(inputs: Inputs, fact: Fact) -> Fact:
+    """Return a fact as a decision of the DAO leaves it: what it rejected is out for ever."""
+    if not inputs.rules.decided(fact.party.device, fact.batch.seq, Action.REJECT):
+        return fact
+    return replace(fact, reason=Reason.TAKEN_OUT, readings=(), shares=0, hashes=0)
+
+
+def _facts(inputs: Inputs, party: Party, chain: Replay, predecessor: ChainState | None) -> Iterator[Fact]:
     name = f"batches/{party.device.hex()}.cborseq"
     arrivals = inputs.arrivals[party.device]
     messages = inputs.batches[party.device]
     if len(arrivals) != len(messages):
         raise PackError(f"arrivals/{party.device.hex()}.csv: {len(arrivals)} rows for {len(messages)} batches")
-    chain = Replay(inputs.starts[party.device], party.record, inputs.rules)
     judged: dict[int, Judgement] = {}
-    order: list[tuple[Batch, bytes]] = []
+    order: list[tuple[Batch, bytes, int]] = []
     ahead = False
     for message, (seq, received_ms) in zip(messages, arrivals, strict=True):
         try:
@@ -81,25 +126,34 @@ def _facts(inputs: Inputs, party: Party) -> Iterator[Fact]:
         batch = signed.batch
         if signed.envelope.key_id != party.device or batch.seq != seq:
             raise PackError(f"{name}: seq {batch.seq} of another place than its arrival {seq}")
-        order.append((batch, hashlib.sha256(message).digest()))
+        order.append((batch, hashlib.sha256(message).digest(), received_ms))
         skipped_to = not ahead and batch.seq in inputs.rules.skip_targets(party.device, chain.state.next_seq)
         if batch.seq != chain.state.next_seq and not skipped_to:
             ahead = True  # a hole: whatever follows waits
             continue
-        where = Place.NEXT if skipped_to else place(chain.state, signed, None)
+        where = Place.NEXT if skipped_to else place(chain.state, signed, None, predecessor)
+        if where is Place.AHEAD:  # the chain that it goes on from is not whole
+            ahead = True
+            continue
         if where is not Place.NEXT:
             raise PackError(f"{name}: seq {seq}: {where.reason.label}")
-        judgements = chain.take(signed, received_ms, skipped_to=skipped_to)
+        judgements = chain.take(
+            signed, received_ms, skipped_to=skipped_to, predecessor=predecessor if batch.succeeds else None
+        )
         judged.update((judgement.seq, judgement) for judgement in judgements)
-    for batch, digest in order:
+    for batch, digest, received_ms in order:
         judgement = judged.get(batch.seq)
         if judgement is None:
             if batch.synchronised:
-                yield Fact(batch, digest, Reason.GAP_BEFORE, Reason.NONE, batch.t0_ms, (), 0, 0, False)
+                yield Fact(
+                    party, batch, digest, received_ms, Reason.GAP_BEFORE, Reason.NONE, batch.t0_ms, (), 0, 0, False
+                )
         elif judgement.t0_ms is not None:
             yield Fact(
+                party,
                 batch,
                 digest,
+                received_ms,
                 judgement.reason,
                 judgement.remark,
                 judgement.t0_ms,

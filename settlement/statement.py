@@ -2,30 +2,31 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from maxgreen.chain.merkle import BATCH_LEAF, LINE_LEAF, MerkleTree
 from maxgreen.chain.orders import Claim
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.pack import canonical_json
-from settlement.inputs import Inputs, LineBase, LineTerms
-from settlement.replay import Fact, replay
+from settlement.ends import End
+from settlement.inputs import Inputs, LineBase, LineTerms, decision_json
+from settlement.loss import edges_mws
+from settlement.replay import replay
 from settlement.windows import (
-    End,
     LineWindows,
     State,
     Window,
-    count_runs,
-    edge_term,
     line_end,
     line_windows,
     online_windows,
     period_start,
+    sums_of,
 )
 
 WINDOWS_HEADER: Final = (
-    "window_s,sent_mws,received_mws,q,expected_mws,error_mws,state_before,reasons_before,state,reasons"
+    "window_s,sent_mws,received_mws,q,expected_mws,error_mws,edge_mws,sent_dark_ms,received_dark_ms,"
+    "state_before,reasons_before,state,reasons"
 )
 WEI_NUMERATOR: Final = 2_500
 WEI_DENOMINATOR: Final = 9
@@ -72,6 +73,12 @@ class Derived:
         return tuple(result.leaf for result in self.lines if result.leaf is not None)
 
     @property
+    def claims(self) -> list[Claim]:
+        """The claims of all leaves, with their proofs."""
+        tree = self.tree
+        return [replace(leaf.claim, proof=tuple(tree.proof(number))) for number, leaf in enumerate(self.leaves)]
+
+    @property
     def total_mws(self) -> int:
         """What the lines of this settlement are due or were paid since they opened, all together."""
         return sum(max(int(r.statement["payable_total_mws"]), r.terms.paid_mws) for r in self.lines)
@@ -84,7 +91,7 @@ class Derived:
 
 def derive(inputs: Inputs) -> Derived:
     """Return what follows from the inputs, the same on every machine."""
-    facts = {party.device: replay(inputs, party) for party in inputs.parties}
+    facts = replay(inputs)
     results = []
     entries: dict[str, bytes] = {}
     for line in sorted(inputs.lines, key=lambda terms: terms.line):
@@ -98,32 +105,9 @@ def derive(inputs: Inputs) -> Derived:
     return Derived(tuple(results), entries)
 
 
-def payable_total(base: LineBase, windows: Sequence[Window], peak_mw: int, interval_ms: int) -> int:
-    """Return what is payable since the line opened, mW·s (settlement.md, 5)."""
-    partial = base.partial_mws + sum(min(w.sent_mws, w.received_mws) for w in windows if w.state is State.PARTIAL)
-    counted = [w for w in windows if w.state is State.COUNTED]
-    sent = base.sent_mws + sum(w.sent_mws for w in counted)
-    received = base.received_mws + sum(w.received_mws for w in counted)
-    expected = base.expected_mws + sum(w.expected_mws for w in counted)
-    runs = base.runs + count_runs((w.window_s for w in counted), base.last_counted_window)
-    error = base.error_mws + sum(w.error_mws for w in counted) + edge_term(runs, peak_mw, interval_ms)
-    return partial + max(0, min(received, sent - max(0, expected - error)))
-
-
 def fold(base: LineBase, windows: Sequence[Window], until_s: int) -> LineBase:
-    """Return the base after the windows before `until_s` are settled for good."""
-    done = [w for w in windows if w.window_s < until_s]
-    counted = [w for w in done if w.state is State.COUNTED]
-    return LineBase(
-        until_s=until_s,
-        sent_mws=base.sent_mws + sum(w.sent_mws for w in counted),
-        received_mws=base.received_mws + sum(w.received_mws for w in counted),
-        expected_mws=base.expected_mws + sum(w.expected_mws for w in counted),
-        error_mws=base.error_mws + sum(w.error_mws for w in counted),
-        partial_mws=base.partial_mws + sum(min(w.sent_mws, w.received_mws) for w in done if w.state is State.PARTIAL),
-        runs=base.runs + count_runs((w.window_s for w in counted), base.last_counted_window),
-        last_counted_window=max((w.window_s for w in counted), default=base.last_counted_window),
-    )
+    """Return the base after the windows before `until_s`, a UTC midnight, are settled for good."""
+    return LineBase(until_s, base.sums + sums_of(w for w in windows if w.window_s < until_s))
 
 
 def mint_wei(payable_mws: int, efficiency_ppm: int, acc: int) -> int:
@@ -133,19 +117,17 @@ def mint_wei(payable_mws: int, efficiency_ppm: int, acc: int) -> int:
 
 def _line_result(inputs: Inputs, line: LineTerms, found: LineWindows) -> LineResult:
     begin_s = period_start(inputs)
-    total = payable_total(line.base, found.windows, found.peak_mw, found.interval_ms)
+    total = (line.base.sums + sums_of(found.windows)).payable_mws
     payable = max(0, total - line.paid_mws)
     period = [w for w in found.windows if w.window_s >= begin_s]
-    counting = [w for w in period if w.counts]
-    counted = [w for w in period if w.state is State.COUNTED]
-    sent, received = (sum(getattr(w, name) for w in counting) for name in ("sent_mws", "received_mws"))
-    edges = edge_term(count_runs(w.window_s for w in counted), found.peak_mw, found.interval_ms)
-    sent_cut, received_cut = (_cut_attestation(end, line_end(inputs, line)) for end in (found.miner, found.node))
+    counting = [w.measured for w in period if w.counts]
+    sent, received = sum(w.sent_mws for w in counting), sum(w.received_mws for w in counting)
+    end_s = line_end(inputs, line)
     root = MerkleTree.of(BATCH_LEAF, [(digest,) for digest in _new_digests(inputs, line, found)]).root
     miner_facts = [f for f in found.miner.facts if begin_s <= f.window_s < inputs.until_s]
     online = {w for w in online_windows(found.miner.facts) if begin_s <= w < inputs.until_s}
-    to_register = line.carried_mws + (sent_cut.register_mws if sent_cut else line.sent_register)
-    received_to = line.carried_received_mws + (received_cut.register_mws if received_cut else line.received_register)
+    to_register = found.miner.register_mws(end_s, line.carried_mws, line.carried_key)
+    received_to = found.node.register_mws(end_s, line.carried_received_mws, line.carried_received_key)
     efficiency_ppm = inputs.party(line.node).efficiency_ppm
     statement = {
         "line": line.line.hex(),
@@ -155,7 +137,7 @@ def _line_result(inputs: Inputs, line: LineTerms, found: LineWindows) -> LineRes
         "received_mws": str(received),
         "loss_mws": str(sent - received),
         "expected_loss_mws": str(sum(w.expected_mws for w in counting)),
-        "error_mws": str(sum(w.error_mws for w in counting) + edges),
+        "error_mws": str(sum(w.error_mws for w in counting) + edges_mws(counting)),
         "counted_windows": len(counting),
         "held": _by_reason(period, State.HELD),
         "disputed": _by_reason(period, State.DISPUTED),
@@ -165,21 +147,22 @@ def _line_result(inputs: Inputs, line: LineTerms, found: LineWindows) -> LineRes
         "mint_wei": str(mint_wei(payable, efficiency_ppm, line.acc)),
         "online_windows": len(online),
         "hashes": str(sum(fact.hashes for fact in miner_facts)),
-        "to_register": str(to_register),
-        "received_to": str(received_to),
+        "to_register": str(line.carried_mws + line.sent_register if to_register is None else to_register),
+        "received_to": str(line.carried_received_mws + line.received_register if received_to is None else received_to),
         "batch_root": root.hex(),
+        "decisions": _decisions(inputs, (found.miner, found.node)),
     }
     leaf = None
+    sent_cut, received_cut = _attested(found.miner, end_s), _attested(found.node, end_s)
     if payable and sent_cut is not None and received_cut is not None:
-        leaf = Leaf(inputs.until_s, Claim(line.line, total, root, (), sent_cut, received_cut))
+        closings = (*found.miner.closings(end_s, miner_end=True), *found.node.closings(end_s, miner_end=False))
+        leaf = Leaf(inputs.until_s, Claim(line.line, total, root, (), sent_cut, received_cut, closings))
     return LineResult(line, found, statement, leaf)
 
 
-def _cut_attestation(end: End, until_s: int) -> Attestation | None:
-    cut: Fact | None = end.cut(until_s)
-    if cut is None:
-        return None
-    return next(a for a in cut.batch.attestations if a.channel == end.channel)
+def _attested(end: End, until_s: int) -> Attestation | None:
+    cut = end.cut(until_s)
+    return None if cut is None else end.attestation(cut)
 
 
 def _new_digests(inputs: Inputs, line: LineTerms, found: LineWindows) -> list[bytes]:
@@ -188,28 +171,40 @@ def _new_digests(inputs: Inputs, line: LineTerms, found: LineWindows) -> list[by
     digests: list[bytes] = []
     for window in found.windows:
         state, _ = before.get(window.window_s, ("", ""))
-        paid = window.window_s < line.paid_until_s and state in {State.COUNTED, State.PARTIAL}
+        paid = window.window_s < line.paid_until_s and state == State.COUNTED
         if window.counts and not paid:
             digests += found.batches[window.window_s]
     return digests
+
+
+def _decisions(inputs: Inputs, ends: tuple[End, End]) -> list[dict[str, Any]]:
+    """Return the decisions that speak of a batch of the pack, at either end."""
+    return [
+        decision_json(decision)
+        for end in ends
+        for decision in inputs.rules.decisions
+        if any(fact.party.device == decision.device and decision.covers(fact.batch.seq) for fact in end.facts)
+    ]
 
 
 def _by_reason(windows: Sequence[Window], state: State) -> dict[str, str]:
     sums: defaultdict[str, int] = defaultdict(int)
     for window in windows:
         if window.state is state:
-            sums[str(int(window.reasons[0]))] += max(window.sent_mws, window.received_mws)
+            sums[str(int(window.reasons[0]))] += max(window.measured.sent_mws, window.measured.received_mws)
     return {reason: str(energy) for reason, energy in sorted(sums.items())}
 
 
 def _windows_csv(inputs: Inputs, line: LineTerms, windows: Sequence[Window]) -> bytes:
     before = inputs.windows_before.get(line.line, {})
     rows = [WINDOWS_HEADER]
-    for w in windows:
+    for window in windows:
+        w = window.measured
         state_before, reasons_before = before.get(w.window_s, ("", ""))
-        reasons = " ".join(str(int(reason)) for reason in w.reasons)
+        reasons = " ".join(str(int(reason)) for reason in window.reasons)
         rows.append(
             f"{w.window_s},{w.sent_mws},{w.received_mws},{w.square_current},{w.expected_mws},{w.error_mws},"
-            f"{state_before},{reasons_before},{w.state.value},{reasons}"
+            f"{w.edge_mws},{w.sent_dark_ms},{w.received_dark_ms},"
+            f"{state_before},{reasons_before},{window.state.value},{reasons}"
         )
     return ("\n".join(rows) + "\n").encode()

@@ -36,6 +36,7 @@ from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.work import nbits_of_credit
 from maxgreen.verify.rules import Limits
 from settlement.audit import audit
+from settlement.audit_chain import Pinned
 from settlement.orders import open_line
 from settlement.periods import months_of, period_bounds
 from settlement.service import Settled, SettlementService
@@ -307,7 +308,9 @@ class _Demo:
         for number, one in enumerate(settled):
             progress("audit", number / len(settled))
             try:
-                audit(read_pack(one.pack), previous=read_pack(previous) if previous else None, chain=deployment.chain)
+                before = read_pack(previous) if previous else None
+                pinned = Pinned(addresses=deployment.addresses)
+                audit(read_pack(one.pack), previous=before, chain=deployment.chain, pinned=pinned)
                 found.append("ok")
             except PackError as error:
                 found.append(str(error))

@@ -93,7 +93,8 @@ def _show(result: DemoResult, *, as_json: bool, folder: Path) -> None:
     for name, text in rows:
         table.add_row(name, text)
     Console(width=max(120, Console().width)).print(table)
-    print(f"\ncheck the mint yourself:  maxgreen audit {value['pack']} --rpc {folder / 'chain.db'}")  # noqa: T201
+    there = f"--rpc {folder / 'chain.db'} --deployment {folder / 'deployment.json'}"
+    print(f"\ncheck the mint yourself:  maxgreen audit {value['pack']} {there}")  # noqa: T201
 
 
 def _turned(value: dict[str, Any]) -> str:

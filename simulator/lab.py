@@ -33,8 +33,9 @@ class Lab:
     secret: int = 1
     roles: tuple[Role, ...] = (Role.GENERATION, Role.SENT)
     interval_ms: int = 1_000
+    network: str = NETWORK
     seq: int = 0
-    head: bytes = field(default_factory=lambda: cose.network_digest(NETWORK))
+    head: bytes = b""
     boot: bytes = BOOT
     boot_ms: int = 60_000
     wall_offset_ms: int = T0_MS - 60_000
@@ -43,6 +44,7 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.signer = MemorySigner.from_secret(self.secret)
+        self.head = self.head or cose.network_digest(self.network)
 
     @property
     def device(self) -> bytes:
@@ -57,7 +59,7 @@ class Lab:
 
     def record(self, *, status: Sequence[tuple[int, str]] = ((0, Status.ACTIVE),)) -> DeviceRecord:
         """Return the device's registration."""
-        return DeviceRecord(self.signer.spki, tuple(status))
+        return DeviceRecord(self.signer.spki, tuple(status), tuple((n, int(role)) for n, role in enumerate(self.roles)))
 
     def reboot(self, boot: bytes, *, wall_ms: int) -> None:
         """Begin another boot at a wall time."""
@@ -99,9 +101,9 @@ class Lab:
         self.born = True
         return replace(made, **changes)
 
-    def sign(self, batch: Batch, *, network: str = NETWORK) -> bytes:
+    def sign(self, batch: Batch, *, network: str | None = None) -> bytes:
         """Sign a batch and go on from it."""
-        message = sign_batch(batch, self.signer, network)
+        message = sign_batch(batch, self.signer, network or self.network)
         self.seq, self.head = batch.seq + 1, hashlib.sha256(message).digest()
         return message
 
@@ -114,7 +116,7 @@ class Lab:
         attestations = tuple(
             attest(
                 self.signer,
-                NETWORK,
+                self.network,
                 c.number,
                 (batch.t0_ms + c.last_offset_ms) // 1000,
                 c.register_mws,

@@ -94,10 +94,10 @@ def reading(
 
 
 def _newest(book: Book, token: int, channel: int) -> Attestation:
-    device = next((d.record.device for d in book.all_devices() if d.token == token), None)
-    if device is None:
+    known = book.device_of(token)
+    if known is None:
         raise UsageError(f"system {token}: not in this ledger")
-    for row in book.recent_batches(device, _RECENT):
+    for row in book.recent_batches(known.record.device, _RECENT):
         if row.verdict == Verdict.ACCEPTED.value:
             for attestation in parse_batch(bytes(row.message)).batch.attestations:
                 if attestation.channel == channel:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from maxgreen.chain.orders import Claim
+from maxgreen.chain.orders import Claim, Closing
 from maxgreen.errors import UsageError
 from maxgreen.protocol.attestation import Attestation
 
@@ -18,6 +18,14 @@ def claim_json(claim: Claim) -> dict[str, Any]:
         "proof": [sibling.hex() for sibling in claim.proof],
         "sent": attestation_json(claim.sent),
         "received": attestation_json(claim.received),
+        "closings": [
+            {
+                "miner_end": closing.miner_end,
+                "key": closing.key_number,
+                "attestation": attestation_json(closing.attestation) if closing.attestation else None,
+            }
+            for closing in claim.closings
+        ],
     }
 
 
@@ -32,6 +40,14 @@ def parse_claims(data: bytes) -> list[Claim]:
                 proof=tuple(bytes.fromhex(sibling) for sibling in value["proof"]),
                 sent=parse_attestation(value["sent"]),
                 received=parse_attestation(value["received"]),
+                closings=tuple(
+                    Closing(
+                        bool(closing["miner_end"]),
+                        int(closing["key"]),
+                        parse_attestation(closing["attestation"]) if closing["attestation"] else None,
+                    )
+                    for closing in value["closings"]
+                ),
             )
             for value in json.loads(data)["claims"]
         ]

@@ -138,6 +138,15 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Closing:
+    """The last register that a key of an end attested before the next one; None where it attested none."""
+
+    miner_end: bool
+    key_number: int
+    attestation: Attestation | None
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A line's leaf in an order with its proof, and the attestations of its two cuts."""
 
@@ -147,6 +156,7 @@ class Claim:
     proof: tuple[bytes, ...]
     sent: Attestation
     received: Attestation
+    closings: tuple[Closing, ...] = ()  # of the keys before those that the cuts are by
 
     def leaf(self, until_s: int) -> tuple[int, bytes, int, int, int, bytes, int, int]:
         """Return the leaf of an order's tree (LINE_LEAF)."""
@@ -341,7 +351,12 @@ class SettlementContract:
         return self._chain.transact(owner, self._book.functions.agreeToClose(line))
 
     def claim(self, account: LocalAccount, claim: Claim) -> Any:
-        """Claim a line's part of the approved order, and pay it out as far as there is room."""
+        """Claim a line's part of the approved order, and pay it out as far as there is room.
+
+        Where a key was changed the line goes on with the next one first, and is shown what the one before measured.
+        """
+        for closing in claim.closings:
+            self._hand_over(account, claim.line, closing)
         value = (
             claim.line,
             claim.payable_total_mws,
@@ -351,6 +366,17 @@ class SettlementContract:
             attestation_values(claim.received),
         )
         return self._chain.transact(account, self._functions.claim(value))
+
+    def _hand_over(self, account: LocalAccount, line: bytes, closing: Closing) -> None:
+        """Let an end of a line go on from an earlier key, unless it did, and show the key's last register."""
+        there = self.line(line)
+        if (there.sent if closing.miner_end else there.received).key_number == closing.key_number:
+            self.next_key(account, line, miner_end=closing.miner_end)
+        if closing.attestation is None:
+            return
+        known = self._book.functions.closingOf(line, closing.miner_end, closing.key_number)
+        if _named(self._book, "closingOf", self._chain.call(known))["register"] < closing.attestation.register_mws:
+            self.show_closing(account, line, closing.attestation, miner_end=closing.miner_end)
 
     def collect(self, account: LocalAccount, line: bytes) -> Any:
         """Pay out a line's credit; return the transaction's receipt."""

@@ -13,8 +13,9 @@ from maxgreen.errors import Retryable
 from maxgreen.protocol.attestation import prove_possession
 from maxgreen.protocol.keys import SPKI_PREFIX, Signer, key_id, public_point
 from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
-from maxgreen.verify.rules import DeviceRecord, Status
+from maxgreen.verify.rules import DeviceRecord, Status, valid_at
 
+_FOREVER: Final = 2**64 - 1
 _STATUSES: Final = {1: Status.ACTIVE, 2: Status.SUSPENDED, 3: Status.SUSPENDED}
 
 
@@ -32,13 +33,14 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredSystem:
-    """A registered miner or storage node; `since_ms` is its registration."""
+    """A registered miner or storage node with one of its keys; `since_ms` is when that began to count."""
 
     token: int
     owner: str
     spec: SystemSpec
     since_ms: int
     record: DeviceRecord
+    key_number: int = 0
 
 
 def apply_for(deployment: Deployment, applicant: LocalAccount, signer: Signer, spec: SystemSpec) -> int:
@@ -111,6 +113,20 @@ def read_systems(deployment: Deployment) -> dict[bytes, RegisteredSystem]:
     return {system.record.device: system for system in each_system(deployment)}
 
 
+def systems_of(deployment: Deployment, tokens: Iterable[int]) -> dict[bytes, RegisteredSystem]:
+    """Return the systems of these tokens by device id, with every key that they ever had."""
+    known = registrations(deployment)
+    there = [token for token in tokens if 0 < token <= known]
+    return {system.record.device: system for system in each_key(deployment, there)}
+
+
+def module_history(deployment: Deployment, name: str) -> list[bytes]:
+    """Return the digests of a module's versions, oldest first; none when the DAO never registered it."""
+    contract = deployment.chain.contract("ModuleRegistry", deployment.addresses.modules)
+    history = _named(deployment.chain.call(contract.functions.historyOf(name)), contract, "historyOf")
+    return [bytes(module["digest"]) for module in history]
+
+
 def registrations(deployment: Deployment) -> int:
     """Return how many systems are registered: their tokens are 1 and up."""
     functions: Any = deployment.registry.functions
@@ -127,21 +143,43 @@ def changed_tokens(deployment: Deployment, from_block: int, to_block: int) -> se
 
 
 def each_system(deployment: Deployment, tokens: Iterable[int] | None = None) -> Iterator[RegisteredSystem]:
-    """Yield the systems of these tokens, or every one, by token; each takes three calls."""
+    """Yield the systems of these tokens, or every one, with the key that counts now; each takes five calls."""
+    for keys in _each(deployment, tokens):
+        yield keys[-1]
+
+
+def each_key(deployment: Deployment, tokens: Iterable[int] | None = None) -> Iterator[RegisteredSystem]:
+    """Yield the systems of these tokens, or every one, once for each key that they ever had, oldest first (P-ID-6)."""
+    for keys in _each(deployment, tokens):
+        yield from keys
+
+
+def _each(deployment: Deployment, tokens: Iterable[int] | None) -> Iterator[list[RegisteredSystem]]:
     chain, registry = deployment.chain, deployment.registry
     functions: Any = registry.functions
     for token in range(1, registrations(deployment) + 1) if tokens is None else tokens:
         history = tuple((at_s * 1000, _STATUSES[status]) for at_s, status in chain.call(functions.historyOf(token)))
-        value = chain.call(functions.systemOf(token))
-        system = _named(value, registry, "systemOf")
-        spki = SPKI_PREFIX + system["key"]["x"] + system["key"]["y"]
-        yield RegisteredSystem(
-            token=token,
-            owner=chain.call(functions.ownerOf(token)),
-            spec=_spec(system),
-            since_ms=history[0][0],
-            record=DeviceRecord(spki, history),
-        )
+        spec = _spec(_named(chain.call(functions.systemOf(token)), registry, "systemOf"))
+        owner = chain.call(functions.ownerOf(token))
+        found: list[RegisteredSystem] = []
+        for number in range(chain.call(functions.keyCount(token))):
+            key = _named(chain.call(functions.keyAt(token, number)), registry, "keyAt")
+            since_ms = key["from"] * 1000
+            record = DeviceRecord(
+                SPKI_PREFIX + key["key"]["x"] + key["key"]["y"],
+                _from(history, since_ms),
+                tuple((c.number, c.role) for c in spec.channels),
+                found[-1].record.device if found else None,
+                key["to"] * 1000 if key["to"] < _FOREVER else None,
+                bool(key["lost"]),
+            )
+            found.append(RegisteredSystem(token, owner, spec, since_ms, record, number))
+        yield found
+
+
+def _from(history: tuple[tuple[int, Status], ...], since_ms: int) -> tuple[tuple[int, Status], ...]:
+    """Return the statuses of a key that counts from a time on: the one of then, and all later ones."""
+    return ((since_ms, valid_at(history, since_ms)), *(entry for entry in history if entry[0] > since_ms))
 
 
 def _spec(system: Mapping[str, Any]) -> SystemSpec:

@@ -56,6 +56,14 @@ class Book:
         rows = self._db.execute(select(devices).order_by(devices.c.token))
         return [known_device(row.token, row.owner, row.system) for row in rows]
 
+    def device_of(self, token: int) -> KnownDevice | None:
+        """Return the device whose key counts for a system now."""
+        return max(
+            (device for device in self.all_devices() if device.token == token),
+            key=lambda device: int(device.system.get("key_number", 0)),
+            default=None,
+        )
+
     def state(self, device: bytes) -> ChainState | None:
         """Return a device's chain state, or None before its first batch."""
         data = self._db.execute(select(chains.c.state).where(chains.c.device == device)).scalar()
@@ -299,6 +307,14 @@ class Book:
         """Return the earliest t0 (ms) among verdicts that changed after `revision`."""
         query = select(func.min(batches.c.t0_ms)).where(
             batches.c.device == device, batches.c.revision > revision, batches.c.verdict == Verdict.ACCEPTED.value
+        )
+        found = self._db.execute(query).scalar()
+        return None if found is None else int(found)
+
+    def earliest_of(self, device: bytes, first: int, last: int) -> int | None:
+        """Return the earliest t0 (ms) among the batches with first ≤ seq ≤ last."""
+        query = select(func.min(batches.c.t0_ms)).where(
+            batches.c.device == device, batches.c.seq >= first, batches.c.seq <= last
         )
         found = self._db.execute(query).scalar()
         return None if found is None else int(found)

@@ -54,7 +54,14 @@ def known_device(token: int, owner: str, system_json: str) -> KnownDevice:
 
 def _record(system: Mapping[str, Any]) -> DeviceRecord:
     statuses: Sequence[Sequence[Any]] = system["statuses"]
-    return DeviceRecord(bytes.fromhex(system["spki"]), tuple((int(at), str(status)) for at, status in statuses))
+    return DeviceRecord(
+        bytes.fromhex(system["spki"]),
+        tuple((int(at), str(status)) for at, status in statuses),
+        tuple((int(channel["number"]), int(channel["role"])) for channel in system["channels"]),
+        bytes.fromhex(system["predecessor"]) if system.get("predecessor") else None,
+        system.get("until_ms"),
+        bool(system.get("lost")),
+    )
 
 
 def put_devices(connection: Connection, known: Iterable[KnownDevice]) -> int:
@@ -75,5 +82,14 @@ def put_devices(connection: Connection, known: Iterable[KnownDevice]) -> int:
 
 def _values(known: KnownDevice) -> dict[str, Any]:
     record = known.record
-    text = json.dumps({**known.system, "spki": record.spki.hex(), "statuses": [list(s) for s in record.statuses]})
+    text = json.dumps(
+        {
+            **known.system,
+            "spki": record.spki.hex(),
+            "statuses": [list(s) for s in record.statuses],
+            "predecessor": record.predecessor.hex() if record.predecessor else None,
+            "until_ms": record.until_ms,
+            "lost": record.lost,
+        }
+    )
     return {"token": known.token, "owner": known.owner, "system": text}

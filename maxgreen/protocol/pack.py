@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import json
+import re
 import struct
 import zipfile
 from bisect import bisect_right
@@ -23,6 +25,7 @@ _MODE: Final = 0o100644 << 16
 _RECORD: Final = struct.Struct("<4s5H2I I2H")  # an entry's own header (APPNOTE 4.3.7)
 _RECORD_START: Final = b"PK\3\4" + _VERSION.to_bytes(2, "little")
 _DIRECTORY_RECORD_BYTES: Final = 46  # before the name (APPNOTE 4.3.12)
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _SHOWN: Final = 80  # characters of a name that may be damaged
 
 
@@ -33,6 +36,18 @@ class PackError(MaxgreenError):
 def canonical_json(value: Any) -> bytes:
     """Return RFC 8785 JSON."""
     return rfc8785.dumps(value)
+
+
+def read_canonical(name: str, data: bytes) -> Any:
+    """Return the value of an entry that is RFC 8785 JSON; PackError when it is not."""
+    try:
+        value = json.loads(data)
+        again = canonical_json(value)
+    except (ValueError, RecursionError) as error:
+        raise PackError(f"{name}: not JSON: {error}") from error
+    if again != data:
+        raise PackError(f"{name}: not RFC 8785 JSON")
+    return value
 
 
 def manifest_bytes(
@@ -80,6 +95,9 @@ def parse_pack(data: bytes, where: str) -> dict[str, bytes]:
     entries = {name: content for _, name, content in records}
     rebuilt = write_pack(entries)
     if rebuilt == data:
+        for name in entries:
+            if not _NAME.fullmatch(name):
+                raise PackError(f"{where}: {name[:_SHOWN]!r} is no name of an entry")
         return entries
     at = next((k for k, (a, b) in enumerate(zip(rebuilt, data, strict=False)) if a != b), min(len(rebuilt), len(data)))
     starts = [start for start, _, _ in records]

@@ -1,6 +1,7 @@
 """Verdicts, reasons and remarks, by their numbers (P-ING-3, settlement)."""
 
 from enum import IntEnum, StrEnum
+from typing import Final
 
 from maxgreen.errors import MaxgreenError
 
@@ -26,6 +27,8 @@ class Reason(IntEnum):
     BAD_ATTESTATION = 15
     BIRTH_MISSING = 16
     INTERNAL_ERROR = 17
+    CROSSES_WINDOW = 18
+    WRONG_ROLE = 19
     WEAK_WORK = 20
     STALE_WORK = 21
     LATE_WORK = 22
@@ -37,11 +40,13 @@ class Reason(IntEnum):
     STUCK_SENSOR = 45
     RECEIVED_EXCEEDS_SENT = 46
     LOSS_EXCEEDS_LIMIT = 47
-    PARTIAL = 48
+    TAKEN_OUT = 49
     UNSYNCHRONISED = 50
     SUSPENDED = 51
     BATCH_NOT_ACCEPTED = 52
     UNATTESTED = 53
+    OVERFULL = 54
+    UNMETERED = 55
     DATA_INTEGRITY = 60
     MINING_HISTORY = 61
     HARDWARE_INTEGRITY = 62
@@ -52,6 +57,19 @@ class Reason(IntEnum):
     def label(self) -> str:
         """The reason's name as protocol and pages write it."""
         return "accepted" if self is Reason.NONE else self.name.lower()
+
+
+# what the loss check says of windows, and all that a decision of the DAO may lift from them (settlement.md, 2)
+DISPUTES: Final = frozenset({Reason.RECEIVED_EXCEEDS_SENT, Reason.LOSS_EXCEEDS_LIMIT})
+RELEASABLE: Final = DISPUTES | {
+    Reason.OFFLINE_WINDOW,
+    Reason.NOT_GENERATED,
+    Reason.OVER_CAPACITY,
+    Reason.AT_NIGHT,
+    Reason.STUCK_SENSOR,
+    Reason.OVERFULL,
+    Reason.UNMETERED,
+}
 
 
 class Refusal(IntEnum):

@@ -3,7 +3,7 @@
 Products of µV and µA are pW; times ms and halved they are 0.5·10⁻¹⁵ J, the unit of every exact sum here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -133,6 +133,26 @@ def measure_arrays(
         dead_band_ua=dead_band_ua,
     )
     return Growth(*sums), rises
+
+
+def counted_spans(growth: Growth, times_ms: Sequence[int], *, interval_ms: int) -> list[tuple[int, int]]:
+    """Return from when to when the segments behind a growth were counted, ms on the clock of `times_ms`, ascending.
+
+    `times_ms` are those of the samples; the sample before them, if any, is what the growth reaches back to.
+    """
+    if not times_ms or not growth.counted_ms:
+        return []
+    begin_ms = times_ms[-1] - growth.counted_ms - growth.gap_ms
+    if not growth.gap_ms:
+        return [(begin_ms, times_ms[-1])]
+    longest_allowed_ms = _longest_segment_ms(interval_ms)
+    spans: list[tuple[int, int]] = []
+    for time_ms in times_ms:
+        if begin_ms < time_ms <= begin_ms + longest_allowed_ms:
+            first_ms = spans.pop()[0] if spans and spans[-1][1] == begin_ms else begin_ms
+            spans.append((first_ms, time_ms))
+        begin_ms = time_ms
+    return spans
 
 
 def _longest_segment_ms(interval_ms: int) -> int:

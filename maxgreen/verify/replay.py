@@ -16,12 +16,30 @@ class Replay:
         self._rules = rules
         self._undated: list[Waiting] = []
 
-    def take(self, signed: SignedBatch, received_ms: int, *, skipped_to: bool = False) -> list[Judgement]:
-        """Give the next batch its place: return its judgement, then those of the batches that it gave a date."""
+    def take(
+        self,
+        signed: SignedBatch,
+        received_ms: int,
+        *,
+        skipped_to: bool = False,
+        predecessor: ChainState | None = None,
+    ) -> list[Judgement]:
+        """Give the next batch its place: return its judgement, then those of the batches that it gave a date.
+
+        `predecessor` is the chain of the device that a seq 0 with field 14 succeeds.
+        """
         before = self.state.enter(signed.batch.boot)
         if before.undated_from is None:
             self._undated.clear()
-        self.state, own = take(self.state, signed, received_ms, self._record, self._rules, skipped_to=skipped_to)
+        self.state, own = take(
+            self.state,
+            signed,
+            received_ms,
+            self._record,
+            self._rules,
+            skipped_to=skipped_to,
+            predecessor=predecessor,
+        )
         judgements = [own]
         if own.verdict is Verdict.HELD and own.t0_ms is None:
             self._undated.append(Waiting(signed, received_ms, before, skipped_to))

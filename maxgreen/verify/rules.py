@@ -28,6 +28,9 @@ class Limits:
     close_days: int = 7
     beacon_every_s: int = 60
     night_mdeg: int = -6_000
+    behind_s: int = 300
+    edge_ms: int = 60_000
+    unmetered_ppm: int = 50_000
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Limits":
@@ -44,11 +47,14 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
-    """A registered device: its key, its statuses by time, and the device it replaces."""
+    """A registered device: its key, its statuses by time, what its channels are, the device before and after it."""
 
     spki: bytes
     statuses: tuple[tuple[int, str], ...]  # from_ms, status; ascending
-    predecessor: bytes | None = None
+    roles: tuple[tuple[int, int], ...] = ()  # channel, role; a channel that is not here never counts
+    predecessor: bytes | None = None  # the device that it replaces
+    until_ms: int | None = None  # from then on the device that replaces it counts
+    lost: bool = False  # the DAO replaced it: what comes from then on proves nothing
     device: bytes = field(init=False, compare=False)  # its id
     verifier: Verifier = field(init=False, compare=False, repr=False)
 
@@ -59,6 +65,21 @@ class DeviceRecord:
     def known_at(self, t_ms: int) -> bool:
         """Tell whether the registry had the device at `t_ms`."""
         return bool(self.statuses) and self.statuses[0][0] <= t_ms
+
+    @property
+    def since_ms(self) -> int:
+        """When the registry had the device first, ms: nothing that was measured before counts."""
+        return self.statuses[0][0]
+
+    def counts(self, t0_ms: int, received_ms: int) -> bool:
+        """Tell whether what was measured at a time, and came at another one, counts (P-ING-6)."""
+        if t0_ms < self.since_ms or (self.until_ms is not None and t0_ms >= self.until_ms):
+            return False
+        return not self.lost or self.until_ms is None or received_ms < self.until_ms
+
+    def role(self, channel: int) -> int | None:
+        """Return what the registry calls a channel; None when it is not registered."""
+        return next((role for number, role in self.roles if number == channel), None)
 
     def status_at(self, t_ms: int) -> str:
         """Return the status at `t_ms`; what was measured before the registration has its first status."""
@@ -87,6 +108,11 @@ class Decision:
     who: str
     at_ms: int
     text: str
+
+    @property
+    def reasons(self) -> frozenset[int]:
+        """The numbers of the reasons that it names; what is no number is none."""
+        return frozenset(int(word) for word in self.reason.split() if word.isascii() and word.isdigit())
 
     def covers(self, seq: int) -> bool:
         """Tell whether the decision speaks of a batch."""
@@ -120,6 +146,15 @@ class Rules:
     def decided(self, device: bytes, seq: int, action: Action) -> bool:
         """Tell whether a decision of this kind speaks of a batch."""
         return any(d.action is action and d.covers(seq) for d in self._decided.get(device, ()))
+
+    def released(self, device: bytes, seq: int) -> frozenset[int]:
+        """Return the numbers of the reasons that decisions lift from the window of a batch."""
+        return frozenset(
+            number
+            for d in self._decided.get(device, ())
+            if d.action is Action.RELEASE and d.covers(seq)
+            for number in d.reasons
+        )
 
     def skip_targets(self, device: bytes, next_seq: int) -> list[int]:
         """Return the seqs at which a chain that waits for `next_seq` may go on (P-ING-4), ascending."""

@@ -247,13 +247,15 @@ def judge(
 ) -> Judgement:
     """Judge a batch's content against the chain state of its place, without moving the chain.
 
-    Checks run in P-ING-3's order 16, 10, 8, 9, 13, 14, 15, 11; the first failure is the reason.
+    Checks run in P-ING-3's order 16, 10, 19, 18, 8, 9, 13, 14, 15, 11; the first failure is the reason.
     """
     state, batch = waiting.state, waiting.signed.batch
     birth = batch.birth or state.birth
     if boot_date_ms is None:
         boot_date_ms = state.boot_date_ms
-    if batch.synchronised:
+    limits = rules.limits_at(waiting.received_ms)
+    own = _has_own_date(batch, boot_date_ms, limits)
+    if own:
         t0_ms: int | None = batch.t0_ms
     else:
         t0_ms = None if boot_date_ms is None else boot_date_ms + batch.t0_boot_ms
@@ -264,7 +266,7 @@ def judge(
         readings = tuple(_reading(state, batch, channel, birth) for channel in batch.channels)
         rises = all(reading.rises for reading in readings)
         readings = () if skipped_to else readings
-        reason, remark = _content(waiting, t0_ms, readings, record, rules, rises=rises, shares=shares)
+        reason, remark = _content(waiting, t0_ms, readings, record, rules, own=own, rises=rises, shares=shares)
     credited = reason is Reason.NONE and remark is Reason.NONE and batch.work is not None
     return Judgement(
         seq=batch.seq,
@@ -287,6 +289,7 @@ def _content(
     record: DeviceRecord,
     rules: Rules,
     *,
+    own: bool,
     rises: bool,
     shares: ShareCheck,
 ) -> tuple[Reason, Reason]:
@@ -296,7 +299,11 @@ def _content(
     remark = Reason.NONE
     if t0_ms is None:
         return Reason.CLOCK_UNSYNCHRONISED, remark
+    if any(record.role(channel.number) not in {None, channel.role} for channel in batch.channels):
+        return Reason.WRONG_ROLE, remark
     last_ms = t0_ms + batch.last_offset_ms
+    if batch.last_offset_ms > WINDOW_MS or (own and window_of(last_ms) != window_of(t0_ms)):
+        return Reason.CROSSES_WINDOW, remark
     if not rises or _overlaps(state, batch, t0_ms):
         return Reason.TIME_OVERLAP, remark
     if last_ms > received_ms + limits.future_s * 1000:
@@ -308,11 +315,18 @@ def _content(
         remark = _check_work(batch, record.device, t0_ms, last_ms, received_ms, rules, limits, shares)
         if remark is Reason.BAD_WORK:
             return Reason.BAD_WORK, Reason.NONE
-    if not _attested(batch, record, rules.network):
+    if batch.attestations and not (own and _attested(batch, record, rules.network)):
         return Reason.BAD_ATTESTATION, remark
     if record.status_at(t0_ms) == Status.SUSPENDED and not rules.decided(record.device, batch.seq, Action.REINSTATE):
         return Reason.SUSPENDED_DEVICE, remark
     return Reason.NONE, remark
+
+
+def _has_own_date(batch: Batch, boot_date_ms: int | None, limits: Limits) -> bool:
+    """Tell whether a batch's own clock dates it: it is synchronised, and not too far behind the boot's (P-BAT-9)."""
+    if not batch.synchronised:
+        return False
+    return boot_date_ms is None or batch.t0_ms >= boot_date_ms + batch.t0_boot_ms - limits.behind_s * 1000
 
 
 def _born(batch: Batch, birth: Birth) -> bool:
@@ -414,7 +428,7 @@ def _attested(batch: Batch, record: DeviceRecord, network: str) -> bool:
     seen: set[int] = set()
     for attestation in batch.attestations:
         channel = batch.channel(attestation.channel)
-        if channel is None or channel.number in seen or not batch.synchronised:
+        if channel is None or channel.number in seen:
             return False
         seen.add(channel.number)
         if (

@@ -3,6 +3,7 @@
 import os
 import random
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -58,7 +59,8 @@ def period(world, number, energy):
     until_s = world.chain.newest_block(fresh=True).time_s
     leaf = Leaf(until_s, claim)
     tree = MerkleTree.of(LINE_LEAF, [leaf.values])
-    derived = SimpleNamespace(leaves=(leaf,), tree=tree, total_mws=energy)
+    claims = [replace(claim, proof=tuple(tree.proof(0)))]
+    derived = SimpleNamespace(leaves=(leaf,), tree=tree, total_mws=energy, claims=claims)
     return SimpleNamespace(
         period=f"2026-{number:02}", until_s=until_s, manifest_digest=bytes([number]) * 32, derived=derived
     )

@@ -1,5 +1,7 @@
 """Clocks that are late, that step, that go back: no energy is lost, doubled or misdated."""
 
+from random import Random
+
 import pytest
 
 from edge_agent import undated
@@ -63,6 +65,33 @@ def test_a_step_is_an_event_and_boot_time_forbids_counting_twice(spool, step_ms)
     assert samples == [60_000 + k * STEP_MS for k in range(200)]
     after = [b for b in batches if b.t0_boot_ms >= 60_000 + 100 * STEP_MS]
     assert {b.t0_ms - b.t0_boot_ms for b in after} == {offset + step_ms}
+    ledger = Ledger(Lab())
+    reasons = [ledger.send(m, LATE) for _, m in spool.messages(0, 1_000)]
+    behind = step_ms < -300_000  # then the boot's own clock dates them, and no attestation is right (P-BAT-9)
+    assert reasons == [
+        Reason.BAD_ATTESTATION if behind and b in after and b.attestations else Reason.NONE for b in batches
+    ]
+    assert [ledger.judged[b.seq].t0_ms - b.t0_boot_ms for b in after] == [offset + (0 if behind else step_ms)] * len(
+        after
+    )
+
+
+@pytest.mark.rule("P-BAT-5", "P-BAT-9")
+def test_a_batch_never_leaves_its_window_whatever_sensors_take_and_clocks_do(spool):
+    random = Random(7)
+    sealer = make_sealer(spool, interval_ms=1_000)
+    offset, last_ms = T0_MS - 60_000 + 595_000, 0
+    for boot_ms in range(60_000, 1_560_000, 1_000):
+        offset += random.choice([-20, 30]) if random.random() < 0.1 else 0
+        samples = {n: Sample(18_000_000, 1_000_000, boot_ms + n * random.randrange(900)) for n in (0, 1)}
+        sealer.take(Tick(boot_ms + offset, boot_ms, samples))
+        last_ms += len(samples)
+    sealer.stop()
+    batches = sealed(spool)
+    assert sum(len(c.offsets_ms) for b in batches for c in b.channels) == last_ms
+    assert {(b.t0_ms // 60_000, (b.t0_ms + b.last_offset_ms) // 60_000) for b in batches} == {
+        (m, m) for m in {b.t0_ms // 60_000 for b in batches}
+    }
     ledger = Ledger(Lab())
     assert {ledger.send(m, LATE) for _, m in spool.messages(0, 1_000)} == {Reason.NONE}
 

@@ -68,9 +68,9 @@ class Clock:
 class Bench:
     """A worker on a ledger, its wire and its clock."""
 
-    def __init__(self, engine, *, signer=BACKEND):
+    def __init__(self, engine, *, signer=BACKEND, network=NETWORK):
         self.engine, self.wire, self.clock, self.metrics = engine, Wire(), Clock(), Metrics()
-        self.worker = Worker(engine, self.wire, NETWORK, signer, self.clock, self.metrics)
+        self.worker = Worker(engine, self.wire, network, signer, self.clock, self.metrics)
 
     def put(self, *messages, topic=None):
         self.wire.waiting += [Incoming(topic or topic_of(message), message, qos=1) for message in messages]

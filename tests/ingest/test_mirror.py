@@ -70,7 +70,7 @@ def test_systems_are_read_once_and_then_what_events_speak_of(world, ledger, monk
     settle(registry)
     assert known(ledger) == {1: Status.ACTIVE, 2: Status.ACTIVE}
     assert position(ledger) == world.chain.newest_block().number + 1
-    assert asked() == 1 + 2 * 3
+    assert asked() == 1 + 2 * 5
     world.chain.newest_block(fresh=True)
     settle(registry)
     assert asked() <= 1  # how many there are
@@ -79,7 +79,7 @@ def test_systems_are_read_once_and_then_what_events_speak_of(world, ledger, monk
     asked()
     settle(Registry(ledger, world.deployment, refresh_s=30))  # another process goes on where the first stopped
     assert known(ledger) == {1: Status.ACTIVE, 2: Status.SUSPENDED}
-    assert asked() == 1 + 3
+    assert asked() == 1 + 5
     assert position(ledger) == world.chain.newest_block().number + 1
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from maxgreen.protocol.pack import PackError, parse_pack, read_pack, write_pack
 
-names = st.text("abcdefghij/.0123456789", min_size=1, max_size=20).filter(lambda n: not n.startswith("/"))
+names = st.from_regex(r"[a-zA-Z0-9_][a-z0-9_.-]{0,9}(/[a-z0-9_][a-z0-9_.-]{0,9})?", fullmatch=True)
 
 
 @pytest.mark.rule("P-PCK-2")
@@ -17,6 +17,12 @@ def test_a_pack_is_a_function_of_its_entries(entries):
     data = write_pack(entries)
     assert write_pack(dict(reversed(entries.items()))) == data
     assert parse_pack(data, "pack") == entries
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../b", "a\x1b[31m", "", "a/b/c", ".", "a//b"])
+def test_a_name_that_is_none_of_an_entrys_is_refused(name):
+    with pytest.raises(PackError, match="no name of an entry"):
+        parse_pack(write_pack({name: b"x"}), "pack")
 
 
 @pytest.mark.rule("P-PCK-2")

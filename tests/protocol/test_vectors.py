@@ -36,7 +36,9 @@ def test_every_reason_is_reached(name):
     case = REASONS["cases"][name]
     network = REASONS["network"]
     record = DeviceRecord(
-        bytes.fromhex(REASONS["spki"]), tuple((at, status) for at, status in case.get("status", [[0, "active"]]))
+        bytes.fromhex(REASONS["spki"]),
+        tuple((at, status) for at, status in case.get("status", [[0, "active"]])),
+        tuple((channel, role) for channel, role in case.get("roles", [])),
     )
     keys = BackendKeys((MemorySigner.from_secret(2).spki,), network)
     beacon = keys.open_beacon(bytes.fromhex(REASONS["beacon"]))

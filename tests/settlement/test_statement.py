@@ -18,9 +18,9 @@ from maxgreen.verify.rules import Action, Decision, Limits, Rules
 from settlement.audit import Difference, audit
 from settlement.inputs import ChannelTerms, Inputs, LineBase, LineTerms, Party
 from settlement.periods import month_before, months_of, period_bounds
-from settlement.statement import derive, fold, mint_wei, payable_total
+from settlement.statement import derive, fold, mint_wei
 from settlement.sun import elevation_mdeg
-from settlement.windows import State
+from settlement.windows import DAY_S, State, Window, sums_of
 from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
 
 BACKEND = MemorySigner.from_secret(2)
@@ -116,6 +116,10 @@ class Pair:
         return entries
 
 
+def limits(_window_s):
+    return Limits()
+
+
 def windows(pair):
     [result] = derive(pair.inputs()).lines
     return {(w.window_s - BEGIN_S) // WINDOW: w for w in result.windows.windows}, result
@@ -123,14 +127,14 @@ def windows(pair):
 
 def test_an_honest_line_is_counted_and_paid_what_arrived():
     found, result = windows(Pair())
-    assert found[0].state is State.PARTIAL
-    assert {found[k].state for k in range(1, 8)} == {State.COUNTED}
-    received = sum(w.received_mws for w in found.values())
-    sent = sum(w.sent_mws for w in found.values())
+    assert {found[k].state for k in range(8)} == {State.COUNTED}
+    received = sum(w.measured.received_mws for w in found.values())
+    sent = sum(w.measured.sent_mws for w in found.values())
     assert int(result.statement["received_mws"]) == received
     assert int(result.statement["loss_mws"]) == sent - received
     for k in range(1, 8):
-        assert abs(found[k].expected_mws - (found[k].sent_mws - found[k].received_mws)) <= 200
+        w = found[k].measured
+        assert abs(w.expected_mws - (w.sent_mws - w.received_mws)) <= 200
     assert int(result.statement["payable_total_mws"]) == received
     assert int(result.statement["mint_wei"]) == received * 2_500_000_000 // 9
     assert result.leaf.claim.payable_total_mws == received
@@ -143,7 +147,7 @@ def test_an_honest_line_is_counted_and_paid_what_arrived():
         ({3: {"offline": True}, 4: {"offline": True}}, 3, State.HELD, Reason.OFFLINE_WINDOW),
         ({3: {"drop": -8_000_000}}, 3, State.DISPUTED, Reason.RECEIVED_EXCEEDS_SENT),
         ({3: {"drop": 9_000_000}}, 3, State.DISPUTED, Reason.LOSS_EXCEEDS_LIMIT),
-        ({3: {"silent": True}}, 3, State.PARTIAL, Reason.PARTIAL),
+        ({3: {"silent": True}}, 3, State.HELD, Reason.UNMETERED),
         ({3: {"current": 2_900_000}}, 3, State.HELD, Reason.OVER_CAPACITY),
         ({"unattested": True}, 5, State.HELD, Reason.UNATTESTED),
         ({"place": (0.0, 0.0)}, 5, State.HELD, Reason.AT_NIGHT),
@@ -177,13 +181,13 @@ def test_more_sent_than_generated_holds_the_day():
     from settlement.checks import not_generated_days
     from settlement.replay import replay
 
-    facts = replay(inputs, miner)
-    assert not_generated_days(miner, facts) == set()
+    facts = replay(inputs)[miner.device]
+    assert not_generated_days(miner, facts, limits) == set()
     doubled = [
         replace(f, readings=tuple(replace(r, energy_mws=2 * r.energy_mws) if r.role == 1 else r for r in f.readings))
         for f in facts
     ]
-    assert not_generated_days(miner, doubled) == {BEGIN_S}
+    assert not_generated_days(miner, doubled, limits) == {BEGIN_S}
 
 
 def test_a_reading_that_never_changes_is_a_stuck_sensor():
@@ -192,8 +196,8 @@ def test_a_reading_that_never_changes_is_a_stuck_sensor():
 
     pair = Pair()
     inputs = pair.inputs()
-    facts = replay(inputs, inputs.parties[0])
-    assert stuck_windows(facts, [0, 1], 3_600_000) == set()
+    facts = replay(inputs)[inputs.parties[0].device]
+    assert stuck_windows(facts, [0, 1], limits) == set()
     flat = [
         replace(
             f,
@@ -207,7 +211,7 @@ def test_a_reading_that_never_changes_is_a_stuck_sensor():
         )
         for f in facts
     ]
-    assert stuck_windows(flat, [0, 1], 3_600_000) == {f.window_s for f in facts}
+    assert stuck_windows(flat, [0, 1], limits) == {f.window_s for f in facts}
 
 
 @pytest.mark.rule("P-ING-1", "P-PCK-1")
@@ -246,11 +250,18 @@ def test_a_statement_that_does_not_follow_is_a_difference_even_with_a_right_mani
 
 def test_sums_over_split_packs_are_those_of_one():
     [result] = derive(Pair().inputs()).lines
-    every = result.windows.windows
-    whole = payable_total(LineBase(0), every, PEAK_MW, 30_000)
-    for cut in range(len(every)):
-        base = fold(LineBase(0), every, every[cut].window_s)
-        assert payable_total(base, every[cut:], PEAK_MW, 30_000) == whole
+    days = 5
+    every = [
+        Window(replace(w.measured, window_s=w.window_s + k * DAY_S), w.reasons)
+        for k in range(days)
+        for w in result.windows.windows
+    ]
+    whole = sums_of(every)
+    assert whole.received_mws == days * sums_of(result.windows.windows).received_mws > 0
+    for day in range(days + 1):
+        cut_s = BEGIN_S + day * DAY_S
+        base = fold(LineBase(0), every, cut_s)
+        assert base.sums + sums_of(w for w in every if w.window_s >= cut_s) == whole
 
 
 def test_minting_rounds_down_and_carries_ninths():

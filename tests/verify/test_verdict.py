@@ -87,6 +87,72 @@ def test_a_clock_step_back_within_a_boot_is_allowed():
     assert ledger.send(lab.next()) is Reason.NONE
 
 
+@pytest.mark.rule("P-BAT-9")
+@pytest.mark.parametrize("behind_ms", [300_000, 300_001])
+def test_a_clock_that_falls_behind_the_boots_own_by_more_than_the_limit_dates_nothing(behind_ms):
+    lab = Lab()
+    ledger = Ledger(lab)
+    ledger.send(lab.next())
+    lab.wall_offset_ms -= behind_ms
+    assert ledger.send(lab.next()) is Reason.NONE
+    own = behind_ms == 300_000
+    assert ledger.judged[1].t0_ms == T0_MS + 10_000 - (behind_ms if own else 0)
+    attested = ledger.send(lab.sign(lab.attested(lab.batch())))
+    assert attested is (Reason.NONE if own else Reason.BAD_ATTESTATION)
+
+
+@pytest.mark.rule("P-BAT-9")
+def test_time_within_a_boot_cannot_be_multiplied():
+    lab = Lab()
+    ledger = Ledger(lab)
+    energy = {}
+    for _ in range(120):  # an hour of boot time, within three minutes by the clock that the device states
+        assert ledger.send(lab.next([(18_000_000, 1_000_000)] * 30)) in {Reason.NONE, Reason.FUTURE_TIME}
+        lab.wall_offset_ms -= 28_500
+    for judgement in ledger.judged.values():
+        if judgement.reason is Reason.NONE:
+            window = judgement.t0_ms // 600_000
+            energy[window] = energy.get(window, 0) + judgement.readings[1].growth.counted_ms
+    assert max(energy.values()) <= 600_000 + 300_000
+    assert sum(energy.values()) <= 3_600_000
+
+
+@pytest.mark.rule("P-BAT-9")
+def test_a_batch_that_crosses_a_window_is_rejected_and_one_that_ends_with_it_is_not():
+    lab = Lab(wall_offset_ms=T0_MS - 60_000 + 590_000)
+    ledger = Ledger(lab)
+    assert ledger.send(lab.next()) is Reason.NONE
+    lab = Lab(wall_offset_ms=T0_MS - 60_000 + 591_000)
+    ledger = Ledger(lab)
+    assert ledger.send(lab.next()) is Reason.CROSSES_WINDOW
+    assert ledger.send(lab.next()) is Reason.NONE
+
+
+@pytest.mark.rule("P-BAT-9")
+def test_a_batch_without_a_clock_may_cross_a_window_but_is_no_longer_than_one():
+    for step_ms, reason in ((60_000, Reason.NONE), (70_000, Reason.CROSSES_WINDOW)):
+        lab = Lab(interval_ms=step_ms, wall_offset_ms=T0_MS - 60_000 + 300_000)
+        ledger = Ledger(lab)
+        assert ledger.send(lab.next(synchronised=False, t0_ms=0)) is Reason.CLOCK_UNSYNCHRONISED
+        ledger.send(lab.next([(1, 1)]))
+        assert ledger.judged[0].reason is reason
+
+
+@pytest.mark.rule("P-ING-6")
+def test_a_channel_is_what_the_registry_calls_it():
+    lab = Lab()
+    ledger = Ledger(lab)
+    ledger.record = replace(ledger.record, roles=((0, 0), (1, 2)))
+    ledger.chain = Replay(ChainState.start(NETWORK), ledger.record, ledger.rules)
+    assert ledger.send(lab.next()) is Reason.WRONG_ROLE
+    unregistered = replace(lab.record(), roles=((0, 0),))
+    lab = Lab()
+    ledger = Ledger(lab)
+    ledger.record = unregistered
+    ledger.chain = Replay(ChainState.start(NETWORK), unregistered, ledger.rules)
+    assert ledger.send(lab.next()) is Reason.NONE  # it is in the chain, and counts nowhere
+
+
 @pytest.mark.rule("P-BAT-7")
 def test_batches_without_a_clock_are_dated_by_the_first_that_has_one():
     lab = Lab()

@@ -1,0 +1,176 @@
+"""The audit against the chain: what devices and lines are, the rules, the order, the payment."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from maxgreen.chain.code import code_findings
+from maxgreen.chain.deployment import Addresses, Deployment
+from maxgreen.chain.explain import ChainRefusedError
+from maxgreen.chain.orders import Claim, Line, OrderStatus, SettlementContract
+from maxgreen.chain.registry import RegisteredSystem, module_history, systems_of
+from maxgreen.errors import MaxgreenError
+from maxgreen.protocol.pack import ORDER
+from settlement.audit_order import PackedOrder
+from settlement.checks import CHECKS_VERSION
+from settlement.findings import Difference, Findings
+from settlement.inputs import Inputs, LineTerms, Party, party_of_system
+
+# the modules that a DAO registers what settlements follow by: name, and what its digest is of
+LIMITS_MODULE, KEYS_MODULE, CHECKS_MODULE = "limits", "backend-keys", "checks"
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Which contracts are meant, as the auditor says."""
+
+    network: str | None = None
+    settlement: str | None = None
+    addresses: Addresses | None = None
+
+    def check_network(self, network: str) -> None:
+        """Difference unless a pack is of the network that is meant."""
+        wanted = self.addresses.network if self.addresses is not None else self.network
+        if wanted is not None and wanted.lower() != network:
+            raise Difference(f"the pack is of network {network}, not of {wanted}")
+
+    def check_contracts(self, addresses: Addresses) -> None:
+        """Difference unless an order's contracts are those that are meant."""
+        if self.addresses is not None and self.addresses != addresses:
+            raise Difference(f"{ORDER}: its contracts are not those of the deployment file")
+        if self.settlement is not None and self.settlement.lower() != addresses.settlement.lower():
+            raise Difference(f"{ORDER}: its settlement is {addresses.settlement}, not {self.settlement}")
+
+
+def check_chain(
+    order: PackedOrder, inputs: Inputs, entries: Mapping[str, bytes], deployment: Deployment, found: Findings
+) -> None:
+    """Compare a pack and its order with the chain; Difference says what is not the same."""
+    try:
+        _check_chain(order, inputs, entries, deployment, found)
+    except ChainRefusedError as error:
+        raise Difference(f"{ORDER}: the chain does not know what it names: {error}") from error
+
+
+def _check_chain(
+    order: PackedOrder, inputs: Inputs, entries: Mapping[str, bytes], deployment: Deployment, found: Findings
+) -> None:
+    for finding in code_findings(deployment.chain, deployment.addresses):
+        raise Difference(f"{ORDER}: {finding}")
+    if deployment.network != inputs.network:
+        raise Difference(f"{ORDER}: contracts are of network {deployment.network}, the pack of {inputs.network}")
+    found.ok("contracts: their code is this version's")
+    contract = SettlementContract(deployment)
+    systems = systems_of(deployment, sorted(party.token for party in inputs.parties))
+    for party in inputs.parties:
+        _check_party(party, systems.get(party.device), inputs.until_s * 1000)
+    found.ok(f"registry: key, channels, terms and statuses of {len(inputs.parties)} devices are its own")
+    stored = contract.order(order.number)
+    lines = {terms.line: contract.line(terms.line) for terms in inputs.lines}
+    for terms in inputs.lines:
+        _check_line(terms, lines[terms.line], inputs.until_s)
+    found.ok(f"lines: ends, loss terms, bases and payments of {len(inputs.lines)} are the book's")
+    _check_modules(deployment, entries, found)
+    _check_beacons(deployment, inputs, found)
+    if stored.content != order.posting.content(order.number):
+        raise Difference(f"order {order.number} on the chain is not the pack's")
+    real = contract.transactions(order.number)
+    for name, digest in order.transactions.items():
+        if real.get(name) != digest:
+            raise Difference(f"{ORDER}: transaction {name} is {real.get(name)} on the chain, not {digest[:70]}")
+    if stored.status is not OrderStatus.APPROVED:
+        found.ok(f"order {order.number} is on the chain, {stored.status.label}")
+        return
+    found.ok(f"order {order.number} on the chain is the pack's, and approved")
+    for claim in order.claims:
+        found.ok(_check_payment(lines[claim.line], inputs, claim))
+
+
+def _check_party(party: Party, system: RegisteredSystem | None, until_ms: int) -> None:
+    name = f"devices.json: device {party.device.hex()}"
+    if system is None:
+        raise Difference(f"{name} is not the registry's token {party.token}")
+    own = party_of_system(system)
+    statuses, real = party.record.statuses, own.record.statuses
+    later = real[len(statuses) :]
+    if statuses != real[: len(statuses)] or any(at_ms < until_ms for at_ms, _ in later):
+        raise Difference(f"{name}: its statuses are not the registry's")
+    record = replace(own.record, statuses=statuses)
+    for field in Party.__dataclass_fields__:
+        want = record if field == "record" else getattr(own, field)
+        if getattr(party, field) != want:
+            raise Difference(f"{name}: {field} is not the registry's")
+
+
+def _check_line(terms: LineTerms, line: Line, until_s: int) -> None:
+    wanted = {
+        "miner": (terms.miner, line.ends.miner_token),
+        "miner_channel": (terms.miner_channel, line.ends.miner_channel),
+        "node": (terms.node, line.ends.node_token),
+        "node_channel": (terms.node_channel, line.ends.node_channel),
+        "resistance_uohm": (terms.resistance_uohm, line.loss.resistance_uohm),
+        "loss_ppm": (terms.loss_ppm, line.loss.loss_ppm),
+        "max_loss_ppm": (terms.max_loss_ppm, line.loss.max_loss_ppm),
+        "opened": (
+            (terms.opened_s, terms.sent_seq, terms.sent_register, terms.received_seq, terms.received_register),
+            (
+                line.base_sent.time_s,
+                line.base_sent.seq,
+                line.base_sent.register_mws,
+                line.base_received.seq,
+                line.base_received.register_mws,
+            ),
+        ),
+        # it was read when the period was closed: the book may have gone on since
+        "paid_mws": (terms.paid_mws, min(terms.paid_mws, line.paid_mws)),
+    }
+    if terms.closed_s or (line.closed_s and line.closed_s < until_s):
+        wanted["closed"] = (terms.closed_s, line.closed_s)
+    for field, (have, want) in wanted.items():
+        if have != want:
+            raise Difference(f"lines.json: {field} of line {terms.line.hex()} is {have}, the book has {want}")
+
+
+def _check_modules(deployment: Deployment, entries: Mapping[str, bytes], found: Findings) -> None:
+    """Compare limits, the backend's keys and the version of checks with what the DAO registered."""
+    wanted = {
+        LIMITS_MODULE: ("limits.json", hashlib.sha256(entries["limits.json"]).digest()),
+        KEYS_MODULE: ("backend.json", hashlib.sha256(entries["backend.json"]).digest()),
+        CHECKS_MODULE: ("the checks", hashlib.sha256(CHECKS_VERSION.encode()).digest()),
+    }
+    for module, (what, digest) in wanted.items():
+        history = module_history(deployment, module)
+        if not history:
+            found.believe(f"{what}, SHA-256 {digest.hex()[:16]}…: the DAO registered no module {module!r}")
+        elif digest not in history:
+            raise Difference(f"{what}: SHA-256 {digest.hex()} is no version of the DAO's module {module!r}")
+        else:
+            found.ok(f"{what} is a version of the DAO's module {module!r}")
+
+
+def _check_beacons(deployment: Deployment, inputs: Inputs, found: Findings) -> None:
+    count = 0
+    for beacon in inputs.rules.beacons.values():
+        try:
+            block = deployment.chain.block(beacon.block_number)
+        except MaxgreenError as error:
+            raise Difference(f"beacons.cborseq: beacon {beacon.number}: {error}") from error
+        if block.hash != beacon.block_hash:
+            raise Difference(f"beacons.cborseq: beacon {beacon.number} is not of block {beacon.block_number}")
+        count += 1
+    found.ok(f"beacons: {count} have the hash of their block")
+
+
+def _check_payment(line: Line, inputs: Inputs, claim: Claim) -> str:
+    terms = next(terms for terms in inputs.lines if terms.line == claim.line)
+    name = f"line {claim.line.hex()[:8]}…"
+    if line.paid_mws < claim.payable_total_mws:
+        why = f", held by the DAO with code {line.hold}" if line.hold else ""
+        return f"{name}: not claimed yet{why}"
+    energy = line.minted_mws
+    efficiency_ppm = inputs.party(terms.node).efficiency_ppm
+    if line.minted_wei != energy * efficiency_ppm * 2_500 // 9:
+        raise Difference(
+            f"line {claim.line.hex()}: {line.minted_wei} wei were minted for {energy} mW·s at {efficiency_ppm} ppm"
+        )
+    return f"{name}: {line.minted_wei} wei minted for {energy} mW·s in all"

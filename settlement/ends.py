@@ -1,0 +1,93 @@
+"""One end of a line: which of a device's batches count for it, and when it metered."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from maxgreen.chain.orders import Closing
+from maxgreen.protocol.attestation import Attestation
+from settlement.inputs import ChannelTerms, Party
+from settlement.replay import Fact
+
+Spans = list[tuple[int, int]]  # from when to when, ms, ascending and apart
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of a line: its system, channel and what the batches of its keys say, key by key."""
+
+    party: Party  # with the newest key
+    channel: int
+    base_key: int
+    base_seq: int
+    facts: tuple[Fact, ...]
+    online_required: bool
+
+    def terms(self, t_ms: int) -> ChannelTerms:
+        """Return the channel's registration; one without it meters nothing."""
+        return self.party.terms(self.channel, t_ms) or ChannelTerms(0, self.channel, 0, 0, 0, 0)
+
+    def cuts(self, until_s: int) -> dict[int, Fact]:
+        """Return the accepted batch of each key's last attestation before `until`, by the key's number."""
+        found = {}
+        for fact in self.facts:
+            attestation = self.attestation(fact)
+            if attestation is not None and attestation.unix_s < until_s:
+                found[fact.party.key_number] = fact
+        return found
+
+    def cut(self, until_s: int) -> Fact | None:
+        """Return the batch of the last attestation before `until`: of the newest key that attested."""
+        cuts = self.cuts(until_s)
+        return cuts[max(cuts)] if cuts else None
+
+    def attestation(self, fact: Fact) -> Attestation | None:
+        """Return what an accepted batch attests of the channel."""
+        if not fact.accepted:
+            return None
+        return next((a for a in fact.batch.attestations if a.channel == self.channel), None)
+
+    def closings(self, until_s: int, *, miner_end: bool) -> tuple[Closing, ...]:
+        """Return the last registers that the keys before that of the cut attested."""
+        cuts = self.cuts(until_s)
+        keys = range(self.base_key, max(cuts, default=self.base_key))
+        return tuple(
+            Closing(miner_end, number, self.attestation(cuts[number]) if number in cuts else None) for number in keys
+        )
+
+    def register_mws(self, until_s: int, carried_mws: int, carried_key: int) -> int | None:
+        """Return the line's register at the cut: what was carried when keys changed, and the register since (P-BAT-3).
+
+        `carried_key` is the key that the line had gone on with when `carried_mws` was carried; None without a cut.
+        """
+        attested = {number: self.attestation(fact) for number, fact in self.cuts(until_s).items()}
+        since = [a.register_mws for number, a in attested.items() if a is not None and number >= carried_key]
+        return carried_mws + sum(since) if since else None
+
+    def windows(self) -> dict[int, list[Fact]]:
+        """Return the facts that count for the line, by window."""
+        by_window: dict[int, list[Fact]] = defaultdict(list)
+        for fact in self.facts:
+            if (fact.party.key_number, fact.batch.seq) > (self.base_key, self.base_seq):
+                by_window[fact.window_s].append(fact)
+        return by_window
+
+    def metered(self, facts: Iterable[Fact]) -> Spans:
+        """Return when the channel was metered by these batches."""
+        return merged(span for fact in facts for span in fact.spans(self.channel))
+
+
+def merged(spans: Iterable[tuple[int, int]]) -> Spans:
+    """Return spans that may overlap as ones that lie apart."""
+    found: Spans = []
+    for begin_ms, end_ms in sorted(spans):
+        if found and begin_ms <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end_ms))
+        else:
+            found.append((begin_ms, end_ms))
+    return found
+
+
+def length_ms(spans: Sequence[tuple[int, int]]) -> int:
+    """Return how long merged spans are together."""
+    return sum(end_ms - begin_ms for begin_ms, end_ms in spans)

@@ -1,0 +1,133 @@
+"""The loss check of a line: what may be lost on the way, and what a meter may err (settlement.md, 4)."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from maxgreen.protocol.reasons import Reason
+from maxgreen.protocol.work import WINDOW_MS
+from settlement.ends import End, Spans, length_ms, merged
+from settlement.inputs import LineTerms
+from settlement.replay import Fact
+from settlement.sums import Sums
+
+WINDOW_S: Final = WINDOW_MS // 1000
+EXPECTED_DENOMINATOR: Final = 2 * 10**18
+PPM: Final = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Ten UTC minutes of a line as its meters have them; mW·s, µA²·ms, ms.
+
+    `error_mws` is what both meters may err and what passed while one of them did not meter; `edge_mws` what they may
+    err by sampling at other instants, once for adjoining windows. `sent_dark_ms` is how long the sent end did not
+    meter while the other one did.
+    """
+
+    window_s: int
+    sent_mws: int
+    received_mws: int
+    square_current: int
+    expected_mws: int
+    error_mws: int
+    edge_mws: int
+    sent_dark_ms: int
+    received_dark_ms: int
+    metered_ms: int  # by at least one end
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether anything was sent or received."""
+        return self.sent_mws > 0 or self.received_mws > 0
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether an end did not meter while the other one did."""
+        return self.sent_dark_ms > 0 or self.received_dark_ms > 0
+
+
+def measure(
+    line: LineTerms, ends: tuple[End, End], window_s: int, facts: tuple[Sequence[Fact], Sequence[Fact]], edge_ms: int
+) -> Measured:
+    """Return what a window of a line is; `edge_ms` is the longest sampling interval that the error budget takes."""
+    miner, node = ends
+    sent_facts, received_facts = facts
+    sent_mws = sum(fact.energy_mws(miner.channel) for fact in sent_facts)
+    received_mws = sum(fact.energy_mws(node.channel) for fact in received_facts)
+    square = sum(fact.growth(miner.channel).square_current for fact in sent_facts)
+    if line.resistance_uohm:
+        expected_mws = line.resistance_uohm * square // EXPECTED_DENOMINATOR
+    else:
+        expected_mws = sent_mws * line.loss_ppm // PPM
+    intervals = (fact.batch.interval_ms for fact in (*sent_facts, *received_facts) if fact.accepted)
+    interval_ms = min(edge_ms, max(intervals, default=0))
+    sent_spans, received_spans = miner.metered(sent_facts), node.metered(received_facts)
+    either_ms = length_ms(merged([*sent_spans, *received_spans]))
+    sent_dark_ms = _dark_ms(sent_spans, either_ms, interval_ms)
+    received_dark_ms = _dark_ms(received_spans, either_ms, interval_ms)
+    first, second = miner.terms(window_s * 1000), node.terms(window_s * 1000)
+    error_mws = (
+        _ceil(sent_mws * first.error_ppm, PPM)
+        + _ceil(received_mws * second.error_ppm, PPM)
+        + _ceil((abs(first.offset_mw) + abs(second.offset_mw)) * WINDOW_MS, 1000)
+        + _ceil(first.peak_mw * (sent_dark_ms + received_dark_ms), 1000)
+    )
+    return Measured(
+        window_s,
+        sent_mws,
+        received_mws,
+        square,
+        expected_mws,
+        error_mws,
+        _ceil(2 * first.peak_mw * interval_ms, 1000),
+        sent_dark_ms,
+        received_dark_ms,
+        either_ms,
+    )
+
+
+def add_up(windows: Iterable[Measured]) -> Sums:
+    """Return the sums of windows of one UTC day, ascending."""
+    windows = list(windows)
+    clear = [w for w in windows if not w.one_sided]
+    return Sums(
+        sent_mws=sum(w.sent_mws for w in clear),
+        received_mws=sum(w.received_mws for w in clear),
+        expected_mws=sum(w.expected_mws for w in clear),
+        error_mws=sum(w.error_mws for w in clear) + edges_mws(clear),
+        matched_mws=sum(min(w.sent_mws, w.received_mws) for w in windows if w.one_sided),
+    )
+
+
+def exceeds(line: LineTerms, windows: Sequence[Measured]) -> set[Reason]:
+    """Return how the loss of windows of one UTC day, taken together, breaks its bounds."""
+    sent_mws, received_mws = sum(w.sent_mws for w in windows), sum(w.received_mws for w in windows)
+    expected_mws = sum(w.expected_mws for w in windows)
+    error_mws = sum(w.error_mws for w in windows) + edges_mws(windows)
+    lost_mws = sent_mws - received_mws
+    reasons = set()
+    if received_mws > sent_mws + error_mws:
+        reasons.add(Reason.RECEIVED_EXCEEDS_SENT)
+    if lost_mws > expected_mws + error_mws or (lost_mws - error_mws) * PPM > line.max_loss_ppm * sent_mws:
+        reasons.add(Reason.LOSS_EXCEEDS_LIMIT)
+    return reasons
+
+
+def edges_mws(windows: Sequence[Measured]) -> int:
+    """Return the largest edge of each run of adjoining windows, added up."""
+    total, last_s, edge_mws = 0, -1, 0
+    for w in windows:
+        if w.window_s != last_s + WINDOW_S:
+            total, edge_mws = total + edge_mws, 0
+        last_s, edge_mws = w.window_s, max(edge_mws, w.edge_mws)
+    return total + edge_mws
+
+
+def _dark_ms(spans: Spans, either_ms: int, interval_ms: int) -> int:
+    """Return how long an end did not meter while the other one did; meters sample one interval apart."""
+    return max(0, either_ms - length_ms(spans) - interval_ms)
+
+
+def _ceil(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
