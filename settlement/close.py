@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
@@ -22,11 +23,13 @@ from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import Rules
 from settlement.inputs import (
     STATES_AFTER,
+    Arrival,
     ChannelTerms,
     Inputs,
     LineBase,
     LineTerms,
     Party,
+    Taken,
     read_decisions,
     read_states,
 )
@@ -157,13 +160,12 @@ def gather(
     context_s = max(limits.stuck_s for _, limits in rules.limits) + WINDOW_S
     states_now = book.states()
     batches: dict[bytes, tuple[bytes, ...]] = {}
-    arrivals: dict[bytes, tuple[tuple[int, int], ...]] = {}
+    arrivals: dict[bytes, tuple[Arrival, ...]] = {}
     starts: dict[bytes, ChainState] = {}
     for party in parties:
-        found = book.dated_range(party.device, (start_s - context_s) * 1000, (until_s + WINDOW_S) * 1000)
-        rows = book.kept_between(party.device, *found) if found else []
+        rows = book.evidence_of(party.device, (start_s - context_s) * 1000, (until_s + WINDOW_S) * 1000)
         batches[party.device] = tuple(bytes(row.message) for row in rows)
-        arrivals[party.device] = tuple((row.seq, row.received_ms) for row in rows)
+        arrivals[party.device] = tuple(Arrival(row.seq, row.received_ms, _taken(row)) for row in rows)
         seq = rows[0].seq if rows else 0
         if not rows and party.record.until_ms is not None:  # the key that follows goes on from its end
             seq = states_now[party.device].next_seq if party.device in states_now else 0
@@ -200,6 +202,12 @@ def gather(
         starts=starts,
         windows_before=states,
     )
+
+
+def _taken(row: Any) -> Taken:
+    if not row.in_chain:
+        return Taken.NOT
+    return Taken.SKIPPED_TO if row.skipped_to else Taken.NEXT
 
 
 def party_of(known: KnownDevice) -> Party:

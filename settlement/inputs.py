@@ -5,7 +5,8 @@ import io
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
 
 from maxgreen.chain.registry import RegisteredSystem
 from maxgreen.protocol import cbor
@@ -16,7 +17,7 @@ from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, DeviceRecord, Limits, Rules
 from settlement.sums import Sums
 
-ARRIVALS_HEADER: Final = "seq,received_ms"
+ARRIVALS_HEADER: Final = "seq,received_ms,taken"
 STATES_BEFORE: Final = (9, 10)  # columns of windows/<line>.csv: state and reasons at the last close
 STATES_AFTER: Final = (11, 12)  # and at this one
 _WINDOWS: Final = "windows/"
@@ -69,6 +70,22 @@ class LineBase:
     sums: Sums = field(default_factory=Sums)
 
 
+class Taken(IntEnum):
+    """Whether a batch took its place in the chain."""
+
+    NOT = 0  # it waits, or the chain was skipped past it
+    NEXT = 1
+    SKIPPED_TO = 2  # the chain went on here over a hole (P-ING-4)
+
+
+class Arrival(NamedTuple):
+    """When a batch came, ms, and whether it took its place."""
+
+    seq: int
+    received_ms: int
+    taken: Taken = Taken.NEXT
+
+
 @dataclass(frozen=True)
 class LineTerms:
     """A line: an entry of lines.json. Registers in mW·s."""
@@ -115,7 +132,7 @@ class Inputs:
     beacon_messages: tuple[bytes, ...]
     receipts: Mapping[bytes, tuple[bytes, ...]]
     batches: Mapping[bytes, tuple[bytes, ...]]
-    arrivals: Mapping[bytes, tuple[tuple[int, int], ...]]
+    arrivals: Mapping[bytes, tuple[Arrival, ...]]
     starts: Mapping[bytes, ChainState]
     windows_before: Mapping[bytes, Mapping[int, tuple[str, str]]]  # line: window: state, reasons
 
@@ -140,7 +157,7 @@ class Inputs:
         }
         for device, messages in self.batches.items():
             name = device.hex()
-            rows = "".join(f"{seq},{received_ms}\n" for seq, received_ms in self.arrivals[device])
+            rows = "".join(f"{a.seq},{a.received_ms},{a.taken:d}\n" for a in self.arrivals[device])
             found[f"batches/{name}.cborseq"] = b"".join(messages)
             found[f"arrivals/{name}.csv"] = f"{ARRIVALS_HEADER}\n{rows}".encode()
             found[f"start/{name}.json"] = canonical_json([self.starts[device].to_json()])
@@ -255,12 +272,12 @@ def _sequence(entries: Mapping[str, bytes], name: str) -> list[bytes]:
         raise PackError(f"{name}: {error}") from error
 
 
-def _arrivals(entries: Mapping[str, bytes], name: str) -> list[tuple[int, int]]:
+def _arrivals(entries: Mapping[str, bytes], name: str) -> list[Arrival]:
     try:
         rows = list(csv.reader(io.StringIO(entry(entries, name).decode())))
         if rows[0] != ARRIVALS_HEADER.split(","):
             raise PackError(f"{name}: its header is not {ARRIVALS_HEADER}")
-        return [(int(seq), int(received_ms)) for seq, received_ms in rows[1:]]
+        return [Arrival(int(seq), int(received_ms), Taken(int(taken))) for seq, received_ms, taken in rows[1:]]
     except (ValueError, IndexError) as error:
         raise PackError(f"{name}: {error}") from error
 

@@ -13,7 +13,7 @@ from maxgreen.verify.meter import Growth, counted_spans
 from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import Action
 from maxgreen.verify.verdict import Judgement, Place, Reading, open_message, place
-from settlement.inputs import Inputs, Party
+from settlement.inputs import Inputs, Party, Taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +88,10 @@ def state_at(inputs: Inputs, party: Party, seq: int) -> ChainState | None:
     if inputs.starts[party.device].next_seq > seq:
         return None
     chain = Replay(inputs.starts[party.device], party.record, inputs.rules)
-    for message, (_, received_ms) in zip(inputs.batches[party.device], inputs.arrivals[party.device], strict=True):
-        signed = parse_batch(message)
-        if signed.batch.seq >= seq:
-            break
-        skipped_to = signed.batch.seq in inputs.rules.skip_targets(party.device, chain.state.next_seq)
-        if signed.batch.seq == chain.state.next_seq or skipped_to:
-            chain.take(signed, received_ms, skipped_to=skipped_to)
+    for message, arrival in zip(inputs.batches[party.device], inputs.arrivals[party.device], strict=True):
+        if arrival.taken and arrival.seq < seq:
+            skipped_to = arrival.taken is Taken.SKIPPED_TO
+            chain.take(parse_batch(message), arrival.received_ms, skipped_to=skipped_to)
     return chain.state if chain.state.next_seq == seq else None
 
 
@@ -117,37 +114,33 @@ def _facts(inputs: Inputs, party: Party, chain: Replay, predecessor: ChainState 
         raise PackError(f"arrivals/{party.device.hex()}.csv: {len(arrivals)} rows for {len(messages)} batches")
     judged: dict[int, Judgement] = {}
     order: list[tuple[Batch, bytes, int]] = []
-    ahead = False
-    for message, (seq, received_ms) in zip(messages, arrivals, strict=True):
+    for message, arrival in zip(messages, arrivals, strict=True):
         try:
-            signed = open_message(message, None, received_ms, lambda _id: party.record, inputs.network)
+            signed = open_message(message, None, arrival.received_ms, lambda _id: party.record, inputs.network)
         except Rejected as error:
-            raise PackError(f"{name}: seq {seq}: {error.reason.label}: {error}") from error
+            raise PackError(f"{name}: seq {arrival.seq}: {error.reason.label}: {error}") from error
         batch = signed.batch
-        if signed.envelope.key_id != party.device or batch.seq != seq:
-            raise PackError(f"{name}: seq {batch.seq} of another place than its arrival {seq}")
-        order.append((batch, hashlib.sha256(message).digest(), received_ms))
-        skipped_to = not ahead and batch.seq in inputs.rules.skip_targets(party.device, chain.state.next_seq)
-        if batch.seq != chain.state.next_seq and not skipped_to:
-            ahead = True  # a hole: whatever follows waits
+        if signed.envelope.key_id != party.device or batch.seq != arrival.seq:
+            raise PackError(f"{name}: seq {batch.seq} of another place than its arrival {arrival.seq}")
+        order.append((batch, hashlib.sha256(message).digest(), arrival.received_ms))
+        if arrival.taken is Taken.NOT:
             continue
+        skipped_to = arrival.taken is Taken.SKIPPED_TO
+        if skipped_to and batch.seq not in inputs.rules.skip_targets(party.device, chain.state.next_seq):
+            raise PackError(f"{name}: seq {batch.seq}: no decision skips to it from {chain.state.next_seq}")
         where = Place.NEXT if skipped_to else place(chain.state, signed, None, predecessor)
-        if where is Place.AHEAD:  # the chain that it goes on from is not whole
-            ahead = True
-            continue
         if where is not Place.NEXT:
-            raise PackError(f"{name}: seq {seq}: {where.reason.label}")
+            raise PackError(f"{name}: seq {batch.seq}: {where.reason.label}")
         judgements = chain.take(
-            signed, received_ms, skipped_to=skipped_to, predecessor=predecessor if batch.succeeds else None
+            signed, arrival.received_ms, skipped_to=skipped_to, predecessor=predecessor if batch.succeeds else None
         )
         judged.update((judgement.seq, judgement) for judgement in judgements)
     for batch, digest, received_ms in order:
         judgement = judged.get(batch.seq)
         if judgement is None:
-            if batch.synchronised:
-                yield Fact(
-                    party, batch, digest, received_ms, Reason.GAP_BEFORE, Reason.NONE, batch.t0_ms, (), 0, 0, False
-                )
+            # it waits; what the chain was skipped past counts nowhere
+            if batch.synchronised and batch.seq >= chain.state.next_seq:
+                yield _waiting(party, batch, digest, received_ms)
         elif judgement.t0_ms is not None:
             yield Fact(
                 party,
@@ -162,3 +155,7 @@ def _facts(inputs: Inputs, party: Party, chain: Replay, predecessor: ChainState 
                 judgement.hashes,
                 judgement.skipped_to,
             )
+
+
+def _waiting(party: Party, batch: Batch, digest: bytes, received_ms: int) -> Fact:
+    return Fact(party, batch, digest, received_ms, Reason.GAP_BEFORE, Reason.NONE, batch.t0_ms, (), 0, 0, False)

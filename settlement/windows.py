@@ -202,7 +202,7 @@ def _hold_incomplete(held: Held, end: End, seconds: Sequence[int]) -> None:
 def _hold_offline(held: Held, end: End) -> None:
     online = online_windows(end.facts)
     for fact in end.facts:
-        if fact.window_s not in online and fact.reason is not Reason.TAKEN_OUT:
+        if fact.accepted and fact.window_s not in online:
             held[fact.window_s].add(Reason.OFFLINE_WINDOW)
 
 

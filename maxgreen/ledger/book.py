@@ -319,21 +319,20 @@ class Book:
         found = self._db.execute(query).scalar()
         return None if found is None else int(found)
 
-    def dated_range(self, device: bytes, from_ms: int, to_ms: int) -> tuple[int, int] | None:
-        """Return the first and last seq of accepted batches with from ≤ t0 < to."""
-        query = select(func.min(batches.c.seq), func.max(batches.c.seq)).where(
-            batches.c.device == device,
-            batches.c.verdict == Verdict.ACCEPTED.value,
-            batches.c.t0_ms >= from_ms,
-            batches.c.t0_ms < to_ms,
-        )
-        first, last = self._db.execute(query).one()
-        return None if first is None else (int(first), int(last))
+    def evidence_of(self, device: bytes, from_ms: int, to_ms: int) -> list[Any]:
+        """Return every kept batch from the first to the last accepted one with from ≤ t0 < to, by seq.
 
-    def kept_between(self, device: bytes, first: int, last: int) -> list[Any]:
-        """Return every kept batch with first ≤ seq ≤ last, in the chain or ahead of it."""
-        query = select(batches).where(batches.c.device == device, batches.c.seq >= first, batches.c.seq <= last)
-        return list(self._db.execute(query.order_by(batches.c.seq)))
+        Where no later one was accepted, those that came after the last one too: they wait for what is missing.
+        """
+        own = (batches.c.device == device, batches.c.verdict == Verdict.ACCEPTED.value)
+        seqs = select(func.min(batches.c.seq), func.max(batches.c.seq))
+        first, last = self._db.execute(seqs.where(*own, batches.c.t0_ms >= from_ms, batches.c.t0_ms < to_ms)).one()
+        if first is None:
+            return []
+        wanted = select(batches).where(batches.c.device == device, batches.c.seq >= first)
+        if self._db.execute(select(batches.c.seq).where(*own, batches.c.seq > last).limit(1)).first() is not None:
+            wanted = wanted.where(batches.c.seq <= last)
+        return list(self._db.execute(wanted.order_by(batches.c.seq)))
 
 
 def beacon_of(message: bytes) -> Beacon:

@@ -16,7 +16,7 @@ from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, Limits, Rules
 from settlement.audit import Difference, audit
-from settlement.inputs import ChannelTerms, Inputs, LineBase, LineTerms, Party
+from settlement.inputs import Arrival, ChannelTerms, Inputs, LineBase, LineTerms, Party
 from settlement.periods import month_before, months_of, period_bounds
 from settlement.statement import derive, fold, mint_wei
 from settlement.sun import elevation_mdeg
@@ -101,7 +101,7 @@ class Pair:
             beacon_messages=(sign_beacon(self.beacon, BACKEND, NETWORK),),
             receipts={},
             batches={device: tuple(messages) for device, messages in self.messages.items()},
-            arrivals={d: tuple((k, arrived) for k in range(len(m))) for d, m in self.messages.items()},
+            arrivals={d: tuple(Arrival(k, arrived) for k in range(len(m))) for d, m in self.messages.items()},
             starts={d: ChainState.start(NETWORK) for d in self.messages},
             windows_before={},
         )

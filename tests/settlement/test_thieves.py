@@ -7,6 +7,7 @@ import pytest
 from maxgreen.protocol.batch import Role, parse_batch
 from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.rules import Action, Decision, Limits
+from settlement.inputs import Arrival, Taken
 from settlement.statement import derive
 from settlement.windows import State
 from simulator.lab import T0_MS, Lab
@@ -20,6 +21,7 @@ class Thieves(Pair):
     """A pair whose every window is made by hand; both ends are honest where nothing else is said."""
 
     def __init__(self, **options):
+        self.ahead = set()  # what waits behind a hole: device, seq
         super().__init__(options, windows=0)
 
     def both(self, *, skim=0.0, count=20, attested=False, sent=CURRENT_UA, working=True, **changes):
@@ -37,7 +39,13 @@ class Thieves(Pair):
 
     def inputs(self, **changes):
         arrived = T0_MS + 86_400_000
-        arrivals = {d: tuple((parse_batch(m).batch.seq, arrived) for m in ms) for d, ms in self.messages.items()}
+        arrivals = {
+            d: tuple(
+                Arrival(seq, arrived, Taken.NOT if (d, seq) in self.ahead else Taken.NEXT)
+                for seq in (parse_batch(m).batch.seq for m in ms)
+            )
+            for d, ms in self.messages.items()
+        }
         return super().inputs(**{"arrivals": arrivals, **changes})
 
     def result(self, **changes):
@@ -164,7 +172,10 @@ def test_nothing_measured_before_the_registration_counts():
     parties = tuple(
         replace(p, record=replace(p.record, statuses=((since_ms, "active"),))) for p in pair.inputs().parties
     )
-    later = {d: tuple((seq, since_ms + 86_400_000) for seq, _ in rows) for d, rows in pair.inputs().arrivals.items()}
+    later = {
+        d: tuple(a._replace(received_ms=since_ms + 86_400_000) for a in rows)
+        for d, rows in pair.inputs().arrivals.items()
+    }
     pair.result(parties=parties, arrivals=later)
     assert min(pair.windows) == 3
 
@@ -229,6 +240,7 @@ def test_a_hole_of_years_costs_no_time():
     ahead = Lab(secret=1, roles=(Role.GENERATION, Role.SENT), interval_ms=STEP_MS)
     ahead.seq, ahead.head = lab.seq, lab.head
     pair.messages[lab.device].append(ahead.sign(ahead.batch(t0_ms=4_102_444_800_000)))
+    pair.ahead.add((lab.device, ahead.seq - 1))
     statement = pair.result()
     assert pair.windows[3].reasons == (Reason.INCOMPLETE,)
     assert int(statement["payable_mws"]) > 0
