@@ -12,7 +12,7 @@ from maxgreen.chain.deployment import Deployment
 from maxgreen.errors import UsageError
 from maxgreen.protocol.backend import BackendKeys
 from maxgreen.protocol.batch import parse_batch
-from maxgreen.protocol.pack import MANIFEST, ORDER, PackError, read_canonical
+from maxgreen.protocol.pack import MANIFEST, ORDER, PackError
 from maxgreen.protocol.reasons import Rejected
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action
@@ -22,6 +22,7 @@ from settlement.findings import Difference, Findings, Report
 from settlement.inputs import STATES_AFTER, Inputs, LineBase, entry, read_states
 from settlement.periods import period_bounds
 from settlement.replay import state_at
+from settlement.shapes import MANIFEST_SHAPE, read_shape
 from settlement.statement import derive, fold
 from settlement.sums import Sums
 
@@ -50,7 +51,9 @@ def audit(
     """
     try:
         return _audit(entries, previous, chain, pinned)
-    except _UNREADABLE as error:
+    except PackError:
+        raise
+    except (*_UNREADABLE, Rejected) as error:
         raise PackError(f"the pack's entries do not fit together: {type(error).__name__}: {error}") from error
 
 
@@ -66,6 +69,8 @@ def _audit(
     inputs = Inputs.from_entries(entries)
     if pinned is not None:
         pinned.check_network(inputs.network)
+    for name, data in sorted(inputs.entries().items()):
+        _compare(name, data, entry(entries, name))
     derived = derive(inputs)
     count = sum(map(len, inputs.batches.values()))
     found.ok(f"evidence: {count} batches: signatures, chain, registers, shares and attestations judged again")
@@ -111,15 +116,12 @@ def _audit(
 
 
 def _check_manifest(entries: Mapping[str, bytes]) -> None:
-    manifest = read_canonical(MANIFEST, entry(entries, MANIFEST))
+    manifest = read_shape(entries, MANIFEST, MANIFEST_SHAPE)
+    files, period, until_s = manifest["files"], manifest["period"], manifest["until"]
     try:
-        files = dict(manifest["files"])
-        version, period, until_s = manifest["version"], manifest["period"], manifest["until"]
         end_s = period_bounds(period)[1]
-    except (AttributeError, ValueError, LookupError, TypeError, UsageError) as error:
-        raise PackError(f"{MANIFEST}: not a manifest: {error}") from error
-    if version != 1:
-        raise PackError(f"{MANIFEST}: version {str(version)[:20]}; this audit knows version 1")
+    except UsageError as error:
+        raise PackError(f"{MANIFEST}: {error}") from error
     if until_s != end_s:
         raise Difference(f"{MANIFEST}: {period} does not end at {str(until_s)[:40]}")
     for name in sorted((set(entries) | set(files)) - {MANIFEST, ORDER}):

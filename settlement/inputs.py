@@ -11,10 +11,21 @@ from typing import Any, Final, NamedTuple
 from maxgreen.chain.registry import RegisteredSystem
 from maxgreen.protocol import cbor
 from maxgreen.protocol.backend import BackendKeys, Beacon
-from maxgreen.protocol.pack import MANIFEST, PackError, canonical_json, read_canonical
+from maxgreen.protocol.pack import MANIFEST, PackError, canonical_json
 from maxgreen.protocol.reasons import Rejected
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, DeviceRecord, Limits, Rules
+from settlement.shapes import (
+    DECISIONS_SHAPE,
+    DEVICES_SHAPE,
+    KEYS_SHAPE,
+    LIMITS_SHAPE,
+    LINES_SHAPE,
+    MANIFEST_SHAPE,
+    PERIOD_SHAPE,
+    STARTS_SHAPE,
+    read_shape,
+)
 from settlement.sums import Sums
 
 ARRIVALS_HEADER: Final = "seq,received_ms,taken"
@@ -167,9 +178,9 @@ class Inputs:
     @classmethod
     def from_entries(cls, entries: Mapping[str, bytes]) -> "Inputs":
         """Read the inputs of a pack; PackError names the entry that is not as the format has it."""
-        manifest = _json(entries, MANIFEST)
+        manifest = read_shape(entries, MANIFEST, MANIFEST_SHAPE)
         network = manifest["network"]
-        backend_keys = tuple(bytes.fromhex(key) for key in _json(entries, "backend.json"))
+        backend_keys = tuple(bytes.fromhex(key) for key in read_shape(entries, "backend.json", KEYS_SHAPE))
         opener = BackendKeys(backend_keys, network)
         beacon_messages = tuple(_sequence(entries, "beacons.cborseq"))
         beacons: dict[int, Beacon] = {}
@@ -181,11 +192,14 @@ class Inputs:
             beacons[beacon.number] = beacon
         rules = Rules(
             network,
-            limits=[(entry["from_ms"], Limits.from_json(entry)) for entry in _json(entries, "limits.json")],
+            limits=[
+                (entry["from_ms"], Limits.from_json(entry))
+                for entry in read_shape(entries, "limits.json", LIMITS_SHAPE)
+            ],
             beacons=beacons,
             decisions=read_decisions(entries),
         )
-        parties = tuple(_party(entry) for entry in _json(entries, "devices.json"))
+        parties = tuple(_party(entry) for entry in read_shape(entries, "devices.json", DEVICES_SHAPE))
         devices = [p.device for p in parties]
         batches = {d: tuple(_sequence(entries, f"batches/{d.hex()}.cborseq")) for d in devices}
         receipts = {d: tuple(_sequence(entries, f"receipts/{d.hex()}.cborseq")) for d in devices}
@@ -199,17 +213,17 @@ class Inputs:
             network=network,
             period=manifest["period"],
             until_s=manifest["until"],
-            start_s=_json(entries, "period.json")["start"],
+            start_s=read_shape(entries, "period.json", PERIOD_SHAPE)["start"],
             previous=bytes.fromhex(manifest["previous"]) if manifest["previous"] else None,
             parties=parties,
-            lines=tuple(_line(entry) for entry in _json(entries, "lines.json")),
+            lines=tuple(_line(entry) for entry in read_shape(entries, "lines.json", LINES_SHAPE)),
             rules=rules,
             backend_keys=backend_keys,
             beacon_messages=beacon_messages,
             receipts=receipts,
             batches=batches,
             arrivals={d: tuple(_arrivals(entries, f"arrivals/{d.hex()}.csv")) for d in devices},
-            starts={d: ChainState.from_json(_json(entries, f"start/{d.hex()}.json")[0]) for d in devices},
+            starts={d: _start(entries, d) for d in devices},
             windows_before=read_states(entries, STATES_BEFORE),
         )
 
@@ -251,7 +265,7 @@ def read_states(entries: Mapping[str, bytes], columns: tuple[int, int]) -> dict[
 
 def read_decisions(entries: Mapping[str, bytes]) -> list[Decision]:
     """Return the decisions of a pack."""
-    return [_decision(entry) for entry in _json(entries, "decisions.json")]
+    return [_decision(entry) for entry in read_shape(entries, "decisions.json", DECISIONS_SHAPE)]
 
 
 def entry(entries: Mapping[str, bytes], name: str) -> bytes:
@@ -261,8 +275,9 @@ def entry(entries: Mapping[str, bytes], name: str) -> bytes:
     return entries[name]
 
 
-def _json(entries: Mapping[str, bytes], name: str) -> Any:
-    return read_canonical(name, entry(entries, name))
+def _start(entries: Mapping[str, bytes], device: bytes) -> ChainState:
+    [state] = read_shape(entries, f"start/{device.hex()}.json", STARTS_SHAPE)
+    return ChainState.from_json(state)
 
 
 def _sequence(entries: Mapping[str, bytes], name: str) -> list[bytes]:

@@ -269,5 +269,5 @@ def test_two_months_close_one_after_the_other(tmp_path):
     assert result["token_balance_wei"] == result["mint_wei"] > 0
     first, second = result["packs"]
     alone = run("audit", second).stdout
-    assert "base not verified" in alone
-    assert "base follows from the previous pack" in run("audit", second, "--previous", first).stdout
+    assert "disputes of before this pack" in alone
+    assert "follow from the previous pack" in run("audit", second, "--previous", first).stdout

@@ -1,0 +1,208 @@
+"""The shapes of a pack's JSON entries, with the bound of every number (docs/protocol.md, Evidence pack)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import ConfigDict, Field, StrictBool, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from maxgreen.protocol.batch import MAX_SENSORS, MAX_SEQ
+from maxgreen.protocol.pack import PackError, read_canonical
+
+_CONFIG: Final = ConfigDict(strict=True, extra="forbid")
+_TEXT_BYTES: Final = 4_096
+_MOST: Final = 100_000  # elements of an array
+
+
+_SMALL: Final = 65_535
+
+Seconds = Annotated[int, Field(strict=True, ge=0, le=2**40)]
+Millis = Annotated[int, Field(strict=True, ge=0, le=2**50)]
+Wall = Annotated[int, Field(strict=True, ge=-1, le=2**50)]  # -1: nothing was covered yet
+Date = Annotated[int, Field(strict=True, ge=-(2**50), le=2**50)]  # wall minus boot time
+Seq = Annotated[int, Field(strict=True, ge=0, le=MAX_SEQ + 1)]
+Ppm = Annotated[int, Field(strict=True, ge=0, le=10**9)]
+Word = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+Small = Annotated[int, Field(strict=True, ge=0, le=_SMALL)]
+Role = Annotated[int, Field(strict=True, ge=0, le=4)]
+Bits = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
+Elevation = Annotated[int, Field(strict=True, ge=-90_000, le=90_000)]
+Reading = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
+Number = Annotated[str, Field(strict=True, pattern=r"^(0|[1-9][0-9]{0,77})$")]  # decimal, below 2^256
+Text = Annotated[str, Field(strict=True, max_length=_TEXT_BYTES)]
+Degrees = Annotated[float, Field(strict=True, ge=-180, le=180, allow_inf_nan=False)]
+Device = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{32}$")]
+Hash = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
+Spki = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{182}$")]
+Boot = Annotated[str, Field(strict=True, pattern=r"^([0-9a-f]{32})?$")]
+Hex = Annotated[str, Field(strict=True, pattern=r"^([0-9a-f]{2})+$", max_length=2**18)]
+
+
+class _Strict(TypedDict):
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+
+class _Status(_Strict):
+    from_ms: Millis
+    status: Literal["active", "suspended"]
+
+
+class _Channel(_Strict):
+    from_ms: Millis
+    channel: Small
+    role: Role
+    peak_mw: Word
+    error_ppm: Ppm
+    offset_mw: Word
+
+
+class _Party(_Strict):
+    id: Device
+    spki: Spki
+    kind: Literal["miner", "storage_node"]
+    token: Number
+    status: Annotated[list[_Status], Field(min_length=1, max_length=_MOST)]
+    channels: Annotated[list[_Channel], Field(max_length=MAX_SENSORS)]
+    latitude: Degrees | None
+    longitude: Degrees | None
+    efficiency_ppm: Ppm
+    battery_wh: Word
+    online_required: StrictBool
+    key: Small
+    until_ms: Millis | None
+    lost: StrictBool
+    predecessor: Device | None
+
+
+class _Opened(_Strict):
+    time: Seconds
+    sent_seq: Seq
+    sent_register: Number
+    received_seq: Seq
+    received_register: Number
+    sent_key: Small
+    received_key: Small
+
+
+class _Base(_Strict):
+    until: Seconds
+    sent_mws: Number
+    received_mws: Number
+    expected_mws: Number
+    error_mws: Number
+    matched_mws: Number
+
+
+class _Line(_Strict):
+    id: Hash
+    miner: Number
+    miner_channel: Small
+    node: Number
+    node_channel: Small
+    resistance_uohm: Word
+    loss_ppm: Ppm
+    max_loss_ppm: Ppm
+    opened: _Opened
+    base: _Base
+    closed: Seconds
+    carried_mws: Number
+    carried_received_mws: Number
+    carried_key: Small
+    carried_received_key: Small
+    paid_mws: Number
+    paid_until: Seconds
+    acc: Number
+
+
+class _Limits(_Strict):
+    from_ms: Millis
+    future_s: Seconds
+    late_s: Seconds
+    grace_s: Seconds
+    shares_per_window: Word
+    capacity_ppm: Ppm
+    stuck_s: Seconds
+    pow_nbits_min: Bits
+    beacon_valid_s: Seconds
+    close_days: Small
+    beacon_every_s: Seconds
+    night_mdeg: Elevation
+    behind_s: Seconds
+    edge_ms: Millis
+    unmetered_ppm: Ppm
+
+
+class _Decision(_Strict):
+    device: Device
+    from_seq: Seq
+    to_seq: Seq
+    action: Literal["skip", "release", "reject", "reinstate", "continue"]
+    reason: Text
+    who: Text
+    at_ms: Millis
+    text: Text
+
+
+class _ChannelState(_Strict):
+    channel: Small
+    role: Role
+    v_uv: Reading | None
+    i_ua: Reading | None
+    boot_ms: Millis | None
+    register: Number
+    reverse: Number
+    gap: Number
+
+
+class _State(_Strict):
+    seq: Seq
+    head: Hash
+    boot: Boot
+    boot_ms: Millis | None
+    wall_ms: Wall
+    earlier_wall_ms: Wall
+    boot_date_ms: Date | None
+    birth: Hex | None
+    undated_from: Seq | None
+    halted: StrictBool
+    channels: Annotated[list[_ChannelState], Field(max_length=MAX_SENSORS)]
+
+
+class _Manifest(_Strict):
+    version: Literal[1]
+    network: Annotated[str, Field(strict=True, pattern=r"^eip155:[0-9]{1,20}:0x[0-9a-f]{40}$")]
+    period: Annotated[str, Field(strict=True, pattern=r"^[0-9]{4}-[0-9]{2}(-[0-9]{2})?$")]
+    until: Seconds
+    previous: Hash | None
+    files: Annotated[dict[str, Hash], Field(max_length=_MOST)]
+
+
+class _Period(_Strict):
+    start: Seconds
+
+
+def _array(shape: Any, most: int = _MOST) -> TypeAdapter[Any]:
+    return TypeAdapter(Annotated[list[shape], Field(max_length=most)])
+
+
+MANIFEST_SHAPE: Final = TypeAdapter[Any](_Manifest)
+PERIOD_SHAPE: Final = TypeAdapter[Any](_Period)
+DEVICES_SHAPE: Final = _array(_Party)
+LINES_SHAPE: Final = _array(_Line)
+LIMITS_SHAPE: Final = TypeAdapter[Any](Annotated[list[_Limits], Field(min_length=1, max_length=_MOST)])
+DECISIONS_SHAPE: Final = _array(_Decision)
+KEYS_SHAPE: Final = _array(Spki)
+STARTS_SHAPE: Final = TypeAdapter[Any](Annotated[list[_State], Field(min_length=1, max_length=1)])
+
+
+def read_shape(entries: Mapping[str, bytes], name: str, shape: TypeAdapter[Any]) -> Any:
+    """Return the value of a JSON entry that has a shape; PackError says where it has another."""
+    if name not in entries:
+        raise PackError(f"{name}: missing")
+    value = read_canonical(name, entries[name])
+    try:
+        return shape.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:40] for part in first["loc"])
+        raise PackError(f"{name}: {where or 'it'}: {first['msg']}") from error
