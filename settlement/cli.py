@@ -1,7 +1,8 @@
-"""`maxgreen settle`: run, open-line, config."""
+"""`maxgreen settle`: run, revise, explain, open-line, config."""
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +10,19 @@ import typer
 
 from maxgreen.chain.orders import Ends
 from maxgreen.clock import make_clock
+from maxgreen.errors import UsageError
+from maxgreen.protocol.pack import PackError, read_pack
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import config_commands, load
 from settlement.close import NotReadyError
 from settlement.config import SettlementSettings
+from settlement.explain import explain
+from settlement.findings import MWS_PER_KWH
+from settlement.inputs import Inputs
 from settlement.orders import open_line
 from settlement.periods import month_before, period_bounds
 from settlement.service import Settled, SettlementService
+from settlement.statement import derive
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Close a period, order, vote and mint.")
 
@@ -77,6 +84,46 @@ def _tell(period: str, step: Callable[[], Settled], *, as_json: bool) -> None:
     for line, text in refused.items():
         print(f"line {line}: {text}")
     print(f"next: {then}")
+
+
+@app.command("explain")
+def explain_command(
+    line: Annotated[str, typer.Argument(help="the line's id, or its first digits; not needed where there is one")] = "",
+    period: Annotated[str, typer.Option(help="of the operator's own folder: YYYY-MM, or YYYY-MM-DD")] = "",
+    pack: Annotated[Path | None, typer.Option(help="or of an evidence pack")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Say where each watt-second of a line went: counted, lost, held by reason, disputed, not metered."""
+    if pack is None:
+        if not period:
+            raise UsageError("name a period with --period, or an evidence pack with --pack")
+        pack = load(SettlementSettings, config).output_dir / period / "pack.zip"
+    try:
+        inputs = Inputs.from_entries(read_pack(pack))
+        derived = derive(inputs)
+    except PackError as error:
+        raise UsageError(str(error)) from error
+    found = [result for result in derived.lines if result.terms.line.hex().startswith(line.lower().removeprefix("0x"))]
+    if len(found) != 1:
+        known = ", ".join(result.terms.line.hex() for result in derived.lines)
+        raise UsageError(f"{line or 'the line'}: {len(found)} lines are meant; the pack has {known}")
+    explained = explain(inputs, found[0])
+    if as_json:
+        print(json.dumps(asdict(explained)))
+        return
+    print(f"line {explained.line}, {inputs.period}: {explained.sent_mws / MWS_PER_KWH:.6f} kWh sent")
+    for part in explained.parts:
+        if part.energy_mws or part.windows:
+            print(f"  {part.energy_mws / MWS_PER_KWH:12.6f} kWh  {part.name}, {part.windows} windows: {part.why}")
+    print(f"  {explained.received_mws / MWS_PER_KWH:12.6f} kWh  were received in all")
+    for name, energy_mws in (("miner", explained.reverse_sent_mws), ("node", explained.reverse_received_mws)):
+        if energy_mws:
+            print(f"  {energy_mws / MWS_PER_KWH:12.6f} kWh  went the other way at the {name}'s meter")
+    for name, seconds in (("miner", explained.dark_sent_s), ("node", explained.dark_received_s)):
+        if seconds:
+            print(f"the {name} did not meter for {seconds} s while the other end did")
+    print(f"{explained.counted_windows} of {explained.windows} windows count; {explained.payable_mws} mW·s are payable")
 
 
 @app.command("open-line")

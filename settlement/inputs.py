@@ -1,7 +1,5 @@
 """What a settlement follows from: exactly the inputs that an evidence pack holds."""
 
-import csv
-import io
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -289,12 +287,16 @@ def _sequence(entries: Mapping[str, bytes], name: str) -> list[bytes]:
 
 def _arrivals(entries: Mapping[str, bytes], name: str) -> list[Arrival]:
     try:
-        rows = list(csv.reader(io.StringIO(entry(entries, name).decode())))
-        if rows[0] != ARRIVALS_HEADER.split(","):
+        header, *rows = entry(entries, name).decode("ascii").splitlines()
+        if header != ARRIVALS_HEADER:
             raise PackError(f"{name}: its header is not {ARRIVALS_HEADER}")
-        return [Arrival(int(seq), int(received_ms), Taken(int(taken))) for seq, received_ms, taken in rows[1:]]
-    except (ValueError, IndexError) as error:
+        return [_arrival(*row.split(",")) for row in rows]
+    except (TypeError, ValueError) as error:
         raise PackError(f"{name}: {error}") from error
+
+
+def _arrival(seq: str, received_ms: str, taken: str) -> Arrival:
+    return Arrival(int(seq), int(received_ms), Taken(int(taken)))
 
 
 def _party_json(party: Party) -> dict[str, Any]:

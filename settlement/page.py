@@ -1,48 +1,54 @@
-"""The statement as a page that its owner reads."""
+"""The statement as a page that its owner reads, and as lines of a CSV file."""
 
-import json
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any, Final
 
 from jinja2 import Environment, FunctionLoader, select_autoescape
 
-from maxgreen.protocol.reasons import Reason
+from settlement.explain import Slot, explain
+from settlement.statement import Derived, LineResult
 
-_RELEASES: Final = {
-    Reason.INCOMPLETE: "batches are missing; they count when the device has sent them",
-    Reason.OFFLINE_WINDOW: "no proof of work arrived for these ten minutes; the DAO can release them",
-    Reason.NOT_GENERATED: "more was sent than generated that day; check both meters' calibration",
-    Reason.OVER_CAPACITY: "more than the registered panel can make; register the panel's real peak",
-    Reason.AT_NIGHT: "energy at night; check the registered place",
-    Reason.STUCK_SENSOR: "the sensor repeated one reading; check it",
-    Reason.RECEIVED_EXCEEDS_SENT: "more was received than sent; calibrate both meters, or ask the DAO",
-    Reason.LOSS_EXCEEDS_LIMIT: "more was lost than the line explains; check the line, or ask the DAO",
-    Reason.UNSYNCHRONISED: "the clock was not set; it counts when the boot gets a date",
-    Reason.SUSPENDED: "the device is suspended; the DAO can reinstate it",
-    Reason.BATCH_NOT_ACCEPTED: "a batch was rejected or is held; the device's page says why",
-    Reason.UNATTESTED: "measured after the period's last register reading; it counts in the next order",
-}
+_HEIGHT: Final = 160  # of the picture, px
+_KINDS: Final = ("counted_mws", "lost_mws", "held_mws", "disputed_mws")
+_COLUMNS: Final = (
+    "line", "miner", "node", "sent_mws", "received_mws", "loss_mws", "expected_loss_mws", "error_mws",
+    "counted_windows", "online_windows", "hashes", "payable_total_mws", "paid_before_mws", "payable_mws", "mint_wei",
+)  # fmt: skip
 
 
-def statement_page(statement: bytes) -> str:
-    """Return the HTML page of a statement.json."""
+def statement_page(derived: Derived) -> str:
+    """Return the HTML page of a period's statement."""
     pages = Environment(
         loader=FunctionLoader(lambda name: files("settlement").joinpath("templates", name).read_text()),
         autoescape=select_autoescape(default=True),
     )
-    value = json.loads(statement)
-    lines = [_readable(line) for line in value["lines"]]
-    return pages.get_template("statement.html").render(period=value["period"], lines=lines)
+    inputs = derived.inputs
+    return pages.get_template("statement.html").render(
+        period=inputs.period,
+        until=_date(inputs.until_s),
+        network=inputs.network,
+        lines=[_readable(derived, result) for result in derived.lines],
+    )
 
 
-def _readable(line: Mapping[str, Any]) -> dict[str, Any]:
-    sent, received = int(line["sent_mws"]), int(line["received_mws"])
-    unpaid = [
-        {"kwh": kwh(energy), "why": _RELEASES.get(Reason(int(reason)), Reason(int(reason)).label)}
-        for group in ("held", "disputed")
-        for reason, energy in line[group].items()
-    ]
+def statement_csv(derived: Derived) -> str:
+    """Return the statement as CSV: a line of the book in each row, energies in mW·s."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("period", *_COLUMNS))
+    for result in derived.lines:
+        writer.writerow((derived.inputs.period, *(result.statement[name] for name in _COLUMNS)))
+    return text.getvalue()
+
+
+def _readable(derived: Derived, result: LineResult) -> dict[str, Any]:
+    line = result.statement
+    explained = explain(derived.inputs, result)
+    sent = int(line["sent_mws"])
     return {
         **line,
         "sent_kwh": kwh(line["sent_mws"]),
@@ -50,10 +56,38 @@ def _readable(line: Mapping[str, Any]) -> dict[str, Any]:
         "loss_kwh": kwh(line["loss_mws"]),
         "expected_kwh": kwh(line["expected_loss_mws"]),
         "payable_kwh": kwh(line["payable_mws"]),
+        "total_kwh": kwh(line["payable_total_mws"]),
         "tokens": f"{int(line['mint_wei']) / 1e18:.9f}",
-        "arrived_percent": round(100 * received / sent, 2) if sent else 0,
-        "unpaid": unpaid,
+        "arrived_percent": round(100 * int(line["received_mws"]) / sent, 2) if sent else 0,
+        "windows": explained.windows,
+        "why": explained.why(),
+        "bars": _bars(explained.slots),
+        "most_kwh": kwh(max((_height(slot) for slot in explained.slots), default=0)),
+        "decisions": [{**d, "at": _date(d["at_ms"] // 1000)} for d in line["decisions"]],
     }
+
+
+def _bars(slots: Sequence[Slot]) -> list[dict[str, Any]]:
+    """Return a bar for each slot: its parts from the bottom up, px."""
+    most = max(map(_height, slots), default=0) or 1
+    found = []
+    for number, slot in enumerate(slots):
+        top, parts = float(_HEIGHT), []
+        for kind in _KINDS:
+            height = _HEIGHT * getattr(slot, kind) / most
+            top -= height
+            parts.append({"kind": kind.removesuffix("_mws"), "y": round(top, 2), "height": round(height, 2)})
+        said = ", ".join(f"{kind.removesuffix('_mws')} {kwh(getattr(slot, kind))}" for kind in _KINDS)
+        found.append({"x": number, "parts": parts, "title": f"{_date(slot.begin_s)}: {said} kWh"})
+    return found
+
+
+def _height(slot: Slot) -> int:
+    return sum(getattr(slot, kind) for kind in _KINDS)
+
+
+def _date(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def kwh(energy_mws: str | int) -> str:

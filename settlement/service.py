@@ -22,7 +22,7 @@ from maxgreen.protocol.pack import ORDER, write_pack
 from settlement.close import Closed, close_period, revise_period
 from settlement.config import SettlementSettings
 from settlement.orders import Payer, Posted
-from settlement.page import statement_page
+from settlement.page import statement_csv, statement_page
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ class SettlementService:
         if ORDER in entries:  # for whoever claims; it says nothing of a household's profile
             _write(folder / ORDER, entries[ORDER])
         statement = _write(folder / "statement.json", closed.entries["statement.json"])
-        page = _write(folder / "statement.html", statement_page(closed.entries["statement.json"]).encode())
+        page = _write(folder / "statement.html", statement_page(closed.derived).encode())
+        _write(folder / "statement.csv", statement_csv(closed.derived).encode())
         return Settled(
             closed,
             posted,

@@ -64,6 +64,7 @@ class LineResult:
 class Derived:
     """All that follows from the inputs: the pack's output entries and the leaves."""
 
+    inputs: Inputs
     lines: tuple[LineResult, ...]
     entries: dict[str, bytes]
 
@@ -102,7 +103,7 @@ def derive(inputs: Inputs) -> Derived:
     entries["statement.json"] = canonical_json(
         {"period": inputs.period, "until": inputs.until_s, "lines": [result.statement for result in results]}
     )
-    return Derived(tuple(results), entries)
+    return Derived(inputs, tuple(results), entries)
 
 
 def fold(base: LineBase, windows: Sequence[Window], until_s: int) -> LineBase:

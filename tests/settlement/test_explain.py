@@ -1,0 +1,71 @@
+"""Where each watt-second went, and the page that says it."""
+
+import csv
+import io
+
+import pytest
+
+from maxgreen.protocol.reasons import RELEASABLE, Reason
+from settlement.explain import WHY, explain
+from settlement.page import statement_csv, statement_page
+from settlement.statement import derive
+from tests.settlement.test_thieves import CURRENT_UA, Thieves
+
+
+def told(pair):
+    inputs = pair.inputs()
+    derived = derive(inputs)
+    [result] = derived.lines
+    return derived, explain(inputs, result)
+
+
+def story():
+    pair = Thieves()
+    for k in range(12):
+        kind = {3: "over", 5: "skim", 7: "offline", 9: "silent"}.get(k)
+        if kind == "silent":
+            pair.node.reboot(bytes([9] * 16), wall_ms=pair.node.boot_ms + pair.node.wall_offset_ms + 600_000)
+            batch = pair.miner.batch(
+                [(18_000_000 + j, CURRENT_UA) for j in range(20)], work=pair.miner.work(pair.beacon)
+            )
+            pair.messages[pair.miner.device].append(pair.miner.sign(batch))
+            continue
+        pair.both(
+            sent=2_900_000 if kind == "over" else CURRENT_UA,
+            skim=0.4 if kind == "skim" else 0.0,
+            working=kind != "offline",
+            attested=k == 11,
+        )
+    return pair
+
+
+def test_the_parts_are_all_that_was_sent_in_words_and_in_pictures():
+    derived, explained = told(story())
+    assert sum(part.energy_mws for part in explained.parts) == explained.sent_mws > 0
+    names = {part.name for part in explained.parts if part.energy_mws}
+    assert {"counted", "held (43 over_capacity)", "disputed (47 loss_exceeds_limit)", "held (55 unmetered)"} <= names
+    of_slots = sum(s.counted_mws + s.lost_mws + s.held_mws + s.disputed_mws for s in explained.slots)
+    assert of_slots == explained.sent_mws
+    assert len(explained.slots) == 24
+    assert explained.dark_received_s == 600 - 30
+    why = explained.why()
+    assert len(why) <= 10
+    assert why[-2] == f"{explained.counted_windows} of 12 windows of ten minutes count"
+    page = statement_page(derived)
+    assert all(sentence in page for sentence in why[-2:])
+    assert page.count("<g>") == 24
+    [header, row] = csv.reader(io.StringIO(statement_csv(derived)))
+    assert dict(zip(header, row, strict=True))["payable_mws"] == str(explained.payable_mws)
+
+
+def test_a_month_without_energy_looks_like_what_it_is():
+    derived, explained = told(Thieves())
+    assert explained.sent_mws == 0
+    assert sum(part.energy_mws for part in explained.parts) == 0
+    assert "0.000000 kWh to pay" in statement_page(derived)
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if 40 <= reason < 60])
+def test_every_reason_says_what_would_release_it(reason):
+    assert WHY[reason]
+    assert (reason in RELEASABLE) >= (Reason(reason) in {Reason.RECEIVED_EXCEEDS_SENT, Reason.LOSS_EXCEEDS_LIMIT})
