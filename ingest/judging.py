@@ -250,10 +250,9 @@ class Judge:
             for kept in held:
                 if not self._left:
                     return False
-                state, judgement = reinstate(chain.state, _held(kept), chain.record, self._rules, shares=self._shares)
+                judgement = reinstate(_held(kept), chain.record, self._rules, shares=self._shares)
                 self._desk.judge(chain.device, Reason.SUSPENDED_DEVICE, judgement, kept.state_before, reinstated=True)
                 self._note(chain, judgement)
-                self._move(chain, state)
                 self._left -= 1
 
     def _take(

@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.work import WINDOW_MS
+from maxgreen.verify.meter import longest_segment_ms
 from maxgreen.verify.rules import Limits
 from settlement.inputs import Party
 from settlement.replay import Fact
@@ -99,13 +101,15 @@ def night_windows(
 
 
 def stuck_windows(facts: Iterable[Fact], channels: Sequence[int], limits: Callable[[int], Limits]) -> set[int]:
-    """Return the windows of readings that stayed the same, above the dead band, for `stuck_s`."""
+    """Return the windows in which a reading had stayed the same, above the dead band, for `stuck_s`.
+
+    Only what was before decides, so a day does not change when the next one comes.
+    """
     found: set[int] = set()
-    runs: dict[int, tuple[tuple[int, int], int, set[int]]] = {}
+    runs: dict[int, _Run] = {}
     for fact in facts:
-        if not fact.accepted:
-            continue
         stuck_ms = limits(fact.window_s).stuck_s * 1000
+        longest_ms = longest_segment_ms(fact.batch.interval_ms)
         for channel in fact.batch.channels:
             reading = fact.reading(channel.number)
             if channel.number not in channels or reading is None:
@@ -113,17 +117,30 @@ def stuck_windows(facts: Iterable[Fact], channels: Sequence[int], limits: Callab
             for voltage_uv, current_ua, offset_ms in zip(
                 channel.voltage_uv, channel.current_ua, channel.offsets_ms, strict=True
             ):
-                value, t_ms = (voltage_uv, current_ua), fact.t0_ms + offset_ms
+                boot_ms = fact.batch.t0_boot_ms + offset_ms
                 run = runs.get(channel.number)
                 if abs(current_ua) < reading.dead_band_ua:
                     runs.pop(channel.number, None)
-                elif run is None or run[0] != value:
-                    runs[channel.number] = (value, t_ms, {fact.window_s})
+                elif run is None or not run.goes_on(fact.batch.boot, boot_ms, (voltage_uv, current_ua), longest_ms):
+                    runs[channel.number] = _Run(fact.batch.boot, (voltage_uv, current_ua), boot_ms, boot_ms)
                 else:
-                    run[2].add(fact.window_s)
-                    if t_ms - run[1] >= stuck_ms:
-                        found |= run[2]
+                    run.last_ms = boot_ms
+                    if boot_ms - run.first_ms >= stuck_ms:
+                        found.add(fact.window_s)
     return found
+
+
+@dataclass(slots=True)
+class _Run:
+    """Equal readings of a channel without a gap between them."""
+
+    boot: bytes
+    value: tuple[int, int]
+    first_ms: int
+    last_ms: int
+
+    def goes_on(self, boot: bytes, boot_ms: int, value: tuple[int, int], longest_ms: int) -> bool:
+        return boot == self.boot and value == self.value and 0 < boot_ms - self.last_ms <= longest_ms
 
 
 def _by_window(facts: Iterable[Fact], channels: Sequence[int]) -> dict[tuple[int, int], tuple[int, int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from maxgreen.chain.orders import Closing
 from maxgreen.protocol.attestation import Attestation
-from settlement.inputs import ChannelTerms, Party
+from settlement.inputs import ChannelTerms, KnownRegister, Party
 from settlement.replay import Fact
 
 Spans = list[tuple[int, int]]  # from when to when, ms, ascending and apart
@@ -55,14 +55,14 @@ class End:
             Closing(miner_end, number, self.attestation(cuts[number]) if number in cuts else None) for number in keys
         )
 
-    def register_mws(self, until_s: int, carried_mws: int, carried_key: int) -> int | None:
-        """Return the line's register at the cut: what was carried when keys changed, and the register since (P-BAT-3).
-
-        `carried_key` is the key that the line had gone on with when `carried_mws` was carried; None without a cut.
-        """
-        attested = {number: self.attestation(fact) for number, fact in self.cuts(until_s).items()}
-        since = [a.register_mws for number, a in attested.items() if a is not None and number >= carried_key]
-        return carried_mws + sum(since) if since else None
+    def register_mws(self, until_s: int, known: KnownRegister) -> int:
+        """Return the line's register at the cut: what was carried when keys changed, and all since (P-BAT-3)."""
+        registers = {known.key_number: known.register_mws}
+        for number, fact in self.cuts(until_s).items():
+            attestation = self.attestation(fact)
+            if attestation is not None and number >= known.key_number:
+                registers[number] = max(registers.get(number, 0), attestation.register_mws)
+        return known.carried_mws + sum(registers.values())
 
     def windows(self) -> dict[int, list[Fact]]:
         """Return the facts that count for the line, by window."""

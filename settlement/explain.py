@@ -21,7 +21,6 @@ WHY: Final = {
     Reason.RECEIVED_EXCEEDS_SENT: "more was received than sent; calibrate both meters, or ask the DAO",
     Reason.LOSS_EXCEEDS_LIMIT: "more was lost than the line explains; check the line, or ask the DAO",
     Reason.TAKEN_OUT: "the DAO rejected these batches; they never count",
-    Reason.UNSYNCHRONISED: "the clock was not set; it counts when the boot gets a date",
     Reason.SUSPENDED: "the device is suspended; the DAO can reinstate it",
     Reason.BATCH_NOT_ACCEPTED: "a batch was rejected or is held; the device's page says why",
     Reason.UNATTESTED: "measured after the period's last register reading; it counts in the next order",

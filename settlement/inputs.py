@@ -95,6 +95,14 @@ class Arrival(NamedTuple):
     taken: Taken = Taken.NEXT
 
 
+class KnownRegister(NamedTuple):
+    """What the book knew of an end when the period was closed; mW·s."""
+
+    key_number: int = 0  # that the line had gone on with
+    register_mws: int = 0  # of that key
+    carried_mws: int = 0  # of the keys before
+
+
 @dataclass(frozen=True)
 class LineTerms:
     """A line: an entry of lines.json. Registers in mW·s."""
@@ -114,15 +122,13 @@ class LineTerms:
     received_register: int
     base: LineBase
     closed_s: int  # 0 while it is open
-    carried_mws: int
-    carried_received_mws: int
+    known_sent: KnownRegister
+    known_received: KnownRegister
     paid_mws: int
     paid_until_s: int
     acc: int
     sent_key: int = 0  # numbers of the keys that the line opened with
     received_key: int = 0
-    carried_key: int = 0  # and of those that it went on with, when the period was closed
-    carried_received_key: int = 0
 
 
 @dataclass(frozen=True)
@@ -375,10 +381,7 @@ def _line_json(line: LineTerms) -> dict[str, Any]:
         },
         "base": {"until": base.until_s, **{name: str(value) for name, value in asdict(base.sums).items()}},
         "closed": line.closed_s,
-        "carried_mws": str(line.carried_mws),
-        "carried_received_mws": str(line.carried_received_mws),
-        "carried_key": line.carried_key,
-        "carried_received_key": line.carried_received_key,
+        "known": {"sent": _known_json(line.known_sent), "received": _known_json(line.known_received)},
         "paid_mws": str(line.paid_mws),
         "paid_until": line.paid_until_s,
         "acc": str(line.acc),
@@ -403,16 +406,22 @@ def _line(value: Mapping[str, Any]) -> LineTerms:
         received_register=int(opened["received_register"]),
         base=LineBase(base["until"], Sums(**{f.name: int(base[f.name]) for f in fields(Sums)})),
         closed_s=value["closed"],
-        carried_mws=int(value["carried_mws"]),
-        carried_received_mws=int(value["carried_received_mws"]),
+        known_sent=_known(value["known"]["sent"]),
+        known_received=_known(value["known"]["received"]),
         paid_mws=int(value["paid_mws"]),
         paid_until_s=value["paid_until"],
         acc=int(value["acc"]),
         sent_key=opened["sent_key"],
         received_key=opened["received_key"],
-        carried_key=value["carried_key"],
-        carried_received_key=value["carried_received_key"],
     )
+
+
+def _known_json(known: KnownRegister) -> dict[str, Any]:
+    return {"key": known.key_number, "register": str(known.register_mws), "carried": str(known.carried_mws)}
+
+
+def _known(value: Mapping[str, Any]) -> KnownRegister:
+    return KnownRegister(value["key"], int(value["register"]), int(value["carried"]))
 
 
 def _limits_json(limits: Limits) -> dict[str, int]:

@@ -93,6 +93,17 @@ class _Base(_Strict):
     matched_mws: Number
 
 
+class _Register(_Strict):
+    key: Small
+    register: Number
+    carried: Number
+
+
+class _Known(_Strict):
+    sent: _Register
+    received: _Register
+
+
 class _Line(_Strict):
     id: Hash
     miner: Number
@@ -105,10 +116,7 @@ class _Line(_Strict):
     opened: _Opened
     base: _Base
     closed: Seconds
-    carried_mws: Number
-    carried_received_mws: Number
-    carried_key: Small
-    carried_received_key: Small
+    known: _Known
     paid_mws: Number
     paid_until: Seconds
     acc: Number

@@ -11,7 +11,6 @@ from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.pack import canonical_json
 from settlement.ends import End
 from settlement.inputs import Inputs, LineBase, LineTerms, decision_json
-from settlement.loss import edges_mws
 from settlement.replay import replay
 from settlement.windows import (
     LineWindows,
@@ -122,13 +121,12 @@ def _line_result(inputs: Inputs, line: LineTerms, found: LineWindows) -> LineRes
     payable = max(0, total - line.paid_mws)
     period = [w for w in found.windows if w.window_s >= begin_s]
     counting = [w.measured for w in period if w.counts]
+    sums = sums_of(period)
     sent, received = sum(w.sent_mws for w in counting), sum(w.received_mws for w in counting)
     end_s = line_end(inputs, line)
     root = MerkleTree.of(BATCH_LEAF, [(digest,) for digest in _new_digests(inputs, line, found)]).root
     miner_facts = [f for f in found.miner.facts if begin_s <= f.window_s < inputs.until_s]
     online = {w for w in online_windows(found.miner.facts) if begin_s <= w < inputs.until_s}
-    to_register = found.miner.register_mws(end_s, line.carried_mws, line.carried_key)
-    received_to = found.node.register_mws(end_s, line.carried_received_mws, line.carried_received_key)
     efficiency_ppm = inputs.party(line.node).efficiency_ppm
     statement = {
         "line": line.line.hex(),
@@ -137,8 +135,8 @@ def _line_result(inputs: Inputs, line: LineTerms, found: LineWindows) -> LineRes
         "sent_mws": str(sent),
         "received_mws": str(received),
         "loss_mws": str(sent - received),
-        "expected_loss_mws": str(sum(w.expected_mws for w in counting)),
-        "error_mws": str(sum(w.error_mws for w in counting) + edges_mws(counting)),
+        "expected_loss_mws": str(sums.expected_mws),
+        "error_mws": str(sums.error_mws),
         "counted_windows": len(counting),
         "held": _by_reason(period, State.HELD),
         "disputed": _by_reason(period, State.DISPUTED),
@@ -148,8 +146,8 @@ def _line_result(inputs: Inputs, line: LineTerms, found: LineWindows) -> LineRes
         "mint_wei": str(mint_wei(payable, efficiency_ppm, line.acc)),
         "online_windows": len(online),
         "hashes": str(sum(fact.hashes for fact in miner_facts)),
-        "to_register": str(line.carried_mws + line.sent_register if to_register is None else to_register),
-        "received_to": str(line.carried_received_mws + line.received_register if received_to is None else received_to),
+        "to_register": str(found.miner.register_mws(end_s, line.known_sent)),
+        "received_to": str(found.node.register_mws(end_s, line.known_received)),
         "batch_root": root.hex(),
         "decisions": _decisions(inputs, (found.miner, found.node)),
     }

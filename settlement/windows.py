@@ -174,7 +174,6 @@ def _plausibility(miner: End, line: LineTerms, limits: Callable[[int], Limits]) 
 
 def _hold_by_batches(held: Held, end: End) -> None:
     reasons = {
-        Reason.CLOCK_UNSYNCHRONISED: Reason.UNSYNCHRONISED,
         Reason.SUSPENDED_DEVICE: Reason.SUSPENDED,
         Reason.TAKEN_OUT: Reason.TAKEN_OUT,
     }

@@ -35,9 +35,9 @@ class ChainState:
     next_seq: int = 0
     boot: bytes = b""
     boot_ms: int | None = None  # last boot time covered in this boot
-    wall_ms: int = -1  # last wall time covered by accepted batches
+    wall_ms: int = -1  # last wall time covered by accepted batches, and by those of a suspended device
     earlier_wall_ms: int = -1  # the same, by those of earlier boots
-    boot_date_ms: int | None = None  # wall minus boot time, by the boot's first accepted synchronised batch
+    boot_date_ms: int | None = None  # wall minus boot time, by the boot's first such batch that is synchronised
     birth: Birth | None = None
     channels: Mapping[int, ChannelState] = field(default_factory=dict)
     undated_from: int | None = None  # the first seq of this boot that is held without a date (P-BAT-7)

@@ -91,7 +91,7 @@ def measure(
 
     `last` is the sample before them in the same boot; a segment that does not go forward in time is none.
     """
-    longest_allowed_ms = _longest_segment_ms(interval_ms)
+    longest_allowed_ms = longest_segment_ms(interval_ms)
     forward = reverse = gap_ms = square_current = counted_ms = longest_ms = 0
     for sample in samples:
         power_pw = sample.power_pw(dead_band_ua)
@@ -129,7 +129,7 @@ def measure_arrays(
         offsets,
         t0_boot_ms,
         None if last is None else (last.current_ua, last_power_pw, last.boot_ms),
-        longest_allowed_ms=_longest_segment_ms(interval_ms),
+        longest_allowed_ms=longest_segment_ms(interval_ms),
         dead_band_ua=dead_band_ua,
     )
     return Growth(*sums), rises
@@ -145,7 +145,7 @@ def counted_spans(growth: Growth, times_ms: Sequence[int], *, interval_ms: int) 
     begin_ms = times_ms[-1] - growth.counted_ms - growth.gap_ms
     if not growth.gap_ms:
         return [(begin_ms, times_ms[-1])]
-    longest_allowed_ms = _longest_segment_ms(interval_ms)
+    longest_allowed_ms = longest_segment_ms(interval_ms)
     spans: list[tuple[int, int]] = []
     for time_ms in times_ms:
         if begin_ms < time_ms <= begin_ms + longest_allowed_ms:
@@ -155,6 +155,6 @@ def counted_spans(growth: Growth, times_ms: Sequence[int], *, interval_ms: int) 
     return spans
 
 
-def _longest_segment_ms(interval_ms: int) -> int:
+def longest_segment_ms(interval_ms: int) -> int:
     """Return the longest time between two samples that is counted (P-BAT-4)."""
     return max(GAP_INTERVALS * interval_ms, MIN_GAP_MS)

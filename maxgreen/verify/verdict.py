@@ -213,22 +213,14 @@ def date(
         waiting, record, rules, boot_date_ms=state.boot_date_ms, skipped_to=waiting.skipped_to, shares=shares
     )
     batch = waiting.signed.batch
-    wall_ms = max(state.wall_ms, _last_ms(judgement, batch)) if judgement.reason is Reason.NONE else state.wall_ms
+    covers = judgement.reason in {Reason.NONE, Reason.SUSPENDED_DEVICE}
+    wall_ms = max(state.wall_ms, _last_ms(judgement, batch)) if covers else state.wall_ms
     return replace(state, wall_ms=wall_ms, undated_from=batch.seq + 1), judgement
 
 
-def reinstate(
-    state: ChainState, waiting: Waiting, record: DeviceRecord, rules: Rules, *, shares: ShareCheck = check_shares
-) -> tuple[ChainState, Judgement]:
+def reinstate(waiting: Waiting, record: DeviceRecord, rules: Rules, *, shares: ShareCheck = check_shares) -> Judgement:
     """Judge a batch again that was held since its device was suspended, after the decision to reinstate it."""
-    judgement = judge(waiting, record, rules, skipped_to=waiting.skipped_to, shares=shares)
-    batch = waiting.signed.batch
-    if judgement.reason is not Reason.NONE:
-        return state, judgement
-    wall_ms, boot_date_ms = max(state.wall_ms, _last_ms(judgement, batch)), state.boot_date_ms
-    if batch.synchronised and batch.boot == state.boot and boot_date_ms is None:
-        boot_date_ms = batch.t0_ms - batch.t0_boot_ms
-    return replace(state, wall_ms=wall_ms, boot_date_ms=boot_date_ms), judgement
+    return judge(waiting, record, rules, skipped_to=waiting.skipped_to, shares=shares)
 
 
 def dated(state: ChainState) -> ChainState:
@@ -463,9 +455,11 @@ def _moved(state: ChainState, signed: SignedBatch, judgement: Judgement) -> Chai
     boot_date_ms = state.boot_date_ms
     if batch.channels and reason in {Reason.NONE, Reason.CLOCK_UNSYNCHRONISED, Reason.SUSPENDED_DEVICE}:
         boot_ms = max(boot_ms or 0, batch.t0_boot_ms + batch.last_offset_ms)
-    if reason is Reason.NONE and batch.channels:
+    # those of a suspended device too: whatever is decided later, the batches after it were judged by them
+    covers = reason in {Reason.NONE, Reason.SUSPENDED_DEVICE}
+    if covers and batch.channels:
         wall_ms = max(wall_ms, _last_ms(judgement, batch))
-    if reason is Reason.NONE and batch.synchronised and boot_date_ms is None:
+    if covers and batch.synchronised and boot_date_ms is None:
         boot_date_ms = batch.t0_ms - batch.t0_boot_ms
     if reason is Reason.CLOCK_UNSYNCHRONISED and undated_from is None:
         undated_from = batch.seq

@@ -16,7 +16,7 @@ from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, Limits, Rules
 from settlement.audit import Difference, audit
-from settlement.inputs import Arrival, ChannelTerms, Inputs, LineBase, LineTerms, Party
+from settlement.inputs import Arrival, ChannelTerms, Inputs, KnownRegister, LineBase, LineTerms, Party
 from settlement.periods import month_before, months_of, period_bounds
 from settlement.statement import derive, fold, mint_wei
 from settlement.sun import elevation_mdeg
@@ -79,7 +79,7 @@ class Pair:
         )
         line = LineTerms(
             Ends(1, 1, 2, 0).line_id, 1, 1, 2, 0, RESISTANCE, 0, 100_000, T0_MS // 1000, 0, 0, 0, 0,
-            LineBase(BEGIN_S), 0, 0, 0, 0, 0, 0,
+            LineBase(BEGIN_S), 0, KnownRegister(), KnownRegister(), 0, 0, 0,
         )  # fmt: skip
         rules = Rules(
             NETWORK,
@@ -211,7 +211,9 @@ def test_a_reading_that_never_changes_is_a_stuck_sensor():
         )
         for f in facts
     ]
-    assert stuck_windows(flat, [0, 1], limits) == {f.window_s for f in facts}
+    assert stuck_windows(flat, [0, 1], limits) == {BEGIN_S + 6 * WINDOW, BEGIN_S + 7 * WINDOW}  # after an hour
+    booted = [replace(f, batch=replace(f.batch, boot=bytes([k] * 16))) if k > 4 else f for k, f in enumerate(flat)]
+    assert stuck_windows(booted, [0, 1], limits) == set()
 
 
 @pytest.mark.rule("P-ING-1", "P-PCK-1")

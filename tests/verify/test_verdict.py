@@ -313,3 +313,20 @@ def test_device_and_seq_tell_messages_apart_whatever_order_they_come_in():
     assert ledger.send(messages[1]) is Reason.GAP_BEFORE
     assert [ledger.send(m) for m in messages] == [Reason.NONE] * 3
     assert set(ledger.judged) == {0, 1, 2}
+
+
+@pytest.mark.rule("P-ING-1", "P-BAT-6")
+def test_a_reinstatement_changes_no_verdict_of_what_came_after():
+    status = ((0, "active"), (T0_MS + 100_000, "suspended"), (T0_MS + 400_000, "active"))
+    lab = Lab(interval_ms=30_000)
+    messages = [lab.next(), lab.next()]  # the second one while the device is suspended
+    lab.reboot(bytes(16), wall_ms=T0_MS + 50_000)  # over the time of the suspended one
+    messages.append(lab.next())
+    decision = Decision(lab.device, 0, 9, Action.REINSTATE, "", "dao", LATER, "checked")
+    found = []
+    for decisions in ((), (decision,)):
+        ledger = Ledger(Lab(), Rules(NETWORK, decisions=decisions), status=status)
+        found.append([ledger.send(message) for message in messages])
+    assert found[0][1] is Reason.SUSPENDED_DEVICE
+    assert found[1][1] is Reason.NONE
+    assert found[0][2] is found[1][2] is Reason.TIME_OVERLAP
