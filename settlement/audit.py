@@ -23,7 +23,7 @@ from settlement.inputs import STATES_AFTER, Inputs, LineBase, entry, read_states
 from settlement.periods import period_bounds
 from settlement.replay import state_at
 from settlement.shapes import MANIFEST_SHAPE, read_shape
-from settlement.statement import derive, fold
+from settlement.statement import Derived, derive, fold
 from settlement.sums import Sums
 
 # what bytes that are no evidence can do to whoever reads them as such
@@ -64,28 +64,10 @@ def _audit(
     pinned: Pinned | None,
 ) -> Report:
     found = Findings()
-    _check_manifest(entries)
-    found.ok(f"manifest: {len(entries)} entries have their SHA-256")
-    inputs = Inputs.from_entries(entries)
+    inputs = _read(entries, found)
     if pinned is not None:
         pinned.check_network(inputs.network)
-    for name, data in sorted(inputs.entries().items()):
-        _compare(name, data, entry(entries, name))
-    derived = derive(inputs)
-    count = sum(map(len, inputs.batches.values()))
-    found.ok(f"evidence: {count} batches: signatures, chain, registers, shares and attestations judged again")
-    for name, data in sorted(derived.entries.items()):
-        _compare(name, data, entry(entries, name))
-    found.ok("windows and statement follow from the evidence, byte for byte")
-    try:
-        keys = BackendKeys(inputs.backend_keys, inputs.network)
-        keys.open(entry(entries, "statement.cose"), "statement", detached_payload=entries["statement.json"])
-    except (Rejected, ValueError) as error:
-        raise Difference(f"statement.cose: {error}") from error
-    found.ok("statement is signed by the backend")
-    found.ok(_check_receipts(inputs))
-    if inputs.rules.decisions:
-        found.believe(f"{len(inputs.rules.decisions)} recorded decisions (decisions.json has who, when and why)")
+    derived = _derive(inputs, entries, found)
     _check_base(inputs, previous, found)
     order = read_order(entries[ORDER]) if ORDER in entries else None
     if order is not None:
@@ -94,12 +76,11 @@ def _audit(
     elif derived.leaves:
         found.ok("no order yet: nothing was paid for this statement")
     if chain is not None and order is not None:
-        deployment = Deployment(chain, order.addresses)
         if pinned is not None:
             pinned.check_contracts(order.addresses)
         else:
             found.believe("that these contracts are the deployment's: name it with --deployment")
-        check_chain(order, inputs, entries, deployment, found)
+        check_chain(order, inputs, entries, Deployment(chain, order.addresses), found)
     else:
         what = "no order" if order is None else "no --rpc"
         found.believe(f"devices, lines, limits, keys and payment: not compared with the chain ({what})")
@@ -113,6 +94,39 @@ def _audit(
         believed=tuple(found.believed),
         statement=entries["statement.json"],
     )
+
+
+def _read(entries: Mapping[str, bytes], found: Findings) -> Inputs:
+    """Read a pack's inputs, whose bytes are those of the manifest, in the format's one form."""
+    _check_manifest(entries)
+    found.ok(f"manifest: {len(entries)} entries have their SHA-256")
+    inputs = Inputs.from_entries(entries)
+    for name, data in sorted(inputs.entries().items()):
+        _compare(name, data, entry(entries, name))
+    return inputs
+
+
+def _derive(inputs: Inputs, entries: Mapping[str, bytes], found: Findings) -> Derived:
+    """Derive everything again, and compare it with what the pack and its receipts say."""
+    derived = derive(inputs)
+    count = sum(map(len, inputs.batches.values()))
+    found.ok(f"evidence: {count} batches: signatures, chain, registers, shares and attestations judged again")
+    for name, data in sorted(derived.entries.items()):
+        _compare(name, data, entry(entries, name))
+    found.ok("windows and statement follow from the evidence, byte for byte")
+    for result in derived.lines:
+        if trouble := result.statement["trouble"]:
+            found.ok(f"line {result.terms.line.hex()[:8]}… is in trouble, and is paid nothing: {trouble}")
+    try:
+        keys = BackendKeys(inputs.backend_keys, inputs.network)
+        keys.open(entry(entries, "statement.cose"), "statement", detached_payload=entries["statement.json"])
+    except (Rejected, ValueError) as error:
+        raise Difference(f"statement.cose: {error}") from error
+    found.ok("statement is signed by the backend")
+    found.ok(_check_receipts(inputs))
+    if inputs.rules.decisions:
+        found.believe(f"{len(inputs.rules.decisions)} recorded decisions (decisions.json has who, when and why)")
+    return derived
 
 
 def _check_manifest(entries: Mapping[str, bytes]) -> None:

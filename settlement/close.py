@@ -281,8 +281,11 @@ def _bases(
         for window in result.windows.windows
         if not window.counts and window.measured.has_energy
     ]
-    start_s = min([begin_s, *changed, *unpaid]) // DAY_S * DAY_S
+    troubled = [result.terms for result in closed.derived.lines if result.statement["trouble"]]
+    start_s = min([begin_s, *changed, *unpaid, *[inputs_start_s for _ in troubled]]) // DAY_S * DAY_S
     states = read_states(closed.entries, STATES_AFTER)
+    for terms in troubled:  # it has no windows: what stood before stands
+        states[terms.line] = dict(closed.derived.inputs.windows_before.get(terms.line, {}))
     if start_s < inputs_start_s:  # something changed below the settled sums: add up everything again
         return min(start_s, opened_s), {}, states
     bases = {

@@ -1,7 +1,7 @@
 """A device's chain judged again from the pack: the same verifier as at ingest, bit for bit."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from maxgreen.protocol.batch import Batch, parse_batch
@@ -67,20 +67,37 @@ class Fact:
         return reading.growth if reading else Growth()
 
 
-def replay(inputs: Inputs) -> dict[bytes, list[Fact]]:
-    """Judge every device's batches again, in the order of their seq; PackError when a chain does not hold.
+@dataclass(frozen=True)
+class Replayed:
+    """What every device's batches are, judged again; and what does not hold together, by device."""
+
+    facts: Mapping[bytes, Sequence[Fact]]
+    troubles: Mapping[bytes, str]
+
+    def trouble(self, parties: Sequence[Party]) -> str:
+        """Return what does not hold with these devices; nothing when all is well."""
+        return next((self.troubles[party.device] for party in parties if party.device in self.troubles), "")
+
+
+def replay(inputs: Inputs) -> Replayed:
+    """Judge every device's batches again, in the order of their seq. One device's trouble is its own.
 
     Batches without a date belong to no window; those from before a key counted, or after it, to no line: they are
     left out.
     """
     ends: dict[bytes, ChainState] = {}
     found: dict[bytes, list[Fact]] = {}
+    troubles: dict[bytes, str] = {}
     for party in sorted(inputs.parties, key=lambda p: p.key_number):  # a key begins where the one before it ended
         chain = Replay(inputs.starts[party.device], party.record, inputs.rules)
-        facts = list(_facts(inputs, party, chain, ends.get(party.record.predecessor or b"")))
+        try:
+            facts = list(_facts(inputs, party, chain, ends.get(party.record.predecessor or b"")))
+        except PackError as error:
+            troubles[party.device] = str(error)
+            continue
         ends[party.device] = chain.state
         found[party.device] = [_decided(inputs, fact) for fact in facts if _counts(fact)]
-    return found
+    return Replayed(found, troubles)
 
 
 def state_at(inputs: Inputs, party: Party, seq: int) -> ChainState | None:

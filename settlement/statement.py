@@ -11,7 +11,7 @@ from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.pack import canonical_json
 from settlement.ends import End
 from settlement.inputs import Inputs, LineBase, LineTerms, decision_json
-from settlement.replay import replay
+from settlement.replay import Replayed, replay
 from settlement.windows import (
     LineWindows,
     State,
@@ -91,14 +91,13 @@ class Derived:
 
 def derive(inputs: Inputs) -> Derived:
     """Return what follows from the inputs, the same on every machine."""
-    facts = replay(inputs)
+    replayed = replay(inputs)
     results = []
     entries: dict[str, bytes] = {}
     for line in sorted(inputs.lines, key=lambda terms: terms.line):
-        windows = line_windows(inputs, line, facts)
-        result = _line_result(inputs, line, windows)
+        result = _line_result(inputs, line, replayed)
         results.append(result)
-        entries[f"windows/{line.line.hex()}.csv"] = _windows_csv(inputs, line, windows.windows)
+        entries[f"windows/{line.line.hex()}.csv"] = _windows_csv(inputs, line, result.windows.windows)
     entries["statement.json"] = canonical_json(
         {"period": inputs.period, "until": inputs.until_s, "lines": [result.statement for result in results]}
     )
@@ -115,9 +114,13 @@ def mint_wei(payable_mws: int, efficiency_ppm: int, acc: int) -> int:
     return (payable_mws * efficiency_ppm * WEI_NUMERATOR + acc) // WEI_DENOMINATOR
 
 
-def _line_result(inputs: Inputs, line: LineTerms, found: LineWindows) -> LineResult:
+def _line_result(inputs: Inputs, line: LineTerms, replayed: Replayed) -> LineResult:
+    trouble = replayed.trouble((*inputs.keys(line.miner), *inputs.keys(line.node)))
+    if trouble:  # nothing of it is paid now, and the next close reads all of it again
+        replayed = Replayed(dict.fromkeys((party.device for party in inputs.parties), ()), {})
+    found = line_windows(inputs, line, replayed.facts)
     begin_s = period_start(inputs)
-    total = (line.base.sums + sums_of(found.windows)).payable_mws
+    total = line.paid_mws if trouble else (line.base.sums + sums_of(found.windows)).payable_mws
     payable = max(0, total - line.paid_mws)
     period = [w for w in found.windows if w.window_s >= begin_s]
     counting = [w.measured for w in period if w.counts]
@@ -150,6 +153,7 @@ def _line_result(inputs: Inputs, line: LineTerms, found: LineWindows) -> LineRes
         "received_to": str(found.node.register_mws(end_s, line.known_received)),
         "batch_root": root.hex(),
         "decisions": _decisions(inputs, (found.miner, found.node)),
+        "trouble": trouble,
     }
     leaf = None
     sent_cut, received_cut = _attested(found.miner, end_s), _attested(found.node, end_s)

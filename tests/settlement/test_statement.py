@@ -181,7 +181,7 @@ def test_more_sent_than_generated_holds_the_day():
     from settlement.checks import not_generated_days
     from settlement.replay import replay
 
-    facts = replay(inputs)[miner.device]
+    facts = replay(inputs).facts[miner.device]
     assert not_generated_days(miner, facts, limits) == set()
     doubled = [
         replace(f, readings=tuple(replace(r, energy_mws=2 * r.energy_mws) if r.role == 1 else r for r in f.readings))
@@ -196,7 +196,7 @@ def test_a_reading_that_never_changes_is_a_stuck_sensor():
 
     pair = Pair()
     inputs = pair.inputs()
-    facts = replay(inputs)[inputs.parties[0].device]
+    facts = replay(inputs).facts[inputs.parties[0].device]
     assert stuck_windows(facts, [0, 1], limits) == set()
     flat = [
         replace(

@@ -244,3 +244,31 @@ def test_a_hole_of_years_costs_no_time():
     statement = pair.result()
     assert pair.windows[3].reasons == (Reason.INCOMPLETE,)
     assert int(statement["payable_mws"]) > 0
+
+
+def test_one_lines_trouble_is_its_own():
+    pair, other = Thieves(), Lab(secret=7, roles=(Role.GENERATION, Role.SENT), interval_ms=STEP_MS)
+    for k in range(4):
+        pair.both(attested=k == 3)
+    inputs = pair.inputs()
+    miner, node = inputs.parties
+    party = replace(miner, device=other.device, record=other.record(), token=3)
+    [line] = inputs.lines
+    second = replace(line, line=bytes(32), miner=3)
+    broken = other.next(seq=5)  # what no chain begins with
+    found = derive(
+        replace(
+            inputs,
+            parties=(miner, node, party),
+            lines=(line, second),
+            batches={**inputs.batches, other.device: (broken,)},
+            arrivals={**inputs.arrivals, other.device: (Arrival(5, T0_MS + 86_400_000),)},
+            starts={**inputs.starts, other.device: inputs.starts[miner.device]},
+        )
+    )
+    troubled, well = found.lines
+    assert "seq 5: gap_before" in troubled.statement["trouble"]
+    assert (troubled.statement["payable_mws"], troubled.leaf) == ("0", None)
+    assert well.statement["trouble"] == ""
+    assert int(well.statement["payable_mws"]) > 0
+    assert [leaf.line for leaf in found.leaves] == [line.line]
