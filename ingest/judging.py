@@ -322,7 +322,7 @@ class Judge:
         if signed.batch.succeeds is None:
             return None
         old = self._desk.chains.get(signed.batch.succeeds[0])
-        return old.state if old is not None and old.version else None
+        return old.state if old is not None else None
 
 
 def _held(kept: Kept) -> Waiting:

@@ -123,7 +123,7 @@ def _derive(inputs: Inputs, entries: Mapping[str, bytes], found: Findings) -> De
     except (Rejected, ValueError) as error:
         raise Difference(f"statement.cose: {error}") from error
     found.ok("statement is signed by the backend")
-    found.ok(_check_receipts(inputs))
+    found.ok(_check_receipts(inputs, found))
     if inputs.rules.decisions:
         found.believe(f"{len(inputs.rules.decisions)} recorded decisions (decisions.json has who, when and why)")
     return derived
@@ -156,10 +156,13 @@ def _compare(name: str, expected: bytes, found: bytes) -> None:
     raise Difference(f"{name}: line {number}: the evidence gives {want[:120]!r}, the pack says {have[:120]!r}")
 
 
-def _check_receipts(inputs: Inputs) -> str:
+def _check_receipts(inputs: Inputs, found: Findings) -> str:
     """Check that nothing is missing that the backend had receipted (P-RCT-4)."""
     count = 0
     keys = BackendKeys(inputs.backend_keys, inputs.network)
+    without = [device.hex() for device, messages in inputs.batches.items() if messages and not inputs.receipts[device]]
+    if without:
+        found.believe(f"that all batches of {', '.join(sorted(without))} are here: the pack has no receipt of them")
     for device, messages in inputs.receipts.items():
         digests = {parse_batch(m).batch.seq: hashlib.sha256(m).digest() for m in inputs.batches[device]}
         start = inputs.starts[device]
@@ -207,11 +210,10 @@ def _check_base(inputs: Inputs, previous: Mapping[str, bytes] | None, found: Fin
     states = read_states(before.entries, STATES_AFTER)
     for line in inputs.lines:
         name = line.line.hex()
-        whole = line.base.sums == Sums()  # it adds up again all that there is since the line opened
-        if not whole and line.base != bases.get(line.line, LineBase(inputs.start_s)):
+        # or it adds up again all that there is since the line opened
+        whole = line.base.sums == Sums() and inputs.start_s <= line.sent_base.time_s
+        if line.base != bases.get(line.line, LineBase(inputs.start_s)) and not whole:
             raise Difference(f"lines.json: the base of line {name} is not the previous pack's sums")
-        if whole and inputs.start_s > line.opened_s:
-            raise Difference(f"lines.json: line {name} opened before the windows of this pack, and has no base")
         if inputs.windows_before.get(line.line, {}) != _known(inputs, states.get(line.line, {}), line.line):
             raise Difference(f"windows/{name}.csv: the states before are not the previous pack's")
     believed = [device for device, state in starts.items() if not _leads_to(inputs_before, device, state)]

@@ -1,13 +1,13 @@
 """The audit against the chain: what devices and lines are, the rules, the order, the payment."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from maxgreen.chain.code import code_findings
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.chain.explain import ChainRefusedError
-from maxgreen.chain.orders import Claim, Line, OrderStatus, SettlementContract
+from maxgreen.chain.orders import Claim, Line, OrderStatus, Reading, SettlementContract
 from maxgreen.chain.registry import RegisteredSystem, module_history, systems_of
 from maxgreen.errors import MaxgreenError
 from maxgreen.protocol.pack import ORDER
@@ -67,9 +67,7 @@ def _check_chain(
     found.ok(f"registry: key, channels, terms and statuses of {len(inputs.parties)} devices are its own")
     stored = contract.order(order.number)
     lines = {terms.line: contract.line(terms.line) for terms in inputs.lines}
-    for terms in inputs.lines:
-        _check_line(terms, lines[terms.line], inputs.until_s)
-    found.ok(f"lines: ends, loss terms, bases and payments of {len(inputs.lines)} are the book's")
+    _check_lines(contract, inputs, lines, systems.values(), stored.posted_block, found)
     _check_modules(deployment, entries, found)
     _check_beacons(deployment, inputs, found)
     if stored.content != order.posting.content(order.number):
@@ -102,6 +100,33 @@ def _check_party(party: Party, system: RegisteredSystem | None, until_ms: int) -
             raise Difference(f"{name}: {field} is not the registry's")
 
 
+def _check_lines(
+    contract: SettlementContract,
+    inputs: Inputs,
+    lines: Mapping[bytes, Line],
+    systems: Iterable[RegisteredSystem],
+    posted_block: int,
+    found: Findings,
+) -> None:
+    """Compare lines with the book: none is left out, nor a key of their systems."""
+    missing = [system.record.device.hex() for system in systems if _is_missing(system, inputs)]
+    if missing:
+        raise Difference(f"devices.json: {', '.join(missing)}, a key of one of its systems, is left out")
+    posted_s = contract.time_of(posted_block)
+    for line in contract.opened_lines():
+        if line.ends.line_id not in lines and line.base_sent.time_s < inputs.until_s and line.opened_s <= posted_s:
+            raise Difference(f"lines.json: line {line.ends.line_id.hex()} is left out")
+    keeps = True  # the chain keeps what it was when the order was posted
+    for terms in inputs.lines:
+        _check_line(terms, lines[terms.line], inputs.until_s)
+        there = _paid_at(contract, terms.line, posted_block) if keeps else None
+        keeps = there is not None
+        if there != terms.paid_mws:
+            said = f"{there} mW·s were when the order was posted" if keeps else "the chain keeps no state of then"
+            found.believe(f"line {terms.line.hex()[:8]}…: {terms.paid_mws} mW·s were paid when it was closed; {said}")
+    found.ok(f"lines: ends, loss terms and bases of {len(inputs.lines)} are the book's, and none is left out")
+
+
 def _check_line(terms: LineTerms, line: Line, until_s: int) -> None:
     wanted = {
         "miner": (terms.miner, line.ends.miner_token),
@@ -112,23 +137,41 @@ def _check_line(terms: LineTerms, line: Line, until_s: int) -> None:
         "loss_ppm": (terms.loss_ppm, line.loss.loss_ppm),
         "max_loss_ppm": (terms.max_loss_ppm, line.loss.max_loss_ppm),
         "opened": (
-            (terms.opened_s, terms.sent_seq, terms.sent_register, terms.received_seq, terms.received_register),
-            (
-                line.base_sent.time_s,
-                line.base_sent.seq,
-                line.base_sent.register_mws,
-                line.base_received.seq,
-                line.base_received.register_mws,
-            ),
+            (tuple(terms.sent_base), tuple(terms.received_base)),
+            (_values(line.base_sent), _values(line.base_received)),
         ),
         # it was read when the period was closed: the book may have gone on since
         "paid_mws": (terms.paid_mws, min(terms.paid_mws, line.paid_mws)),
+        "paid_until": (terms.paid_until_s, min(terms.paid_until_s, line.until_s)),
+        "known": (
+            (terms.known_sent.key_number, terms.known_received.key_number),
+            (
+                min(terms.known_sent.key_number, line.sent.key_number),
+                min(terms.known_received.key_number, line.received.key_number),
+            ),
+        ),
     }
     if terms.closed_s or (line.closed_s and line.closed_s < until_s):
         wanted["closed"] = (terms.closed_s, line.closed_s)
     for field, (have, want) in wanted.items():
         if have != want:
             raise Difference(f"lines.json: {field} of line {terms.line.hex()} is {have}, the book has {want}")
+
+
+def _values(reading: Reading) -> tuple[int, int, int, int]:
+    return reading.time_s, reading.seq, reading.register_mws, reading.key_number
+
+
+def _is_missing(system: RegisteredSystem, inputs: Inputs) -> bool:
+    return system.record.device not in inputs.batches and system.since_ms < inputs.until_s * 1000
+
+
+def _paid_at(contract: SettlementContract, line: bytes, block: int) -> int | None:
+    """Return what a line was paid at a block; None where the chain does not keep its state of then."""
+    try:
+        return contract.line(line, at=block).paid_mws
+    except MaxgreenError:
+        return None
 
 
 def _check_modules(deployment: Deployment, entries: Mapping[str, bytes], found: Findings) -> None:

@@ -23,17 +23,19 @@ _DAY_S = 86_400
 _PPM = 10**6
 
 
-def not_generated_days(party: Party, facts: Sequence[Fact], limits: Callable[[int], Limits]) -> set[int]:
+def not_generated_days(
+    party: Party, facts: Sequence[Fact], limits: Callable[[int], Limits], without: set[int]
+) -> set[int]:
     """Return the UTC days (their first second) on which more was sent than generated, beyond the meters' error.
 
-    Channels that are not registered are neither.
+    Channels that are not registered are neither; windows `without` which it is judged show no generation either.
     """
     sent: defaultdict[int, dict[int, int]] = defaultdict(dict)
     generated: defaultdict[int, dict[int, int]] = defaultdict(dict)
     longest_ms: defaultdict[int, int] = defaultdict(int)
     for fact in facts:
         day = fact.window_s // _DAY_S * _DAY_S
-        if not fact.accepted:
+        if not fact.accepted or fact.window_s in without:
             continue
         longest_ms[day] = max(longest_ms[day], min(fact.batch.interval_ms, limits(day).edge_ms))
         for reading in fact.readings:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
-from maxgreen.chain.orders import Line, SettlementContract
+from maxgreen.chain.orders import Line, Reading, SettlementContract
 from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
@@ -24,6 +24,7 @@ from maxgreen.verify.rules import Rules
 from settlement.inputs import (
     STATES_AFTER,
     Arrival,
+    Base,
     ChannelTerms,
     Inputs,
     KnownRegister,
@@ -167,9 +168,8 @@ def gather(
         rows = book.evidence_of(party.device, (start_s - context_s) * 1000, (until_s + WINDOW_S) * 1000)
         batches[party.device] = tuple(bytes(row.message) for row in rows)
         arrivals[party.device] = tuple(Arrival(row.seq, row.received_ms, _taken(row)) for row in rows)
-        seq = rows[0].seq if rows else 0
-        if not rows and party.record.until_ms is not None:  # the key that follows goes on from its end
-            seq = states_now[party.device].next_seq if party.device in states_now else 0
+        now = states_now.get(party.device)
+        seq = rows[0].seq if rows else now.next_seq if now is not None else 0  # a key that follows goes on from its end
         starts[party.device] = _state_at(book, party, rules, seq, earlier.get(party.device))
     signed_beacons = book.all_beacons()
     used = sorted(_beacons_used(message for messages in batches.values() for message in messages))
@@ -323,6 +323,10 @@ def _beacons_used(messages: Iterable[bytes]) -> set[int]:
     return {work.beacon for work in works if work is not None}
 
 
+def _base(reading: Reading) -> Base:
+    return Base(reading.time_s, reading.seq, reading.register_mws, reading.key_number)
+
+
 def _terms(line: Line, base: LineBase, efficiency_ppm: int) -> LineTerms:
     return LineTerms(
         line=line.ends.line_id,
@@ -333,11 +337,8 @@ def _terms(line: Line, base: LineBase, efficiency_ppm: int) -> LineTerms:
         resistance_uohm=line.loss.resistance_uohm,
         loss_ppm=line.loss.loss_ppm,
         max_loss_ppm=line.loss.max_loss_ppm,
-        opened_s=line.base_sent.time_s,
-        sent_seq=line.base_sent.seq,
-        sent_register=line.base_sent.register_mws,
-        received_seq=line.base_received.seq,
-        received_register=line.base_received.register_mws,
+        sent_base=_base(line.base_sent),
+        received_base=_base(line.base_received),
         base=base,
         closed_s=line.closed_s,
         known_sent=KnownRegister(line.sent.key_number, line.sent.register_mws, line.carried_sent_mws),
@@ -345,6 +346,4 @@ def _terms(line: Line, base: LineBase, efficiency_ppm: int) -> LineTerms:
         paid_mws=line.paid_mws,
         paid_until_s=line.until_s,
         acc=line.minted_mws * efficiency_ppm * WEI_NUMERATOR % WEI_DENOMINATOR,
-        sent_key=line.base_sent.key_number,
-        received_key=line.base_received.key_number,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from maxgreen.chain.orders import Closing
 from maxgreen.protocol.attestation import Attestation
-from settlement.inputs import ChannelTerms, KnownRegister, Party
+from settlement.inputs import Base, ChannelTerms, KnownRegister, Party
 from settlement.replay import Fact
 
 Spans = list[tuple[int, int]]  # from when to when, ms, ascending and apart
@@ -18,8 +18,7 @@ class End:
 
     party: Party  # with the newest key
     channel: int
-    base_key: int
-    base_seq: int
+    base: Base
     facts: tuple[Fact, ...]
     online_required: bool
 
@@ -50,7 +49,7 @@ class End:
     def closings(self, until_s: int, *, miner_end: bool) -> tuple[Closing, ...]:
         """Return the last registers that the keys before that of the cut attested."""
         cuts = self.cuts(until_s)
-        keys = range(self.base_key, max(cuts, default=self.base_key))
+        keys = range(self.base.key_number, max(cuts, default=self.base.key_number))
         return tuple(
             Closing(miner_end, number, self.attestation(cuts[number]) if number in cuts else None) for number in keys
         )
@@ -65,10 +64,11 @@ class End:
         return known.carried_mws + sum(registers.values())
 
     def windows(self) -> dict[int, list[Fact]]:
-        """Return the facts that count for the line, by window."""
+        """Return the facts that count for the line, by window: what came after its base, by seq and by time."""
         by_window: dict[int, list[Fact]] = defaultdict(list)
         for fact in self.facts:
-            if (fact.party.key_number, fact.batch.seq) > (self.base_key, self.base_seq):
+            after = (fact.party.key_number, fact.batch.seq) > (self.base.key_number, self.base.seq)
+            if after and fact.t0_ms >= self.base.time_s * 1000:
                 by_window[fact.window_s].append(fact)
         return by_window
 

@@ -95,6 +95,15 @@ class Arrival(NamedTuple):
     taken: Taken = Taken.NEXT
 
 
+class Base(NamedTuple):
+    """The attestation that an end of a line opened with: unix s, mW·s."""
+
+    time_s: int
+    seq: int = 0
+    register_mws: int = 0
+    key_number: int = 0
+
+
 class KnownRegister(NamedTuple):
     """What the book knew of an end when the period was closed; mW·s."""
 
@@ -115,11 +124,8 @@ class LineTerms:
     resistance_uohm: int
     loss_ppm: int
     max_loss_ppm: int
-    opened_s: int
-    sent_seq: int
-    sent_register: int
-    received_seq: int
-    received_register: int
+    sent_base: Base
+    received_base: Base
     base: LineBase
     closed_s: int  # 0 while it is open
     known_sent: KnownRegister
@@ -127,8 +133,6 @@ class LineTerms:
     paid_mws: int
     paid_until_s: int
     acc: int
-    sent_key: int = 0  # numbers of the keys that the line opened with
-    received_key: int = 0
 
 
 @dataclass(frozen=True)
@@ -370,15 +374,7 @@ def _line_json(line: LineTerms) -> dict[str, Any]:
         "resistance_uohm": line.resistance_uohm,
         "loss_ppm": line.loss_ppm,
         "max_loss_ppm": line.max_loss_ppm,
-        "opened": {
-            "time": line.opened_s,
-            "sent_seq": line.sent_seq,
-            "sent_register": str(line.sent_register),
-            "received_seq": line.received_seq,
-            "received_register": str(line.received_register),
-            "sent_key": line.sent_key,
-            "received_key": line.received_key,
-        },
+        "opened": {"sent": _opened_json(line.sent_base), "received": _opened_json(line.received_base)},
         "base": {"until": base.until_s, **{name: str(value) for name, value in asdict(base.sums).items()}},
         "closed": line.closed_s,
         "known": {"sent": _known_json(line.known_sent), "received": _known_json(line.known_received)},
@@ -399,11 +395,8 @@ def _line(value: Mapping[str, Any]) -> LineTerms:
         resistance_uohm=value["resistance_uohm"],
         loss_ppm=value["loss_ppm"],
         max_loss_ppm=value["max_loss_ppm"],
-        opened_s=opened["time"],
-        sent_seq=opened["sent_seq"],
-        sent_register=int(opened["sent_register"]),
-        received_seq=opened["received_seq"],
-        received_register=int(opened["received_register"]),
+        sent_base=_opened(opened["sent"]),
+        received_base=_opened(opened["received"]),
         base=LineBase(base["until"], Sums(**{f.name: int(base[f.name]) for f in fields(Sums)})),
         closed_s=value["closed"],
         known_sent=_known(value["known"]["sent"]),
@@ -411,9 +404,15 @@ def _line(value: Mapping[str, Any]) -> LineTerms:
         paid_mws=int(value["paid_mws"]),
         paid_until_s=value["paid_until"],
         acc=int(value["acc"]),
-        sent_key=opened["sent_key"],
-        received_key=opened["received_key"],
     )
+
+
+def _opened_json(base: Base) -> dict[str, Any]:
+    return {"time": base.time_s, "seq": base.seq, "register": str(base.register_mws), "key": base.key_number}
+
+
+def _opened(value: Mapping[str, Any]) -> Base:
+    return Base(value["time"], value["seq"], int(value["register"]), value["key"])
 
 
 def _known_json(known: KnownRegister) -> dict[str, Any]:

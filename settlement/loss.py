@@ -21,8 +21,8 @@ class Measured:
     """Ten UTC minutes of a line as its meters have them; mW·s, µA²·ms, ms.
 
     `error_mws` is what both meters may err and what passed while one of them did not meter; `edge_mws` what they may
-    err by sampling at other instants, once for adjoining windows. `sent_dark_ms` is how long the sent end did not
-    meter while the other one did.
+    err by sampling at other instants, once for what is compared together. `sent_dark_ms` is how long the sent end did
+    not meter while the other one did.
     """
 
     window_s: int
@@ -61,7 +61,7 @@ def measure(
     else:
         expected_mws = sent_mws * line.loss_ppm // PPM
     intervals = (fact.batch.interval_ms for fact in (*sent_facts, *received_facts) if fact.accepted)
-    interval_ms = min(edge_ms, max(intervals, default=0))
+    interval_ms = max(intervals, default=0)
     sent_spans, received_spans = miner.metered(sent_facts), node.metered(received_facts)
     either_ms = length_ms(merged([*sent_spans, *received_spans]))
     sent_dark_ms = _dark_ms(sent_spans, either_ms, interval_ms)
@@ -71,7 +71,8 @@ def measure(
         _ceil(sent_mws * first.error_ppm, PPM)
         + _ceil(received_mws * second.error_ppm, PPM)
         + _ceil((abs(first.offset_mw) + abs(second.offset_mw)) * WINDOW_MS, 1000)
-        + _ceil(first.peak_mw * (sent_dark_ms + received_dark_ms), 1000)
+        + min(received_mws, _ceil(first.peak_mw * sent_dark_ms, 1000))
+        + min(sent_mws, _ceil(first.peak_mw * received_dark_ms, 1000))
     )
     return Measured(
         window_s,
@@ -80,7 +81,7 @@ def measure(
         square,
         expected_mws,
         error_mws,
-        _ceil(2 * first.peak_mw * interval_ms, 1000),
+        _ceil(2 * first.peak_mw * min(interval_ms, edge_ms), 1000),
         sent_dark_ms,
         received_dark_ms,
         either_ms,
@@ -95,7 +96,7 @@ def add_up(windows: Iterable[Measured]) -> Sums:
         sent_mws=sum(w.sent_mws for w in clear),
         received_mws=sum(w.received_mws for w in clear),
         expected_mws=sum(w.expected_mws for w in clear),
-        error_mws=sum(w.error_mws for w in clear) + edges_mws(clear),
+        error_mws=sum(w.error_mws for w in clear) + _edge_mws(clear),
         matched_mws=sum(min(w.sent_mws, w.received_mws) for w in windows if w.one_sided),
     )
 
@@ -104,7 +105,7 @@ def exceeds(line: LineTerms, windows: Sequence[Measured]) -> set[Reason]:
     """Return how the loss of windows of one UTC day, taken together, breaks its bounds."""
     sent_mws, received_mws = sum(w.sent_mws for w in windows), sum(w.received_mws for w in windows)
     expected_mws = sum(w.expected_mws for w in windows)
-    error_mws = sum(w.error_mws for w in windows) + edges_mws(windows)
+    error_mws = sum(w.error_mws for w in windows) + _edge_mws(windows)
     lost_mws = sent_mws - received_mws
     reasons = set()
     if received_mws > sent_mws + error_mws:
@@ -114,14 +115,9 @@ def exceeds(line: LineTerms, windows: Sequence[Measured]) -> set[Reason]:
     return reasons
 
 
-def edges_mws(windows: Sequence[Measured]) -> int:
-    """Return the largest edge of each run of adjoining windows, added up."""
-    total, last_s, edge_mws = 0, -1, 0
-    for w in windows:
-        if w.window_s != last_s + WINDOW_S:
-            total, edge_mws = total + edge_mws, 0
-        last_s, edge_mws = w.window_s, max(edge_mws, w.edge_mws)
-    return total + edge_mws
+def _edge_mws(windows: Sequence[Measured]) -> int:
+    """Return the largest edge: once, since who could part windows at will would have it for each."""
+    return max((w.edge_mws for w in windows), default=0)
 
 
 def _dark_ms(spans: Spans, either_ms: int, interval_ms: int) -> int:

@@ -74,14 +74,16 @@ class _Party(_Strict):
     predecessor: Device | None
 
 
-class _Opened(_Strict):
+class _Attested(_Strict):
     time: Seconds
-    sent_seq: Seq
-    sent_register: Number
-    received_seq: Seq
-    received_register: Number
-    sent_key: Small
-    received_key: Small
+    seq: Seq
+    register: Number
+    key: Small
+
+
+class _Opened(_Strict):
+    sent: _Attested
+    received: _Attested
 
 
 class _Base(_Strict):

@@ -78,10 +78,8 @@ def line_windows(inputs: Inputs, line: LineTerms, facts: Mapping[bytes, Sequence
     sent_facts, received_facts = (
         tuple(fact for party in inputs.keys(token) for fact in facts[party.device]) for token in (line.miner, line.node)
     )
-    miner = End(inputs.party(line.miner), line.miner_channel, line.sent_key, line.sent_seq, sent_facts, True)
-    node = End(
-        node_party, line.node_channel, line.received_key, line.received_seq, received_facts, node_party.online_required
-    )
+    miner = End(inputs.party(line.miner), line.miner_channel, line.sent_base, sent_facts, True)
+    node = End(node_party, line.node_channel, line.received_base, received_facts, node_party.online_required)
     sent, received = miner.windows(), node.windows()
     seconds = sorted(w for w in sent.keys() | received.keys() if inputs.start_s <= w < line_end(inputs, line))
     limits = _limits_by_day(inputs)
@@ -104,7 +102,7 @@ def line_windows(inputs: Inputs, line: LineTerms, facts: Mapping[bytes, Sequence
 
 def sums_of(windows: Iterable[Window]) -> Sums:
     """Return what the windows that count add up to, day by day."""
-    return sum(map(add_up, _days(w.measured for w in windows if w.counts)), Sums())
+    return sum(map(add_up, _days(w.measured for w in windows if w.counts and w.measured.has_energy)), Sums())
 
 
 def line_end(inputs: Inputs, line: LineTerms) -> int:
@@ -160,16 +158,19 @@ def _held(
 
 def _plausibility(miner: End, line: LineTerms, limits: Callable[[int], Limits]) -> dict[Reason, set[int]]:
     """Run the named checks of windows (settlement.md, 3)."""
-    facts = miner.facts
-    days = not_generated_days(miner.party, facts, limits)
+    facts, generation = miner.facts, miner.party.numbers(Role.GENERATION)
+
+    def implausible(channels: Sequence[int]) -> dict[Reason, set[int]]:
+        return {
+            Reason.OVER_CAPACITY: over_capacity_windows(miner.party, facts, channels, limits),
+            Reason.AT_NIGHT: night_windows(miner.party, facts, channels, limits),
+            Reason.STUCK_SENSOR: stuck_windows(facts, channels, limits),
+        }
+
+    without = set().union(*implausible(generation).values())
+    days = not_generated_days(miner.party, facts, limits, without)
     unmade = {f.window_s for f in facts if f.window_s // DAY_S * DAY_S in days and f.energy_mws(miner.channel) > 0}
-    channels = [line.miner_channel, *miner.party.numbers(Role.GENERATION)]
-    return {
-        Reason.NOT_GENERATED: unmade,
-        Reason.OVER_CAPACITY: over_capacity_windows(miner.party, facts, channels, limits),
-        Reason.AT_NIGHT: night_windows(miner.party, facts, channels, limits),
-        Reason.STUCK_SENSOR: stuck_windows(facts, channels, limits),
-    }
+    return {Reason.NOT_GENERATED: unmade, **implausible([line.miner_channel, *generation])}
 
 
 def _hold_by_batches(held: Held, end: End) -> None:

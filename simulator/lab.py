@@ -1,8 +1,9 @@
 """Hand-made chains of batches, honest and hostile, for tests, test vectors and attacks."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Final
 
 from maxgreen.protocol import cose
@@ -66,12 +67,19 @@ class Lab:
         self.boot, self.boot_ms, self.wall_offset_ms, self.born = boot, 1_000, wall_ms - 1_000, False
         self.meters = {n: replace(m, last=None, last_power_pw=0) for n, m in self.meters.items()}
 
-    def batch(self, readings: Iterable[tuple[int, int]] = ((18_000_000, 1_000_000),) * 10, **changes: Any) -> Batch:
-        """Return the next honest batch, with changes: (µV, µA) per interval, the same on every channel."""
+    def batch(
+        self,
+        readings: Iterable[tuple[int, int]] = ((18_000_000, 1_000_000),) * 10,
+        *,
+        others: Mapping[int, Sequence[tuple[int, int]]] = MappingProxyType({}),
+        **changes: Any,
+    ) -> Batch:
+        """Return the next honest batch, with changes: (µV, µA) per interval, the same on every channel but `others`."""
         values = list(readings)
-        samples = [Sample(v, i, self.boot_ms + k * self.interval_ms) for k, (v, i) in enumerate(values)]
         channels = []
         for number, role in enumerate(self.roles if values else ()):
+            own = others.get(number, values)
+            samples = [Sample(v, i, self.boot_ms + k * self.interval_ms) for k, (v, i) in enumerate(own)]
             meter = advance(
                 self.meters.get(number, MeterState()), samples, interval_ms=self.interval_ms, dead_band_ua=5_000
             )
@@ -80,9 +88,9 @@ class Lab:
                 Channel.of(
                     number,
                     int(role),
-                    [v for v, _ in values],
-                    [i for _, i in values],
-                    [k * self.interval_ms for k in range(len(values))],
+                    [v for v, _ in own],
+                    [i for _, i in own],
+                    [k * self.interval_ms for k in range(len(own))],
                     (meter.register_mws, meter.reverse_mws, meter.gap_ms),
                 )
             )

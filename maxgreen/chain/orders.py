@@ -196,10 +196,10 @@ class SettlementContract:
         """Return the lines that were opened, closed ones too, oldest first."""
         return [line for line in map(self.line, self.line_ids()) if line.opened_s]
 
-    def line(self, line: bytes) -> Line:
-        """Return a line; ChainRefusedError NoSuchLine when the DAO never approved it."""
-        value = _named(self._book, "lineAt", self._chain.call(self._book.functions.lineAt(line)))
-        hold = _named(self._book, "holdOf", self._chain.call(self._book.functions.holdOf(line)))
+    def line(self, line: bytes, *, at: int | str = "latest") -> Line:
+        """Return a line, as of a block; ChainRefusedError NoSuchLine when the DAO never approved it."""
+        value = _named(self._book, "lineAt", self._chain.call(self._book.functions.lineAt(line), at=at))
+        hold = _named(self._book, "holdOf", self._chain.call(self._book.functions.holdOf(line), at=at))
         ends, loss = value["ends"], value["loss"]
         return Line(
             ends=Ends(*(ends[n] for n in ("minerToken", "minerChannel", "nodeToken", "nodeChannel", "epoch"))),
@@ -219,6 +219,10 @@ class SettlementContract:
             minted_wei=value["minted"],
             hold=hold["code"] if hold["heldBlock"] else 0,
         )
+
+    def time_of(self, block: int) -> int:
+        """Return the time of a block, unix s."""
+        return self._chain.block(block).time_s
 
     def hold_text(self, line: bytes) -> str:
         """Return why the DAO holds a line, or nothing."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from sqlalchemy import Connection, case, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
 
 from maxgreen.ledger.desk import Due
 from maxgreen.ledger.registry import KnownDevice, known_device
@@ -320,18 +320,21 @@ class Book:
         return None if found is None else int(found)
 
     def evidence_of(self, device: bytes, from_ms: int, to_ms: int) -> list[Any]:
-        """Return every kept batch from the first to the last accepted one with from ≤ t0 < to, by seq.
+        """Return every kept batch from the first accepted or suspended one with from ≤ t0 < to, by seq.
 
-        Where no later one was accepted, those that came after the last one too: they wait for what is missing.
+        Up to the next one that was accepted later; where there is none, also those that wait for what is missing.
         """
-        own = (batches.c.device == device, batches.c.verdict == Verdict.ACCEPTED.value)
+        accepted = batches.c.verdict == Verdict.ACCEPTED.value
+        suspended = and_(batches.c.verdict == Verdict.HELD.value, batches.c.in_chain)
+        own = (batches.c.device == device, or_(accepted, suspended))
         seqs = select(func.min(batches.c.seq), func.max(batches.c.seq))
         first, last = self._db.execute(seqs.where(*own, batches.c.t0_ms >= from_ms, batches.c.t0_ms < to_ms)).one()
         if first is None:
             return []
         wanted = select(batches).where(batches.c.device == device, batches.c.seq >= first)
-        if self._db.execute(select(batches.c.seq).where(*own, batches.c.seq > last).limit(1)).first() is not None:
-            wanted = wanted.where(batches.c.seq <= last)
+        after = self._db.execute(select(func.min(batches.c.seq)).where(*own, batches.c.seq > last)).scalar()
+        if after is not None:
+            wanted = wanted.where(batches.c.seq < after)
         return list(self._db.execute(wanted.order_by(batches.c.seq)))
 
 

@@ -66,6 +66,7 @@ RELEASABLE: Final = DISPUTES | {
     Reason.OVER_CAPACITY,
     Reason.AT_NIGHT,
     Reason.STUCK_SENSOR,
+    Reason.BATCH_NOT_ACCEPTED,
     Reason.OVERFULL,
     Reason.UNMETERED,
 }

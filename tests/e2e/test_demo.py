@@ -160,8 +160,17 @@ LIES = {  # what an operator, who holds the backend's key, makes of the evidence
     "online": ("devices.json", lambda d: {**d, "online_required": not d["online_required"]}),
     "loss": ("lines.json", lambda line: {**line, "max_loss_ppm": 10**6}),
     "resistance": ("lines.json", lambda line: {**line, "resistance_uohm": 10**6}),
-    "opened": ("lines.json", lambda line: {**line, "opened": {**line["opened"], "time": 1}}),
-    "base": ("lines.json", lambda line: {**line, "opened": {**line["opened"], "received_register": "7"}}),
+    "opened": (
+        "lines.json",
+        lambda line: {**line, "opened": {**line["opened"], "sent": {**line["opened"]["sent"], "time": 1}}},
+    ),
+    "base": (
+        "lines.json",
+        lambda line: {
+            **line,
+            "opened": {**line["opened"], "received": {**line["opened"]["received"], "register": "7"}},
+        },
+    ),
     "closed": ("lines.json", lambda line: {**line, "closed": 4_000_000_000}),
     "paid": ("lines.json", lambda line: {**line, "paid_mws": str(10**15)}),
 }

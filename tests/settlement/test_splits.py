@@ -213,3 +213,21 @@ def test_what_waits_since_a_chain_was_halted_counts_when_it_goes_on(tmp_path):
     site.decide(site.miner, Action.CONTINUE, 0, 99, at_ms=T0_MS + 10 * DAY_MS)
     second = site.close("2026-01-02", T0_MS + 11 * DAY_MS)
     assert int(second["payable_total_mws"]) > 1.8 * int(first["payable_total_mws"])
+
+
+def test_a_device_that_was_away_all_day_makes_no_audit_fail(tmp_path):
+    site = Site(f"sqlite:///{tmp_path}/ledger.db")
+    for day in range(3):
+        for lab in (site.miner, site.node):
+            lab.reboot(bytes([day + 1, lab.secret] * 8), wall_ms=T0_MS + day * DAY_MS)
+        for number in range(3):
+            for lab in (site.miner,) if day == 1 else (site.miner, site.node):
+                readings = [(18_000_000 + k - (200_000 if lab is site.node else 0), 1_000_000 + k) for k in range(20)]
+                batch = lab.batch(readings)
+                if lab is site.miner:
+                    batch = replace(batch, work=lab.work(site.beacon))
+                message = lab.sign(lab.attested(batch) if number in {0, 2} else batch)
+                site.bench.send(message, received_ms=T0_MS + day * DAY_MS + (number + 1) * WINDOW_MS)
+    paid = [int(site.close(f"2026-01-0{day + 1}", T0_MS + (day + 9) * DAY_MS)["payable_total_mws"]) for day in range(3)]
+    assert paid[0] == paid[1] > 0
+    assert paid[2] > 1.9 * paid[0]

@@ -16,7 +16,7 @@ from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, Limits, Rules
 from settlement.audit import Difference, audit
-from settlement.inputs import Arrival, ChannelTerms, Inputs, KnownRegister, LineBase, LineTerms, Party
+from settlement.inputs import Arrival, Base, ChannelTerms, Inputs, KnownRegister, LineBase, LineTerms, Party
 from settlement.periods import month_before, months_of, period_bounds
 from settlement.statement import derive, fold, mint_wei
 from settlement.sun import elevation_mdeg
@@ -78,7 +78,7 @@ class Pair:
             for lab, kind, token in ((self.miner, "miner", 1), (self.node, "storage_node", 2))
         )
         line = LineTerms(
-            Ends(1, 1, 2, 0).line_id, 1, 1, 2, 0, RESISTANCE, 0, 100_000, T0_MS // 1000, 0, 0, 0, 0,
+            Ends(1, 1, 2, 0).line_id, 1, 1, 2, 0, RESISTANCE, 0, 100_000, Base(T0_MS // 1000), Base(T0_MS // 1000),
             LineBase(BEGIN_S), 0, KnownRegister(), KnownRegister(), 0, 0, 0,
         )  # fmt: skip
         rules = Rules(
@@ -182,12 +182,12 @@ def test_more_sent_than_generated_holds_the_day():
     from settlement.replay import replay
 
     facts = replay(inputs).facts[miner.device]
-    assert not_generated_days(miner, facts, limits) == set()
+    assert not_generated_days(miner, facts, limits, set()) == set()
     doubled = [
         replace(f, readings=tuple(replace(r, energy_mws=2 * r.energy_mws) if r.role == 1 else r for r in f.readings))
         for f in facts
     ]
-    assert not_generated_days(miner, doubled, limits) == {BEGIN_S}
+    assert not_generated_days(miner, doubled, limits, set()) == {BEGIN_S}
 
 
 def test_a_reading_that_never_changes_is_a_stuck_sensor():

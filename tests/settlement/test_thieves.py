@@ -7,7 +7,7 @@ import pytest
 from maxgreen.protocol.batch import Role, parse_batch
 from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.rules import Action, Decision, Limits
-from settlement.inputs import Arrival, Taken
+from settlement.inputs import Arrival, Base, Taken
 from settlement.statement import derive
 from settlement.windows import State
 from simulator.lab import T0_MS, Lab
@@ -272,3 +272,71 @@ def test_one_lines_trouble_is_its_own():
     assert well.statement["trouble"] == ""
     assert int(well.statement["payable_mws"]) > 0
     assert [leaf.line for leaf in found.leaves] == [line.line]
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_who_parts_windows_has_the_edge_once(spoilt):
+    pair = Thieves()
+    for k in range(24):
+        if spoilt and k % 2:  # the node spoils every second window: a register that does not follow from its samples
+            readings = [(18_000_000 + j, CURRENT_UA + j) for j in range(20)]
+            batch = replace(pair.miner.batch(readings), work=pair.miner.work(pair.beacon))
+            pair.messages[pair.miner.device].append(pair.miner.sign(batch))
+            batch = pair.node.batch(readings)
+            wrong = tuple(replace(c, register_mws=c.register_mws + 5) for c in batch.channels)
+            pair.node.meters = {n: replace(m, forward=m.forward + 10**13) for n, m in pair.node.meters.items()}
+            pair.messages[pair.node.device].append(pair.node.sign(replace(batch, channels=wrong)))
+            continue
+        pair.both(skim=0.3, sent=380_000, attested=k in (22, 23), node={"interval_ms": 60_000})
+    statement = pair.result()
+    assert int(statement["payable_mws"]) == 0
+    assert State.COUNTED not in {w.state for w in pair.windows.values()}
+
+
+@pytest.mark.parametrize("lying", [False, True])
+def test_generation_that_cannot_be_makes_nothing_of_what_is_sent(lying):
+    pair = Thieves()
+    dark = [(18_000_000, 0)] * 20
+    for k in range(8):
+        if k == 1:  # all that the day is said to have generated, in a window in which nothing is sent
+            made = [(18_000_000 + j, 20_000_000 + j) for j in range(20)] if lying else dark
+            pair.both(sent=0, miner={"others": {0: made, 1: dark}})
+        else:
+            pair.both(attested=k == 7, miner={"others": {0: dark[k == 0 :]}})
+    statement = pair.result()
+    assert int(statement["payable_mws"]) == 0
+    assert {pair.windows[k].reasons for k in range(2, 8)} == {(Reason.NOT_GENERATED,)}
+
+
+def test_a_line_counts_from_its_bases_on_by_time_too():
+    pair = Thieves()
+    for k in range(8):
+        pair.both(attested=k == 7)
+    [line] = pair.inputs().lines
+    later = Base(BEGIN_S + 5 * WINDOW)  # attested by a clock that was ahead: an early seq, a late time
+    pair.result(lines=(replace(line, sent_base=later, received_base=later),))
+    assert min(pair.windows) == 5
+
+
+@pytest.mark.parametrize("interval_ms", [1_000, 60_000, 120_000, 300_000])
+def test_ends_may_sample_at_other_intervals(interval_ms):
+    pair = Thieves()
+    pair.node.interval_ms, seconds = interval_ms, 600
+    for k in range(6):
+        pair.both(attested=k == 5) if interval_ms == STEP_MS else _other_interval(pair, interval_ms, seconds, k)
+    statement = pair.result()
+    assert (statement["held"], statement["disputed"]) == ({}, {})
+
+
+def _other_interval(pair, interval_ms, seconds, k):
+    for name, lab in (("miner", pair.miner), ("node", pair.node)):
+        step_ms = STEP_MS if name == "miner" else interval_ms
+        begin_ms = BEGIN_S * 1000 + k * seconds * 1000
+        current = CURRENT_UA if name == "miner" else CURRENT_UA - CURRENT_UA * RESISTANCE // 10**6 // 18
+        skipped = 1 if k == 0 else 0  # the base took the first instant
+        lab.boot_ms = begin_ms + skipped * step_ms - lab.wall_offset_ms
+        count = seconds * 1000 // step_ms - skipped
+        batch = lab.batch([(18_000_000 + j % 5, current + j % 3) for j in range(count)])
+        if name == "miner":
+            batch = replace(batch, work=lab.work(pair.beacon))
+        pair.messages[lab.device].append(lab.sign(lab.attested(batch) if k == 5 else batch))
