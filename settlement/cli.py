@@ -1,4 +1,4 @@
-"""`maxgreen settle`: run, revise, explain, open-line, config."""
+"""`maxgreen settle`: run, revise, status, explain, open-line, config."""
 
 import json
 from collections.abc import Callable
@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from maxgreen.chain.client import connect_to_read
+from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.chain.orders import Ends
 from maxgreen.clock import make_clock
 from maxgreen.errors import UsageError
+from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.pack import PackError, read_pack
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import config_commands, load
@@ -23,6 +26,7 @@ from settlement.orders import open_line
 from settlement.periods import month_before, period_bounds
 from settlement.service import Settled, SettlementService
 from settlement.statement import derive
+from settlement.status import look
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Close a period, order, vote and mint.")
 
@@ -84,6 +88,21 @@ def _tell(period: str, step: Callable[[], Settled], *, as_json: bool) -> None:
     for line, text in refused.items():
         print(f"line {line}: {text}")
     print(f"next: {then}")
+
+
+@app.command()
+def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Show what the newest period and every line wait for, and on whom; nothing is sent."""
+    settings = load(SettlementSettings, config)
+    chain = connect_to_read(settings.rpc, make_clock(settings.clock_file))
+    found = look(open_engine(settings.ledger), Deployment(chain, Addresses.load(settings.deployment)))
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    print(f"period {found.period or '-'}, order {found.order or '-'}: {found.state}\nnext: {found.next}")
+    for line in found.lines:
+        amounts = f"paid {line.paid_mws / MWS_PER_KWH:.6f} kWh, payable {line.payable_mws / MWS_PER_KWH:.6f}"
+        print(f"line {line.line[:8]}…, {line.miner} to {line.node}: {amounts}; waits for {line.waits_for}")
 
 
 @app.command("explain")

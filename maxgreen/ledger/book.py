@@ -257,6 +257,10 @@ class Book:
         """Return a closed period, or None."""
         return self._db.execute(select(periods).where(periods.c.until_s == until_s)).first()
 
+    def newest_period(self) -> Any:
+        """Return the closed period that ends last, or None."""
+        return self._db.execute(select(periods).order_by(periods.c.until_s.desc()).limit(1)).first()
+
     def period_before(self, until_s: int) -> Any:
         """Return the last closed period that ends before, or None."""
         query = select(periods).where(periods.c.until_s < until_s).order_by(periods.c.until_s.desc()).limit(1)

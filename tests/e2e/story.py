@@ -31,6 +31,7 @@ from settlement.audit_chain import Pinned
 from settlement.close import close_period, revise_period
 from settlement.orders import Payer, open_line
 from settlement.periods import period_bounds
+from settlement.status import look
 from simulator.lab import EASY, Lab
 from tests.chain.world import DAY_S, embedded, on_anvil
 from tests.ingest.desks import BACKEND, Bench
@@ -144,8 +145,15 @@ class Story:
         report = audit(entries, previous=previous, chain=self.world.chain, pinned=pinned)
         assert sum("wei minted" in check for check in report.checks) == len(self.lines)
         self.packs.append(entries)
+        assert {line.waits_for.split(";")[0] for line in self.status().lines} <= {
+            "nothing",
+            "nothing: all of it is paid",
+        }
         for ends, result in zip(self.lines, self.by_line(closed), strict=True):
             assert self.world.contract.line(ends.line_id).paid_mws == int(result.statement["payable_total_mws"]) > 0
+
+    def status(self):
+        return look(self.engine, self.deployment)
 
     def by_line(self, closed):
         found = {result.terms.line: result for result in closed.derived.lines}
@@ -154,9 +162,11 @@ class Story:
     def reject_and_revise(self, closed):
         """The DAO wants one window looked at: the order is rejected, a decision recorded, the period closed again."""
         payer, posted = self.payer(closed)
+        assert [line.waits_for for line in self.status().lines] == [f"the DAO's vote on order {posted.order_id}"] * 2
         rejection = self.world.contract.rejection(posted.order_id, posted.posting, 62, "nobody looked at the seal")
         assert self.world.pass_(rejection) is ProposalState.EXECUTED
         assert payer.look(posted).status is OrderStatus.REJECTED
+        assert "settle revise" in self.status().next
         with self.engine.begin() as connection:
             text = Decision(
                 self.labs[1].device, 1, 1, Action.REJECT, "62", "dao", self.now_s * 1000, "the seal was open"

@@ -66,6 +66,25 @@ def test_the_demo_mints_what_an_independent_integral_gives(demo):
     assert result["shares"] >= result["windows"]
 
 
+def test_status_and_explanation_say_where_everything_is(demo, tmp_path):
+    result, folder = demo
+    for name in ("chain.db", "ledger.db", "clock", "deployment.json"):
+        shutil.copy(folder / name, tmp_path / name)
+    settings = tmp_path / "settlement.toml"
+    paths = {name: tmp_path / file for name, file in (("rpc", "chain.db"), ("deployment", "deployment.json"))}
+    lines = [f'{name} = "{path}"' for name, path in {**paths, "clock_file": tmp_path / "clock"}.items()]
+    settings.write_text("\n".join([*lines, f'ledger = "sqlite:///{tmp_path}/ledger.db"', f'output_dir = "{folder}"']))
+    said = json.loads(run("settle", "status", "--config", settings, "--json").stdout)
+    assert (said["period"], said["order"], said["state"]) == ("2015-11", 1, "approved")
+    assert [line["waits_for"] for line in said["lines"]] == ["nothing: all of it is paid"]
+    assert "waits for nothing" in run("settle", "status", "--config", settings).stdout
+    explained = json.loads(run("settle", "explain", "--period", "2015-11", "--config", settings, "--json").stdout)
+    assert sum(part["energy_mws"] for part in explained["parts"]) == explained["sent_mws"] == result["sent_mws"]
+    told = run("settle", "explain", "ffff", "--pack", result["pack"])
+    assert told.returncode == 2
+    assert "lines are meant" in told.stderr
+
+
 def there(folder):
     """What names the chain, and the contracts that are meant."""
     return "--rpc", folder / "chain.db", "--deployment", folder / "deployment.json"
