@@ -17,7 +17,7 @@ from settlement.findings import Difference, Findings
 from settlement.inputs import Inputs, LineTerms, Party, party_of_system
 
 # the modules that a DAO registers what settlements follow by: name, and what its digest is of
-LIMITS_MODULE, KEYS_MODULE, CHECKS_MODULE = "limits", "backend-keys", "checks"
+LIMITS_MODULE, KEYS_MODULE, CHECKS_MODULE = "limits", "backend keys", "checks"
 
 
 @dataclass(frozen=True)
@@ -174,14 +174,19 @@ def _paid_at(contract: SettlementContract, line: bytes, block: int) -> int | Non
         return None
 
 
+def module_files(entries: Mapping[str, bytes]) -> dict[str, tuple[str, bytes]]:
+    """Return what a pack follows by that the DAO can register: by the module's name, a file's name and its bytes."""
+    return {
+        LIMITS_MODULE: ("limits.json", entries["limits.json"]),
+        KEYS_MODULE: ("backend.json", entries["backend.json"]),
+        CHECKS_MODULE: ("checks.txt", CHECKS_VERSION.encode()),
+    }
+
+
 def _check_modules(deployment: Deployment, entries: Mapping[str, bytes], found: Findings) -> None:
     """Compare limits, the backend's keys and the version of checks with what the DAO registered."""
-    wanted = {
-        LIMITS_MODULE: ("limits.json", hashlib.sha256(entries["limits.json"]).digest()),
-        KEYS_MODULE: ("backend.json", hashlib.sha256(entries["backend.json"]).digest()),
-        CHECKS_MODULE: ("the checks", hashlib.sha256(CHECKS_VERSION.encode()).digest()),
-    }
-    for module, (what, digest) in wanted.items():
+    for module, (what, data) in module_files(entries).items():
+        digest = hashlib.sha256(data).digest()
         history = module_history(deployment, module)
         if not history:
             found.believe(f"{what}, SHA-256 {digest.hex()[:16]}…: the DAO registered no module {module!r}")

@@ -1,4 +1,4 @@
-"""`maxgreen settle`: run, revise, status, explain, open-line, config."""
+"""`maxgreen settle`: run, revise, status, explain, modules, open-line, config."""
 
 import json
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.pack import PackError, read_pack
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import config_commands, load
+from settlement.audit_chain import module_files
 from settlement.close import NotReadyError
 from settlement.config import SettlementSettings
 from settlement.explain import explain
@@ -103,6 +104,22 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     for line in found.lines:
         amounts = f"paid {line.paid_mws / MWS_PER_KWH:.6f} kWh, payable {line.payable_mws / MWS_PER_KWH:.6f}"
         print(f"line {line.line[:8]}…, {line.miner} to {line.node}: {amounts}; waits for {line.waits_for}")
+
+
+@app.command()
+def modules(
+    pack: Annotated[Path, typer.Argument(help="an evidence pack of the deployment")],
+    into: Annotated[Path, typer.Option(help="the folder that the files are written to")] = Path(),
+) -> None:
+    """Write what the DAO registers so that audits need not believe it: limits, backend's keys, version of checks."""
+    try:
+        found = module_files(read_pack(pack))
+    except (PackError, KeyError) as error:
+        raise UsageError(f"{pack}: not an evidence pack: {error}") from error
+    into.mkdir(parents=True, exist_ok=True)
+    for module, (name, data) in found.items():
+        (into / name).write_bytes(data)
+        print(f"maxgreen dao module '{module}' VERSION {into / name}")
 
 
 @app.command("explain")

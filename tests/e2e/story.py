@@ -5,6 +5,8 @@ payment, a key that is rotated, energy that is taken out again, and a second per
 long it takes on the embedded chain, `... anvil` on anvil.
 """
 
+import hashlib
+import json
 import sys
 import tempfile
 import time
@@ -12,25 +14,31 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+import pytest
+
 from ingest.mirror import mirror_devices
-from maxgreen.chain.dao import ProposalState
+from maxgreen.chain.dao import Dao, Proposal, ProposalState
 from maxgreen.chain.market import Exchange, RequestStatus, balances, coin, sweep, wei_of
 from maxgreen.chain.orders import Ends, LossTerms, OrderStatus
 from maxgreen.chain.registry import admission, apply_for, each_key, key_words
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
+from maxgreen.protocol import cose
 from maxgreen.protocol.attestation import attest, hand_over, prove_possession
 from maxgreen.protocol.backend import Beacon, sign_beacon
 from maxgreen.protocol.batch import Role
-from maxgreen.protocol.pack import ORDER
+from maxgreen.protocol.pack import MANIFEST, ORDER, canonical_json, manifest_bytes
 from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
 from maxgreen.verify.rules import Action, Decision, Limits
 from settlement.audit import audit
-from settlement.audit_chain import Pinned
+from settlement.audit_chain import Pinned, module_files
 from settlement.close import close_period, revise_period
+from settlement.findings import Difference
+from settlement.inputs import Inputs
 from settlement.orders import Payer, open_line
 from settlement.periods import period_bounds
+from settlement.statement import derive
 from settlement.status import look
 from simulator.lab import EASY, Lab
 from tests.chain.world import DAY_S, embedded, on_anvil
@@ -143,6 +151,7 @@ class Story:
         pinned = Pinned(addresses=self.deployment.addresses)
         previous = self.packs[-1] if self.packs else None
         report = audit(entries, previous=previous, chain=self.world.chain, pinned=pinned)
+        assert sum("version of the DAO's module" in check for check in report.checks) == (3 if self.packs else 0)
         assert sum("wei minted" in check for check in report.checks) == len(self.lines)
         self.packs.append(entries)
         assert {line.waits_for.split(";")[0] for line in self.status().lines} <= {
@@ -151,6 +160,40 @@ class Story:
         }
         for ends, result in zip(self.lines, self.by_line(closed), strict=True):
             assert self.world.contract.line(ends.line_id).paid_mws == int(result.statement["payable_total_mws"]) > 0
+
+    def register_modules(self):
+        """Members and owners vote on what audits else have to believe."""
+        world, electors = self.world, [*self.world.members, self.owners[1], self.owners[3]]
+        electorate = self.deployment.functions("Electorate")
+        for account in electors:
+            world.send(world.stranger, electorate.refresh(account.address))
+        world.pass_time(5)
+        modules = self.deployment.functions("ModuleRegistry")
+        calls = tuple(
+            modules.set(name, "1", hashlib.sha256(data).digest(), "")
+            for name, (_, data) in module_files(self.packs[-1]).items()
+        )
+        dao = Dao(self.deployment, world.clock, governor="ModuleGovernor")
+        proposal = Proposal(calls, "Limits, backend keys, checks")
+        assert dao.carry_out(proposal, electors, wait=True) is ProposalState.EXECUTED
+
+    def refuse_other_limits(self):
+        """A backend that goes by limits of its own is found, though everything else in its pack is right."""
+        entries = dict(self.packs[-1])
+        looser = [{**limits, "capacity_ppm": 2_000_000} for limits in json.loads(entries["limits.json"])]
+        entries["limits.json"] = canonical_json(looser)
+        derived = derive(Inputs.from_entries(entries))
+        entries |= derived.entries
+        until_s, period = derived.inputs.until_s, derived.inputs.period
+        statement = entries["statement.json"]
+        entries["statement.cose"] = cose.sign(statement, BACKEND, self.network, "statement", detached=True)
+        previous = derived.inputs.previous
+        entries[MANIFEST] = manifest_bytes(self.network, period, until_s, previous, entries)
+        order = json.loads(entries[ORDER])
+        digest = hashlib.sha256(entries[MANIFEST]).hexdigest()
+        entries[ORDER] = canonical_json({**order, "posting": {**order["posting"], "manifest": digest}})
+        with pytest.raises(Difference, match="limits.json"):
+            audit(entries, chain=self.world.chain)
 
     def status(self):
         return look(self.engine, self.deployment)
@@ -244,6 +287,7 @@ def tell(story):
     sweep(story.deployment, story.world.stranger)
     held = balances(story.deployment, story.owners[1].address, [3])["energy 3"]
     story.take_out(1, held // 2)
+    story.register_modules()
     lap("taken out again")
     succeeds = story.rotate(1)
     story.window(succeeds)
@@ -256,6 +300,7 @@ def tell(story):
     assert story.now_s > until_s
     lap("rotation and another day")
     story.pay(story.close(second_day))
+    story.refuse_other_limits()
     lap("vote, claims, audit again")
     return took
 
