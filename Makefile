@@ -51,6 +51,7 @@ bench: venv ## measure, side by side with peers
 	@$(BIN)/python benchmarks/scrypt.py
 	@$(BIN)/python benchmarks/agent.py
 	@$(BIN)/python benchmarks/ingest.py
+	@$(BIN)/python benchmarks/settlement.py
 
 fuzz: venv ## fuzz the decoder and judging, ten million runs each (hours)
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=3'

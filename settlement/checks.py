@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from maxgreen.protocol.batch import Role
+from maxgreen.protocol.batch import Batch, Channel, Role
 from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.work import WINDOW_MS
 from maxgreen.verify.meter import longest_segment_ms
@@ -102,34 +102,64 @@ def night_windows(
     return found
 
 
-def stuck_windows(facts: Iterable[Fact], channels: Sequence[int], limits: Callable[[int], Limits]) -> set[int]:
-    """Return the windows in which a reading had stayed the same, above the dead band, for `stuck_s`.
+def stuck_windows(facts: Iterable[Fact], number: int, limits: Callable[[int], Limits]) -> set[int]:
+    """Return the windows in which a channel's reading had stayed the same, above the dead band, for `stuck_s`.
 
     Only what was before decides, so a day does not change when the next one comes.
     """
     found: set[int] = set()
-    runs: dict[int, _Run] = {}
+    run: _Run | None = None
     for fact in facts:
+        channel, reading = fact.batch.channel(number), fact.reading(number)
+        if channel is None or reading is None:
+            continue
+        samples = _Samples(channel, fact.batch, reading.dead_band_ua)
         stuck_ms = limits(fact.window_s).stuck_s * 1000
-        longest_ms = longest_segment_ms(fact.batch.interval_ms)
-        for channel in fact.batch.channels:
-            reading = fact.reading(channel.number)
-            if channel.number not in channels or reading is None:
-                continue
-            for voltage_uv, current_ua, offset_ms in zip(
-                channel.voltage_uv, channel.current_ua, channel.offsets_ms, strict=True
-            ):
-                boot_ms = fact.batch.t0_boot_ms + offset_ms
-                run = runs.get(channel.number)
-                if abs(current_ua) < reading.dead_band_ua:
-                    runs.pop(channel.number, None)
-                elif run is None or not run.goes_on(fact.batch.boot, boot_ms, (voltage_uv, current_ua), longest_ms):
-                    runs[channel.number] = _Run(fact.batch.boot, (voltage_uv, current_ua), boot_ms, boot_ms)
-                else:
-                    run.last_ms = boot_ms
-                    if boot_ms - run.first_ms >= stuck_ms:
-                        found.add(fact.window_s)
+        at = 0
+        while at < samples.count:
+            if run is None or not run.takes(samples, at):
+                # a run that begins and ends in this batch is too short: go on with the one that reaches its end
+                begin = at if samples.lasts_ms(at) >= stuck_ms else samples.last_run(at)
+                run, at = _Run.of(samples, begin), begin + 1
+            else:
+                at += 1
+            if run is not None and run.last_ms - run.first_ms >= stuck_ms:
+                found.add(fact.window_s)
     return found
+
+
+class _Samples:
+    """The samples of a channel in a batch, as its arrays have them."""
+
+    def __init__(self, channel: Channel, batch: Batch, dead_band_ua: int) -> None:
+        self._channel, self.boot, self._t0_ms, self._dead_band_ua = channel, batch.boot, batch.t0_boot_ms, dead_band_ua
+        self.longest_ms = longest_segment_ms(batch.interval_ms)
+        self.count = channel.count
+
+    def value(self, at: int) -> tuple[bytes, bytes]:
+        """Return a sample's voltage and current, as they are written."""
+        return self._channel.voltage[4 * at : 4 * at + 4], self._channel.current[4 * at : 4 * at + 4]
+
+    def boot_ms(self, at: int) -> int:
+        return self._t0_ms + int.from_bytes(self._channel.offsets[4 * at : 4 * at + 4], "little")
+
+    def flows(self, at: int) -> bool:
+        """Tell whether a sample's current is not below the dead band."""
+        return abs(int.from_bytes(self.value(at)[1], "little", signed=True)) >= self._dead_band_ua
+
+    def lasts_ms(self, at: int) -> int:
+        """Return how long it is from a sample to the last one."""
+        return self.boot_ms(self.count - 1) - self.boot_ms(at)
+
+    def last_run(self, at: int) -> int:
+        """Return where the equal samples begin that reach the end, at `at` or later."""
+        begin = self.count - 1
+        while begin > at and self.value(begin - 1) == self.value(begin) and self._adjoin(begin):
+            begin -= 1
+        return begin
+
+    def _adjoin(self, at: int) -> bool:
+        return self.boot_ms(at) - self.boot_ms(at - 1) <= self.longest_ms
 
 
 @dataclass(slots=True)
@@ -137,12 +167,28 @@ class _Run:
     """Equal readings of a channel without a gap between them."""
 
     boot: bytes
-    value: tuple[int, int]
+    value: tuple[bytes, bytes]
     first_ms: int
     last_ms: int
 
-    def goes_on(self, boot: bytes, boot_ms: int, value: tuple[int, int], longest_ms: int) -> bool:
-        return boot == self.boot and value == self.value and 0 < boot_ms - self.last_ms <= longest_ms
+    @classmethod
+    def of(cls, samples: _Samples, at: int) -> "_Run | None":
+        """Return the run that begins with a sample; None below the dead band."""
+        boot_ms = samples.boot_ms(at)
+        return cls(samples.boot, samples.value(at), boot_ms, boot_ms) if samples.flows(at) else None
+
+    def takes(self, samples: _Samples, at: int) -> bool:
+        """Take a sample in, where the run goes on with it."""
+        boot_ms = samples.boot_ms(at)
+        goes_on = (
+            samples.value(at) == self.value
+            and samples.boot == self.boot
+            and 0 < boot_ms - self.last_ms <= samples.longest_ms
+            and samples.flows(at)
+        )
+        if goes_on:
+            self.last_ms = boot_ms
+        return goes_on
 
 
 def _by_window(facts: Iterable[Fact], channels: Sequence[int]) -> dict[tuple[int, int], tuple[int, int]]:

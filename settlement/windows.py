@@ -159,18 +159,24 @@ def _held(
 def _plausibility(miner: End, line: LineTerms, limits: Callable[[int], Limits]) -> dict[Reason, set[int]]:
     """Run the named checks of windows (settlement.md, 3)."""
     facts, generation = miner.facts, miner.party.numbers(Role.GENERATION)
-
-    def implausible(channels: Sequence[int]) -> dict[Reason, set[int]]:
-        return {
-            Reason.OVER_CAPACITY: over_capacity_windows(miner.party, facts, channels, limits),
-            Reason.AT_NIGHT: night_windows(miner.party, facts, channels, limits),
-            Reason.STUCK_SENSOR: stuck_windows(facts, channels, limits),
+    implausible = {
+        channel: {
+            Reason.OVER_CAPACITY: over_capacity_windows(miner.party, facts, [channel], limits),
+            Reason.AT_NIGHT: night_windows(miner.party, facts, [channel], limits),
+            Reason.STUCK_SENSOR: stuck_windows(facts, channel, limits),
         }
-
-    without = set().union(*implausible(generation).values())
+        for channel in {line.miner_channel, *generation}
+    }
+    without = {window_s for channel in generation for found in implausible[channel].values() for window_s in found}
     days = not_generated_days(miner.party, facts, limits, without)
-    unmade = {f.window_s for f in facts if f.window_s // DAY_S * DAY_S in days and f.energy_mws(miner.channel) > 0}
-    return {Reason.NOT_GENERATED: unmade, **implausible([line.miner_channel, *generation])}
+    held: dict[Reason, set[int]] = defaultdict(set)
+    held[Reason.NOT_GENERATED] = {
+        f.window_s for f in facts if f.window_s // DAY_S * DAY_S in days and f.energy_mws(miner.channel) > 0
+    }
+    for reasons in implausible.values():
+        for reason, windows in reasons.items():
+            held[reason] |= windows
+    return held
 
 
 def _hold_by_batches(held: Held, end: End) -> None:
