@@ -4,10 +4,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from maxgreen.protocol.reasons import Reason
+
 ALARM_CODES: Final = (
     *("board", "case_open", "medium", "lost", "key", "contradiction", "damaged", "missing", "earlier_key"),
-    *("unknown_key", "refused", "denied", "no_receipt", "mining", "sensor"),
+    *("unknown_key", "refused", "denied", "no_receipt", "rejected", "mining", "sensor"),
 )
+_CURES: Final = {
+    Reason.WRONG_ROLE: "see the roles of [[channels]]: they must be those of the registration",
+    Reason.FUTURE_TIME: "its clock was ahead; see whether it is right now, and restart the machine",
+    Reason.BAD_ATTESTATION: "its clock went back by minutes; see whether it is right now, and restart the machine",
+    Reason.TIME_OVERLAP: "its clock went back over what was measured before; see whether it is right now",
+    Reason.SUSPENDED_DEVICE: "the system is suspended; ask the DAO, which can reinstate it",
+}
 SENSOR_DEAD_S: Final = 60.0
 UNANSWERED_S: Final = 240.0
 
@@ -34,6 +43,7 @@ class Signs:
     refused: str | None = None
     unanswered_s: float = 0.0  # how long the backend has not answered what was sent
     ever_answered: bool = True
+    rejected: tuple[int, int] | None = None  # seq and reason of the newest verdict, where it is that a batch counts not
     key_fault: str = ""
     medium_fault: str = ""
     lost_ticks: int = 0
@@ -107,6 +117,12 @@ def _of_the_backend(signs: Signs) -> Iterator[Alarm]:
             f"is device {signs.device} registered? Ask the operator"
         )
         yield Alarm("no_receipt", text)
+    if signs.rejected:
+        seq, number = signs.rejected
+        reason = Reason(number) if number in list(Reason) else None
+        cure = _CURES.get(reason, "ask the operator what is wrong with it") if reason else "ask the operator"
+        label = reason.label if reason else f"reason {number}"
+        yield Alarm("rejected", f"batch {seq} does not count ({label}), nor may those after it; {cure}")
 
 
 def _of_the_sensors(signs: Signs) -> Iterator[Alarm]:

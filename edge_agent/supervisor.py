@@ -245,6 +245,7 @@ class Supervisor:
             refused=first("refused"),
             unanswered_s=parts.uplink.unanswered_s,
             ever_answered=parts.uplink.receipt is not None,
+            rejected=parts.uplink.rejected,
             key_fault=sealer.key_fault,
             medium_fault=sealer.medium_fault or parts.uplink.medium_fault or self._medium_fault,
             lost_ticks=sealer.outbox.lost_ticks,

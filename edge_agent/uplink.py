@@ -17,7 +17,7 @@ from maxgreen.mqtt import Acknowledged, Connected, Denied, Disconnected, Incomin
 from maxgreen.protocol.backend import BackendKeys, Beacon, Command, Receipt, UnknownKey
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
-from maxgreen.protocol.reasons import Rejected
+from maxgreen.protocol.reasons import Reason, Rejected
 
 _LOG: Final = logging.getLogger(__name__)
 FUTURE_S: Final = 300
@@ -28,6 +28,8 @@ _READ: Final = 20  # batches read from the spool at once
 _MOST_NOTICES: Final = 200  # handled in one call
 _BACKEND_SILENCE_S: Final = 300.0  # a beacon after so long says that the backend is back
 _SAY_EVERY_S: Final = 60.0
+# a batch that waits for another, or for its date, may still count
+_COUNTS: Final = frozenset({Reason.NONE, Reason.GAP_BEFORE, Reason.CLOCK_UNSYNCHRONISED})
 
 
 class Uplink:
@@ -70,6 +72,7 @@ class Uplink:
         self.sessions = 0  # how often the broker took us
         self.dated = True  # whether the clock is synchronised
         self.alarm: str | None = None  # the backend's receipt contradicts this chain: nothing is sent (P-RCT-3)
+        self.rejected: tuple[int, int] | None = None  # seq and reason, where the newest batch does not count
         self.missing: str | None = None  # the ledger asks for what is not in the spool any more (P-RCT-2)
         self.damaged: set[int] = set()  # batches that the medium changed
         self.unknown_key: str | None = None  # receipts come from a key that is not pinned
@@ -257,6 +260,9 @@ class Uplink:
             _LOG.warning("the backend's receipts agree with this chain again; sending goes on")
         self.alarm = None
         self._receipt = receipt
+        if receipt.verdicts:
+            newest = max(receipt.verdicts)
+            self.rejected = newest if newest[1] not in _COUNTS else None
         self.damaged = {seq for seq in self.damaged if seq >= receipt.next_seq}
         self._go_on_at(receipt.next_seq, hole=bool(receipt.held))
         self._unanswered_s = time.monotonic()

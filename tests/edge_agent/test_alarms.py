@@ -35,6 +35,7 @@ WRONG = {
     "refused": {"refused": "Not authorized"},
     "denied": {"denied": "sending batches: Not authorized"},
     "no_receipt": {"unanswered_s": 241.0},
+    "rejected": {"rejected": (7, 19)},
     "mining": {"mining_fault": "no memory"},
     "sensor": {"dead_s": {1: 61.0}},
 }
@@ -79,9 +80,9 @@ class Minutes:
             self.now_s += 1
             self.rig.tick(1, **changes)
 
-    def receipt(self, next_seq, signer):
+    def receipt(self, next_seq, signer, verdicts=()):
         head = self.rig.spool.digest(next_seq - 1)
-        receipt = Receipt(self.rig.lab.device, next_seq, head, self.rig.clock.t_ms, 0x1F100000)
+        receipt = Receipt(self.rig.lab.device, next_seq, head, self.rig.clock.t_ms, 0x1F100000, (), verdicts)
         topic = device_topic(self.rig.lab.device, "receipt")
         self.rig.link.deliver(topic, sign_receipt(receipt, signer, NETWORK))
 
@@ -126,6 +127,20 @@ def test_receipts_of_a_key_that_is_not_pinned_are_an_alarm_at_once(make):
     minutes.pass_by(1)
     assert minutes.codes() == {"unknown_key"}
     minutes.receipt(1, BACKEND)
+    minutes.pass_by(1)
+    assert minutes.codes() == set()
+
+
+@pytest.mark.parametrize(("reason", "cure"), [(19, "roles"), (9, "restart the machine"), (11, "DAO"), (77, "operator")])
+def test_batches_that_do_not_count_are_an_alarm_until_one_does(make, reason, cure):
+    from tests.edge_agent.test_agent import BACKEND
+
+    minutes = make()
+    minutes.receipt(1, BACKEND, ((0, reason),))
+    minutes.pass_by(1)
+    assert minutes.codes() == {"rejected"}
+    assert cure in minutes.rig.agent.report.alarms[0].text
+    minutes.receipt(1, BACKEND, ((0, reason), (1, 0)))
     minutes.pass_by(1)
     assert minutes.codes() == set()
 
