@@ -1,4 +1,4 @@
-"""`maxgreen settle`: run, revise, status, explain, modules, open-line, config."""
+"""`maxgreen settle`: run, revise, status, explain, checks, modules, open-line, config."""
 
 import json
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import typer
 from maxgreen.chain.client import connect_to_read
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.chain.orders import Ends
+from maxgreen.chain.registry import module_history
 from maxgreen.clock import make_clock
 from maxgreen.errors import UsageError
 from maxgreen.ledger.engine import open_engine
@@ -25,6 +26,7 @@ from settlement.findings import MWS_PER_KWH
 from settlement.inputs import Inputs
 from settlement.orders import open_line
 from settlement.periods import month_before, period_bounds
+from settlement.reports import VERSION, check_lines
 from settlement.service import Settled, SettlementService
 from settlement.statement import derive
 from settlement.status import look
@@ -104,6 +106,37 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     for line in found.lines:
         amounts = f"paid {line.paid_mws / MWS_PER_KWH:.6f} kWh, payable {line.payable_mws / MWS_PER_KWH:.6f}"
         print(f"line {line.line[:8]}…, {line.miner} to {line.node}: {amounts}; waits for {line.waits_for}")
+
+
+@app.command()
+def checks(
+    pack: Annotated[Path, typer.Argument(help="an evidence pack")],
+    rpc: Annotated[str | None, typer.Option(help="to compare software with the DAO's releases")] = None,
+    deployment: Annotated[
+        Path | None, typer.Option(envvar="MAXGREEN_DEPLOYMENT", help="the contracts' addresses")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check what a member looks at before a vote: data, mining, hardware, software, metering and loss of each line."""
+    releases = None
+    if rpc is not None:
+        if deployment is None:
+            raise UsageError("--rpc: name the contracts with --deployment")
+        there = Deployment(connect_to_read(rpc, make_clock(None)), Addresses.load(deployment))
+        releases = dict.fromkeys(module_history(there, "agent"), "agent")
+    try:
+        found = check_lines(derive(Inputs.from_entries(read_pack(pack))), releases)
+    except PackError as error:
+        raise UsageError(str(error)) from error
+    if as_json:
+        print(json.dumps({"version": VERSION, "checks": [asdict(check) for check in found]}))
+        return
+    line = ""
+    for check in found:
+        if check.line != line:
+            line = check.line
+            print(f"line {line}")
+        print(f"  {check.found.value:<8} {check.end:<6} {check.name}: {check.evidence}")
 
 
 @app.command()

@@ -1,0 +1,162 @@
+"""What a member of the DAO looks at before a vote: named checks of each line, from the evidence alone.
+
+A check passes, fails or does not know, and says by what. None of them decides anything: windows are held by the rules
+of settlement.md, and who votes may have reasons of its own. Limits are this version's.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from maxgreen.protocol.batch import Birth, EventKind
+from maxgreen.protocol.reasons import Reason
+from settlement.ends import End
+from settlement.explain import explain
+from settlement.inputs import Inputs
+from settlement.replay import Fact
+from settlement.statement import Derived, LineResult
+from settlement.windows import State, online_windows, period_start
+
+VERSION: Final = "1"
+_ONLINE_PPM: Final = 950_000  # of the windows in which a device measured
+_COUNTED_PPM: Final = 900_000  # of what was sent
+_DARK_PPM: Final = 50_000  # of the time in which one end metered
+_PPM: Final = 10**6
+_STORES: Final = {0: "a file", 1: "PKCS#11", 2: "a TPM"}
+
+
+class Finding(StrEnum):
+    """What a check found."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    FAIL = "fail"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A named check of a line, or of one of its ends, and what it goes by."""
+
+    line: str
+    end: str  # miner, node, or line
+    name: str
+    found: Finding
+    evidence: str
+
+
+def check_lines(derived: Derived, releases: Mapping[bytes, str] | None = None) -> list[Check]:
+    """Return every check of every line; `releases` names software by its SHA-256, as the DAO registered it."""
+    return [check for result in derived.lines for check in _line(derived.inputs, result, releases)]
+
+
+def _line(inputs: Inputs, result: LineResult, releases: Mapping[bytes, str] | None) -> Iterator[Check]:
+    name = result.terms.line.hex()
+    if result.statement["trouble"]:
+        yield Check(name, "line", "data integrity", Finding.FAIL, result.statement["trouble"])
+        return
+    begin_s = period_start(inputs)
+    for where, end in (("miner", result.windows.miner), ("node", result.windows.node)):
+        facts = [fact for fact in end.facts if begin_s <= fact.window_s < inputs.until_s]
+        births = _births(inputs, end, facts)
+        for check, found, evidence in _end(end, facts, births, releases):
+            yield Check(name, where, check, found, evidence)
+    for check, found, evidence in _whole(inputs, result, begin_s):
+        yield Check(name, "line", check, found, evidence)
+
+
+def _end(
+    end: End, facts: Sequence[Fact], births: Sequence[Birth], releases: Mapping[bytes, str] | None
+) -> Iterator[tuple[str, Finding, str]]:
+    if not facts:
+        yield "data integrity", Finding.UNKNOWN, "it has no batch in the period"
+        return
+    refused = Counter(fact.reason.label for fact in facts if not fact.accepted)
+    said = ", ".join(f"{count} {label}" for label, count in sorted(refused.items()))
+    yield "data integrity", _found(not refused), f"{len(facts)} batches, not accepted: {said or 'none'}"
+    yield _mining(end, facts)
+    yield from _hardware(facts, births)
+    yield _software(births, releases)
+
+
+def _mining(end: End, facts: Sequence[Fact]) -> tuple[str, Finding, str]:
+    """Verify continuous mining: what work shows is that the key was at work, never whose processor it was."""
+    measured, online = {fact.window_s for fact in facts}, online_windows(facts)
+    credited = len(measured & online)
+    said = f"online in {credited} of {len(measured)} windows, {sum(fact.hashes for fact in facts)} hashes credited"
+    late = sum(fact.remark is Reason.LATE_WORK for fact in facts)
+    if late:
+        said += f", {late} batches with work that came late"
+    if not end.online_required and not credited:
+        return "mining history", Finding.UNKNOWN, f"{said}; its registration asks for none"
+    return "mining history", _found(credited * _PPM >= _ONLINE_PPM * len(measured)), said
+
+
+def _hardware(facts: Sequence[Fact], births: Sequence[Birth]) -> Iterator[tuple[str, Finding, str]]:
+    events = Counter(event.kind for fact in facts for event in fact.batch.events)
+    opened = any(fact.batch.health is not None and fact.batch.health.tamper_open for fact in facts)
+    tampered = events[EventKind.TAMPER]
+    said = f"{tampered} tamper events, the case was {'open' if opened else 'never seen open'}"
+    yield "case", _found(not tampered and not opened), said
+    faults, steps, boots = (events[kind] for kind in (EventKind.SENSOR_FAULT, EventKind.CLOCK_STEP, EventKind.BOOT))
+    yield (
+        "sensors and clock",
+        _found(not faults and not steps),
+        f"{faults} sensor faults, {steps} clock steps, {boots} boots",
+    )
+    if not births:
+        yield "hardware", Finding.UNKNOWN, "no birth was stated in the period"
+        return
+    models = sorted({birth.hardware for birth in births})
+    sensors = {birth.sensors for birth in births}
+    stores = sorted({_STORES[birth.key_store] for birth in births})
+    same = len(models) == len(sensors) == len(stores) == 1
+    parts = sorted({f"{sensor.part} ({sensor.calibration})" for birth in births for sensor in birth.sensors})
+    said = f"{', '.join(models)}; {', '.join(parts)}; keys in {', '.join(stores)}"
+    yield "hardware", _found(same), said + ("" if same else "; it changed in the period")
+
+
+def _software(births: Sequence[Birth], releases: Mapping[bytes, str] | None) -> tuple[str, Finding, str]:
+    stated = sorted({(birth.software, birth.software_sha256) for birth in births})
+    said = ", ".join(f"{name} {digest.hex()[:16]}…" for name, digest in stated)
+    if not stated or not releases:
+        why = "no birth was stated" if not stated else "the DAO's releases are not known"
+        return "software", Finding.UNKNOWN, f"{said or why}{'' if not stated else f'; {why}'}"
+    foreign = [name for name, digest in stated if digest not in releases]
+    return (
+        "software",
+        _found(not foreign),
+        said + (f"; not of the DAO's releases: {', '.join(foreign)}" if foreign else ""),
+    )
+
+
+def _births(inputs: Inputs, end: End, facts: Sequence[Fact]) -> list[Birth]:
+    """Return what was stated of the devices in the period, and what held when the pack begins."""
+    before = (inputs.starts[party.device].birth for party in inputs.keys(end.party.token))
+    stated = (fact.batch.birth for fact in facts if fact.accepted)
+    return [birth for birth in (*before, *stated) if birth is not None]
+
+
+def _whole(inputs: Inputs, result: LineResult, begin_s: int) -> Iterator[tuple[str, Finding, str]]:
+    windows = [w for w in result.windows.windows if w.window_s >= begin_s]
+    explained = explain(inputs, result)
+    counted = sum(w.measured.sent_mws for w in windows if w.counts)
+    share = f"{explained.counted_windows} of {explained.windows} windows count"
+    if not explained.sent_mws:
+        yield "counted share", Finding.UNKNOWN, f"nothing was sent; {share}"
+    else:
+        found = _found(counted * _PPM >= _COUNTED_PPM * explained.sent_mws)
+        yield "counted share", found, f"{100 * counted / explained.sent_mws:.1f} % of what was sent; {share}"
+    metered_ms = sum(w.measured.metered_ms for w in windows)
+    dark_s = explained.dark_sent_s + explained.dark_received_s
+    said = f"the miner did not meter for {explained.dark_sent_s} s, the node for {explained.dark_received_s} s"
+    unmetered = _found(dark_s * 1000 * _PPM <= _DARK_PPM * metered_ms) if metered_ms else Finding.UNKNOWN
+    yield "unmetered time", unmetered, said
+    disputed = sum(w.measured.sent_mws for w in windows if w.state is State.DISPUTED)
+    said = f"{result.statement['loss_mws']} mW·s lost, {result.statement['expected_loss_mws']} expected"
+    yield "loss", _found(not disputed), f"{said}, {disputed} sent in disputed windows"
+
+
+def _found(well: bool) -> Finding:
+    return Finding.PASS if well else Finding.FAIL
