@@ -9,7 +9,7 @@ from maxgreen.protocol.batch import SignedBatch
 from maxgreen.protocol.cose import check_group
 from maxgreen.protocol.reasons import Rejected
 from maxgreen.verify.rules import DeviceRecord, Rules
-from maxgreen.verify.shares import ShareCheck, Shares, check_together
+from maxgreen.verify.shares import ShareCheck, check_together, shares_of
 from maxgreen.verify.verdict import read_message, sender_of
 
 _PART: Final = 96  # signatures that one thread checks in a row, beside other threads
@@ -86,15 +86,9 @@ def places_to_ask(desk: Desk, opened: Iterable[SignedBatch | Rejected]) -> set[t
     return asked
 
 
-def shares_of(opened: Iterable[SignedBatch | Rejected], rules: Rules, pool: Executor) -> ShareCheck:
+def check_shares_of(opened: Iterable[SignedBatch | Rejected], rules: Rules, pool: Executor) -> ShareCheck:
     """Check the shares of a group together."""
-    asked = []
-    for signed in opened:
-        if not isinstance(signed, Rejected) and (work := signed.batch.work) is not None:
-            beacon = rules.beacons.get(work.beacon)
-            if beacon is not None:
-                asked.append(Shares(signed.envelope.key_id, signed.batch.prev, beacon, work.nbits, work.nonces))
-    return check_together(asked, pool)
+    return check_together(shares_of((one for one in opened if not isinstance(one, Rejected)), rules.beacons), pool)
 
 
 def _read(message: Message) -> SignedBatch | Rejected:

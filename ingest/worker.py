@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ingest.judging import Judge, Outcome
 from ingest.metrics import Commit, Counting
-from ingest.opening import Message, check_all, named, places_to_ask, read_all, shares_of
+from ingest.opening import Message, check_all, check_shares_of, named, places_to_ask, read_all
 from ingest.receipts import LIST, add_receipts, seqs_waiting
 from ingest.source import Source
 from maxgreen.clock import Clock
@@ -200,7 +200,7 @@ class Worker:
             self._pool,
         )
         desk.kept.update(self._shelf.kept(places_to_ask(desk, opened)))
-        judge = Judge(desk, self._shelf, rules, shares_of(opened, rules, self._pool))
+        judge = Judge(desk, self._shelf, rules, check_shares_of(opened, rules, self._pool))
         for chain in desk.chains.values():
             if chain.due:
                 judge.go_on(chain)

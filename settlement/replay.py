@@ -1,10 +1,11 @@
 """A device's chain judged again from the pack: the same verifier as at ingest, bit for bit."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
-from maxgreen.protocol.batch import Batch, parse_batch
+from maxgreen.protocol.batch import Batch, SignedBatch, parse_batch
+from maxgreen.protocol.cose import check_group
 from maxgreen.protocol.pack import PackError
 from maxgreen.protocol.reasons import Reason, Rejected
 from maxgreen.protocol.work import window_of
@@ -12,8 +13,11 @@ from maxgreen.verify.chain import ChainState
 from maxgreen.verify.meter import Growth, counted_spans
 from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import Action
-from maxgreen.verify.verdict import Judgement, Place, Reading, open_message, place
-from settlement.inputs import Inputs, Party, Taken
+from maxgreen.verify.shares import ShareCheck, check_together, shares_of
+from maxgreen.verify.verdict import Judgement, Place, Reading, place, read_message, sender_of
+from settlement.inputs import Arrival, Inputs, Party, Taken
+
+_GROUP: Final = 480  # batches whose signatures and shares are checked together
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +135,9 @@ def _facts(inputs: Inputs, party: Party, chain: Replay, predecessor: ChainState 
         raise PackError(f"arrivals/{party.device.hex()}.csv: {len(arrivals)} rows for {len(messages)} batches")
     judged: dict[int, Judgement] = {}
     order: list[tuple[Batch, bytes, int]] = []
-    for message, arrival in zip(messages, arrivals, strict=True):
-        try:
-            signed = open_message(message, None, arrival.received_ms, lambda _id: party.record, inputs.network)
-        except Rejected as error:
-            raise PackError(f"{name}: seq {arrival.seq}: {error.reason.label}: {error}") from error
+    for signed, arrival, shares in _opened(inputs, party):
         batch = signed.batch
-        if signed.envelope.key_id != party.device or batch.seq != arrival.seq:
-            raise PackError(f"{name}: seq {batch.seq} of another place than its arrival {arrival.seq}")
-        order.append((batch, hashlib.sha256(message).digest(), arrival.received_ms))
+        order.append((batch, signed.digest, arrival.received_ms))
         if arrival.taken is Taken.NOT:
             continue
         skipped_to = arrival.taken is Taken.SKIPPED_TO
@@ -149,7 +147,11 @@ def _facts(inputs: Inputs, party: Party, chain: Replay, predecessor: ChainState 
         if where is not Place.NEXT:
             raise PackError(f"{name}: seq {batch.seq}: {where.reason.label}")
         judgements = chain.take(
-            signed, arrival.received_ms, skipped_to=skipped_to, predecessor=predecessor if batch.succeeds else None
+            signed,
+            arrival.received_ms,
+            skipped_to=skipped_to,
+            predecessor=predecessor if batch.succeeds else None,
+            shares=shares,
         )
         judged.update((judgement.seq, judgement) for judgement in judgements)
     for batch, digest, received_ms in order:
@@ -172,6 +174,30 @@ def _facts(inputs: Inputs, party: Party, chain: Replay, predecessor: ChainState 
                 judgement.hashes,
                 judgement.skipped_to,
             )
+
+
+def _opened(inputs: Inputs, party: Party) -> Iterator[tuple[SignedBatch, Arrival, ShareCheck]]:
+    """Yield authentic batches; signatures and shares are checked some at a time, to fill the lanes of kernels."""
+    name = f"batches/{party.device.hex()}.cborseq"
+    rows = list(zip(inputs.batches[party.device], inputs.arrivals[party.device], strict=True))
+    for start in range(0, len(rows), _GROUP):
+        group: list[tuple[SignedBatch, Arrival]] = []
+        for message, arrival in rows[start : start + _GROUP]:
+            try:
+                signed = read_message(message)
+                sender_of(signed, None, arrival.received_ms, lambda _id: party.record)
+            except Rejected as error:
+                raise PackError(f"{name}: seq {arrival.seq}: {error.reason.label}: {error}") from error
+            if signed.envelope.key_id != party.device or signed.batch.seq != arrival.seq:
+                raise PackError(f"{name}: seq {signed.batch.seq} of another place than its arrival {arrival.seq}")
+            group.append((signed, arrival))
+        envelopes = [(signed.envelope, party.record.verifier) for signed, _ in group]
+        for (_, arrival), wrong in zip(group, check_group(envelopes, inputs.network, "batch"), strict=True):
+            if wrong is not None:
+                raise PackError(f"{name}: seq {arrival.seq}: {wrong.reason.label}: {wrong}") from wrong
+        shares = check_together(shares_of((signed for signed, _ in group), inputs.rules.beacons))
+        for signed, arrival in group:
+            yield signed, arrival, shares
 
 
 def _waiting(party: Party, batch: Batch, digest: bytes, received_ms: int) -> Fact:

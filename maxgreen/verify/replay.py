@@ -4,6 +4,7 @@ from maxgreen.protocol.batch import SignedBatch
 from maxgreen.protocol.reasons import Verdict
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import DeviceRecord, Rules
+from maxgreen.verify.shares import ShareCheck, check_shares
 from maxgreen.verify.verdict import Judgement, Waiting, date, dated, take
 
 
@@ -23,6 +24,7 @@ class Replay:
         *,
         skipped_to: bool = False,
         predecessor: ChainState | None = None,
+        shares: ShareCheck = check_shares,
     ) -> list[Judgement]:
         """Give the next batch its place: return its judgement, then those of the batches that it gave a date.
 
@@ -39,6 +41,7 @@ class Replay:
             self._rules,
             skipped_to=skipped_to,
             predecessor=predecessor,
+            shares=shares,
         )
         judgements = [own]
         if own.verdict is Verdict.HELD and own.t0_ms is None:

@@ -1,10 +1,11 @@
 """Whether shares meet their target (P-POW-2): of one batch, or of a group of batches at once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Final, NamedTuple
 
 from maxgreen.protocol.backend import Beacon
+from maxgreen.protocol.batch import SignedBatch
 from maxgreen.protocol.work import header, header_prefix, target_of
 from native import scrypt
 from native.kernels import HASH_BYTES, HEADER_BYTES
@@ -39,16 +40,24 @@ def check_shares(shares: Shares) -> bool:
     return 0 not in scrypt.verify_many(shares.headers(), shares.targets())
 
 
-def check_together(group: Iterable[Shares], pool: Executor) -> ShareCheck:
+def shares_of(group: Iterable[SignedBatch], beacons: Mapping[int, Beacon]) -> list[Shares]:
+    """Return the shares of batches that stand on these beacons."""
+    return [
+        Shares(signed.envelope.key_id, signed.batch.prev, beacons[work.beacon], work.nbits, work.nonces)
+        for signed in group
+        if (work := signed.batch.work) is not None and work.beacon in beacons
+    ]
+
+
+def check_together(asked: Sequence[Shares], pool: Executor | None = None) -> ShareCheck:
     """Check the shares of a group so that they fill the lanes of the kernel; return what knows the answers.
 
-    The threads of the pool compute beside each other.
+    The threads of a pool compute beside each other.
     """
-    asked = list(group)
     headers, targets = b"".join(one.headers() for one in asked), b"".join(one.targets() for one in asked)
     starts = range(0, len(targets) // HASH_BYTES, _PART)
     verdicts = b"".join(
-        pool.map(
+        (map if pool is None else pool.map)(
             scrypt.verify_many,
             (headers[start * HEADER_BYTES : (start + _PART) * HEADER_BYTES] for start in starts),
             (targets[start * HASH_BYTES : (start + _PART) * HASH_BYTES] for start in starts),

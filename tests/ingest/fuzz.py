@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import replace
 
 from ingest.judging import Judge
-from ingest.opening import check_all, named, places_to_ask, read_all, shares_of
+from ingest.opening import check_all, check_shares_of, named, places_to_ask, read_all
 from ingest.receipts import LIST, add_receipts, seqs_waiting
 from maxgreen.ledger.desk import Chain, Desk, Due, Kept
 from maxgreen.ledger.registry import KnownDevice
@@ -120,7 +120,7 @@ class Memory:
         )  # fmt: skip
         asked = places_to_ask(desk, opened)
         desk.kept.update({place: self.rows[place].digest for place in asked if place in self.rows})
-        judge = Judge(desk, self, self.rules, shares_of(opened, self.rules, Inline()))
+        judge = Judge(desk, self, self.rules, check_shares_of(opened, self.rules, Inline()))
         for chain in desk.chains.values():
             if chain.due:
                 judge.go_on(chain)
