@@ -19,7 +19,7 @@ from maxgreen.verify.rules import Action
 from settlement.audit_chain import Pinned, check_chain
 from settlement.audit_order import check_order, read_order
 from settlement.findings import Difference, Findings, Report
-from settlement.inputs import STATES_AFTER, Inputs, LineBase, entry, read_states
+from settlement.inputs import STATES_AFTER, Inputs, entry, read_states
 from settlement.periods import period_bounds
 from settlement.replay import state_at
 from settlement.shapes import MANIFEST_SHAPE, read_shape
@@ -192,7 +192,8 @@ def _check_base(inputs: Inputs, previous: Mapping[str, bytes] | None, found: Fin
     for device in inputs.starts.keys() - starts.keys():
         if inputs.starts[device] != ChainState.start(inputs.network):
             raise Difference(f"start/{device.hex()}.json: it is not the state before a key's first batch")
-    fresh = all(line.base.sums == Sums() for line in inputs.lines) and not any(inputs.windows_before.values())
+    stood = any(state != ("", "") for states in inputs.windows_before.values() for state in states.values())
+    fresh = all(line.base.sums == Sums() for line in inputs.lines) and not stood
     if fresh and not starts:
         found.ok("base: this pack begins where its lines opened")
         return
@@ -208,11 +209,15 @@ def _check_base(inputs: Inputs, previous: Mapping[str, bytes] | None, found: Fin
         _compare(f"the previous pack's {name}", data, entry(previous, name))
     bases = {r.terms.line: fold(r.terms.base, r.windows.windows, inputs.start_s) for r in before.lines}
     states = read_states(before.entries, STATES_AFTER)
+    for result in before.lines:
+        left = [w for w in result.windows.windows if not w.counts and w.measured.has_energy]
+        if any(w.window_s < inputs.start_s for w in left):
+            raise Difference(f"period.json: windows of line {result.terms.line.hex()} that did not count are left out")
     for line in inputs.lines:
         name = line.line.hex()
         # or it adds up again all that there is since the line opened
         whole = line.base.sums == Sums() and inputs.start_s <= line.sent_base.time_s
-        if line.base != bases.get(line.line, LineBase(inputs.start_s)) and not whole:
+        if line.base != bases.get(line.line) and not whole:
             raise Difference(f"lines.json: the base of line {name} is not the previous pack's sums")
         if inputs.windows_before.get(line.line, {}) != _known(inputs, states.get(line.line, {}), line.line):
             raise Difference(f"windows/{name}.csv: the states before are not the previous pack's")

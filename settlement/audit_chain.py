@@ -63,7 +63,7 @@ def _check_chain(
     contract = SettlementContract(deployment)
     systems = systems_of(deployment, sorted(party.token for party in inputs.parties))
     for party in inputs.parties:
-        _check_party(party, systems.get(party.device), inputs.until_s * 1000)
+        _check_party(party, systems.get(party.device), list(systems.values()), inputs.until_s * 1000)
     found.ok(f"registry: key, channels, terms and statuses of {len(inputs.parties)} devices are its own")
     stored = contract.order(order.number)
     lines = {terms.line: contract.line(terms.line) for terms in inputs.lines}
@@ -84,7 +84,7 @@ def _check_chain(
         found.ok(_check_payment(lines[claim.line], inputs, claim))
 
 
-def _check_party(party: Party, system: RegisteredSystem | None, until_ms: int) -> None:
+def _check_party(party: Party, system: RegisteredSystem | None, systems: list[RegisteredSystem], until_ms: int) -> None:
     name = f"devices.json: device {party.device.hex()}"
     if system is None:
         raise Difference(f"{name} is not the registry's token {party.token}")
@@ -94,6 +94,12 @@ def _check_party(party: Party, system: RegisteredSystem | None, until_ms: int) -
     if statuses != real[: len(statuses)] or any(at_ms < until_ms for at_ms, _ in later):
         raise Difference(f"{name}: its statuses are not the registry's")
     record = replace(own.record, statuses=statuses)
+    if party.record.until_ms is None and record.until_ms is not None and record.until_ms >= until_ms:
+        record = replace(record, until_ms=None)  # it was rotated or replaced since
+    if record.lost and not party.record.lost:
+        following = [s for s in systems if s.token == party.token and s.key_number > party.key_number]
+        replaced_ms = min((s.since_ms for s in following if not s.record.lost), default=until_ms)
+        record = replace(record, lost=replaced_ms < until_ms)
     for field in Party.__dataclass_fields__:
         want = record if field == "record" else getattr(own, field)
         if getattr(party, field) != want:
@@ -114,8 +120,12 @@ def _check_lines(
         raise Difference(f"devices.json: {', '.join(missing)}, a key of one of its systems, is left out")
     posted_s = contract.time_of(posted_block)
     for line in contract.opened_lines():
-        if line.ends.line_id not in lines and line.base_sent.time_s < inputs.until_s and line.opened_s <= posted_s:
+        if line.ends.line_id in lines or line.base_sent.time_s >= inputs.until_s:
+            continue
+        if line.opened_s < inputs.until_s:
             raise Difference(f"lines.json: line {line.ends.line_id.hex()} is left out")
+        if line.opened_s <= posted_s:
+            found.believe(f"that line {line.ends.line_id.hex()[:8]}… was opened after the close, before the posting")
     keeps = True  # the chain keeps what it was when the order was posted
     for terms in inputs.lines:
         _check_line(terms, lines[terms.line], inputs.until_s)

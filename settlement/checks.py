@@ -71,16 +71,15 @@ def over_capacity_windows(
     return found
 
 
-def overfull_windows(facts: Sequence[Fact], channels: Sequence[int]) -> set[int]:
-    """Return the windows in which more time was metered on a channel than ten minutes and one interval."""
-    intervals: defaultdict[int, int] = defaultdict(int)
+def overfull_windows(facts: Sequence[Fact], channel: int) -> set[int]:
+    """Return the windows in which more time was metered on a channel than ten minutes and its longest segment."""
+    longest: defaultdict[int, int] = defaultdict(int)
     for fact in facts:
-        if fact.accepted:
-            intervals[fact.window_s] = max(intervals[fact.window_s], fact.batch.interval_ms)
+        longest[fact.window_s] = max(longest[fact.window_s], fact.growth(channel).longest_ms)
     return {
         window_s
-        for (window_s, _), (_, counted_ms) in _by_window(facts, channels).items()
-        if counted_ms > WINDOW_MS + intervals[window_s]
+        for (window_s, _), (_, counted_ms) in _by_window(facts, [channel]).items()
+        if counted_ms > WINDOW_MS + longest[window_s]
     }
 
 

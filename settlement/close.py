@@ -155,7 +155,7 @@ def gather(
     opened_s = min(line.base_sent.time_s for line in lines) // DAY_S * DAY_S
     closed = reopened(bytes(before.pack)) if before is not None else None
     revision = before.revision if before is not None else 0
-    start_s, bases, states = _bases(book, closed, revision, parties, begin_s, opened_s)
+    start_s, bases, states = _bases(book, lines, closed, revision, parties, begin_s, opened_s)
     earlier = _starts(closed)
     rules = book.rules(network)
     # what is judged by what was before: whether a reading stays the same, whether a neighbour is online
@@ -267,7 +267,13 @@ def _starts(closed: Closed | None) -> dict[bytes, ChainState]:
 
 
 def _bases(
-    book: Book, closed: Closed | None, revision: int, parties: tuple[Party, ...], begin_s: int, opened_s: int
+    book: Book,
+    lines: list[Line],
+    closed: Closed | None,
+    revision: int,
+    parties: tuple[Party, ...],
+    begin_s: int,
+    opened_s: int,
 ) -> tuple[int, dict[bytes, LineBase], dict[bytes, dict[int, tuple[str, str]]]]:
     """Return where the windows of this pack begin, the sums before them, and the states at the last close."""
     if closed is None:
@@ -275,17 +281,17 @@ def _bases(
     inputs_start_s = json.loads(closed.entries["period.json"])["start"]
     changed = [t_ms // 1000 for party in parties if (t_ms := book.earliest_change(party.device, revision)) is not None]
     changed += _newly_decided(book, closed, parties)
+    known = {result.terms.line for result in closed.derived.lines}
+    changed += [line.base_sent.time_s for line in lines if line.ends.line_id not in known]  # opened since
     unpaid = [
         window.window_s
         for result in closed.derived.lines
         for window in result.windows.windows
         if not window.counts and window.measured.has_energy
     ]
-    troubled = [result.terms for result in closed.derived.lines if result.statement["trouble"]]
-    start_s = min([begin_s, *changed, *unpaid, *[inputs_start_s for _ in troubled]]) // DAY_S * DAY_S
+    unpaid += [inputs_start_s for result in closed.derived.lines if result.statement["trouble"]]
+    start_s = min([begin_s, *changed, *unpaid]) // DAY_S * DAY_S
     states = read_states(closed.entries, STATES_AFTER)
-    for terms in troubled:  # it has no windows: what stood before stands
-        states[terms.line] = dict(closed.derived.inputs.windows_before.get(terms.line, {}))
     if start_s < inputs_start_s:  # something changed below the settled sums: add up everything again
         return min(start_s, opened_s), {}, states
     bases = {

@@ -27,8 +27,8 @@ from settlement.shapes import (
 from settlement.sums import Sums
 
 ARRIVALS_HEADER: Final = "seq,received_ms,taken"
-STATES_BEFORE: Final = (9, 10)  # columns of windows/<line>.csv: state and reasons at the last close
-STATES_AFTER: Final = (11, 12)  # and at this one
+STATES_BEFORE: Final = (9, 10)  # columns of windows/<line>.csv: state and dispute at the last close
+STATES_AFTER: Final = (11, 13)  # and at this one
 _WINDOWS: Final = "windows/"
 
 
@@ -153,7 +153,7 @@ class Inputs:
     batches: Mapping[bytes, tuple[bytes, ...]]
     arrivals: Mapping[bytes, tuple[Arrival, ...]]
     starts: Mapping[bytes, ChainState]
-    windows_before: Mapping[bytes, Mapping[int, tuple[str, str]]]  # line: window: state, reasons
+    windows_before: Mapping[bytes, Mapping[int, tuple[str, str]]]  # line: window: state, dispute
 
     def keys(self, token: int) -> tuple[Party, ...]:
         """Return the devices behind a token, one for each key that it had, oldest first."""
@@ -257,7 +257,7 @@ def party_of_system(system: RegisteredSystem) -> Party:
 
 
 def read_states(entries: Mapping[str, bytes], columns: tuple[int, int]) -> dict[bytes, dict[int, tuple[str, str]]]:
-    """Return (state, reasons) by line and window from a pack's windows; PackError when they are none."""
+    """Return (state, dispute) by line and window from a pack's windows; PackError when they are none."""
     found = {}
     for name, data in entries.items():
         if not name.startswith(_WINDOWS):

@@ -20,9 +20,9 @@ PPM: Final = 10**6
 class Measured:
     """Ten UTC minutes of a line as its meters have them; mW·s, µA²·ms, ms.
 
-    `error_mws` is what both meters may err and what passed while one of them did not meter; `edge_mws` what they may
-    err by sampling at other instants, once for what is compared together. `sent_dark_ms` is how long the sent end did
-    not meter while the other one did.
+    `error_mws` is what both meters may err, `edge_mws` what they may err by sampling at other instants, once for what
+    is compared together. `sent_dark_ms` is how long the sent end did not meter while the other one did, and
+    `sent_unmet_mws` what may have passed there meanwhile.
     """
 
     window_s: int
@@ -34,12 +34,25 @@ class Measured:
     edge_mws: int
     sent_dark_ms: int
     received_dark_ms: int
+    sent_unmet_mws: int
+    received_unmet_mws: int
     metered_ms: int  # by at least one end
 
     @property
     def has_energy(self) -> bool:
         """Whether anything was sent or received."""
         return self.sent_mws > 0 or self.received_mws > 0
+
+    @property
+    def tolerance_mws(self) -> int:
+        """What both ends may differ by, but for the edge."""
+        return self.error_mws + self.sent_unmet_mws + self.received_unmet_mws
+
+    @property
+    def matched_mws(self) -> int:
+        """What counts of a window that is one-sided."""
+        beyond_mws = max(0, self.expected_mws - self.error_mws)
+        return max(0, min(self.received_mws, self.sent_mws - beyond_mws))
 
     @property
     def one_sided(self) -> bool:
@@ -64,15 +77,16 @@ def measure(
     interval_ms = max(intervals, default=0)
     sent_spans, received_spans = miner.metered(sent_facts), node.metered(received_facts)
     either_ms = length_ms(merged([*sent_spans, *received_spans]))
-    sent_dark_ms = _dark_ms(sent_spans, either_ms, interval_ms)
-    received_dark_ms = _dark_ms(received_spans, either_ms, interval_ms)
+    longest_ms = max(
+        [fact.growth(end.channel).longest_ms for end, own in zip(ends, facts, strict=True) for fact in own], default=0
+    )
+    sent_dark_ms = _dark_ms(sent_spans, either_ms, longest_ms)
+    received_dark_ms = _dark_ms(received_spans, either_ms, longest_ms)
     first, second = miner.terms(window_s * 1000), node.terms(window_s * 1000)
     error_mws = (
         _ceil(sent_mws * first.error_ppm, PPM)
         + _ceil(received_mws * second.error_ppm, PPM)
         + _ceil((abs(first.offset_mw) + abs(second.offset_mw)) * WINDOW_MS, 1000)
-        + min(received_mws, _ceil(first.peak_mw * sent_dark_ms, 1000))
-        + min(sent_mws, _ceil(first.peak_mw * received_dark_ms, 1000))
     )
     return Measured(
         window_s,
@@ -84,6 +98,8 @@ def measure(
         _ceil(2 * first.peak_mw * min(interval_ms, edge_ms), 1000),
         sent_dark_ms,
         received_dark_ms,
+        min(received_mws, _ceil(first.peak_mw * sent_dark_ms, 1000)),
+        min(sent_mws, _ceil(first.peak_mw * received_dark_ms, 1000)),
         either_ms,
     )
 
@@ -97,7 +113,7 @@ def add_up(windows: Iterable[Measured]) -> Sums:
         received_mws=sum(w.received_mws for w in clear),
         expected_mws=sum(w.expected_mws for w in clear),
         error_mws=sum(w.error_mws for w in clear) + _edge_mws(clear),
-        matched_mws=sum(min(w.sent_mws, w.received_mws) for w in windows if w.one_sided),
+        matched_mws=sum(w.matched_mws for w in windows if w.one_sided),
     )
 
 
@@ -105,7 +121,7 @@ def exceeds(line: LineTerms, windows: Sequence[Measured]) -> set[Reason]:
     """Return how the loss of windows of one UTC day, taken together, breaks its bounds."""
     sent_mws, received_mws = sum(w.sent_mws for w in windows), sum(w.received_mws for w in windows)
     expected_mws = sum(w.expected_mws for w in windows)
-    error_mws = sum(w.error_mws for w in windows) + _edge_mws(windows)
+    error_mws = sum(w.tolerance_mws for w in windows) + _edge_mws(windows)
     lost_mws = sent_mws - received_mws
     reasons = set()
     if received_mws > sent_mws + error_mws:
@@ -120,9 +136,9 @@ def _edge_mws(windows: Sequence[Measured]) -> int:
     return max((w.edge_mws for w in windows), default=0)
 
 
-def _dark_ms(spans: Spans, either_ms: int, interval_ms: int) -> int:
-    """Return how long an end did not meter while the other one did; meters sample one interval apart."""
-    return max(0, either_ms - length_ms(spans) - interval_ms)
+def _dark_ms(spans: Spans, either_ms: int, longest_ms: int) -> int:
+    """Return how long an end did not meter while the other one did, beyond the longest time between two samples."""
+    return max(0, either_ms - length_ms(spans) - longest_ms)
 
 
 def _ceil(numerator: int, denominator: int) -> int:

@@ -7,7 +7,7 @@ from typing import Final
 from maxgreen.protocol.batch import Batch, SignedBatch, parse_batch
 from maxgreen.protocol.cose import check_group
 from maxgreen.protocol.pack import PackError
-from maxgreen.protocol.reasons import Reason, Rejected
+from maxgreen.protocol.reasons import DATED, Reason, Rejected
 from maxgreen.protocol.work import window_of
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.meter import Growth, counted_spans
@@ -40,6 +40,11 @@ class Fact:
     def window_s(self) -> int:
         """The proof window that the batch belongs to (P-POW-4)."""
         return window_of(self.t0_ms)
+
+    @property
+    def dated(self) -> bool:
+        """Whether it is known when it was measured: its time was judged, whatever became of it."""
+        return self.accepted or self.reason in {Reason.SUSPENDED_DEVICE, Reason.TAKEN_OUT} or self.reason in DATED
 
     @property
     def accepted(self) -> bool:
@@ -111,9 +116,19 @@ def state_at(inputs: Inputs, party: Party, seq: int) -> ChainState | None:
     chain = Replay(inputs.starts[party.device], party.record, inputs.rules)
     for message, arrival in zip(inputs.batches[party.device], inputs.arrivals[party.device], strict=True):
         if arrival.taken and arrival.seq < seq:
+            signed = parse_batch(message)
+            before = None
+            if signed.batch.succeeds is not None:
+                old = next((p for p in inputs.parties if p.device == party.record.predecessor), None)
+                before = None if old is None else _end_of(inputs, old)
             skipped_to = arrival.taken is Taken.SKIPPED_TO
-            chain.take(parse_batch(message), arrival.received_ms, skipped_to=skipped_to)
+            chain.take(signed, arrival.received_ms, skipped_to=skipped_to, predecessor=before)
     return chain.state if chain.state.next_seq == seq else None
+
+
+def _end_of(inputs: Inputs, party: Party) -> ChainState | None:
+    taken = [arrival.seq for arrival in inputs.arrivals[party.device] if arrival.taken]
+    return state_at(inputs, party, taken[-1] + 1) if taken else inputs.starts[party.device]
 
 
 def _counts(fact: Fact) -> bool:
@@ -122,7 +137,7 @@ def _counts(fact: Fact) -> bool:
 
 def _decided(inputs: Inputs, fact: Fact) -> Fact:
     """Return a fact as a decision of the DAO leaves it: what it rejected is out for ever."""
-    if not inputs.rules.decided(fact.party.device, fact.batch.seq, Action.REJECT):
+    if not fact.dated or not inputs.rules.decided(fact.party.device, fact.batch.seq, Action.REJECT):
         return fact
     return replace(fact, reason=Reason.TAKEN_OUT, readings=(), shares=0, hashes=0)
 

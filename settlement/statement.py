@@ -25,7 +25,7 @@ from settlement.windows import (
 
 WINDOWS_HEADER: Final = (
     "window_s,sent_mws,received_mws,q,expected_mws,error_mws,edge_mws,sent_dark_ms,received_dark_ms,"
-    "state_before,reasons_before,state,reasons"
+    "state_before,dispute_before,state,reasons,dispute"
 )
 WEI_NUMERATOR: Final = 2_500
 WEI_DENOMINATOR: Final = 9
@@ -97,7 +97,9 @@ def derive(inputs: Inputs) -> Derived:
     for line in sorted(inputs.lines, key=lambda terms: terms.line):
         result = _line_result(inputs, line, replayed)
         results.append(result)
-        entries[f"windows/{line.line.hex()}.csv"] = _windows_csv(inputs, line, result.windows.windows)
+        listed = result.windows.windows
+        rows = _windows_before_csv(inputs, line) if result.statement["trouble"] else _windows_csv(inputs, line, listed)
+        entries[f"windows/{line.line.hex()}.csv"] = rows
     entries["statement.json"] = canonical_json(
         {"period": inputs.period, "until": inputs.until_s, "lines": [result.statement for result in results]}
     )
@@ -198,16 +200,25 @@ def _by_reason(windows: Sequence[Window], state: State) -> dict[str, str]:
     return {reason: str(energy) for reason, energy in sorted(sums.items())}
 
 
+def _windows_before_csv(inputs: Inputs, line: LineTerms) -> bytes:
+    """Return the windows of a line in trouble: as they stood before, nothing of them known."""
+    before = inputs.windows_before.get(line.line, {})
+    rows = [
+        f"{w},0,0,0,0,0,0,0,0,{state},{dispute},{state},,{dispute}" for w, (state, dispute) in sorted(before.items())
+    ]
+    return ("\n".join([WINDOWS_HEADER, *rows]) + "\n").encode()
+
+
 def _windows_csv(inputs: Inputs, line: LineTerms, windows: Sequence[Window]) -> bytes:
     before = inputs.windows_before.get(line.line, {})
     rows = [WINDOWS_HEADER]
     for window in windows:
         w = window.measured
-        state_before, reasons_before = before.get(w.window_s, ("", ""))
-        reasons = " ".join(str(int(reason)) for reason in window.reasons)
+        state_before, dispute_before = before.get(w.window_s, ("", ""))
+        reasons, dispute = (" ".join(str(int(r)) for r in found) for found in (window.reasons, window.dispute))
         rows.append(
             f"{w.window_s},{w.sent_mws},{w.received_mws},{w.square_current},{w.expected_mws},{w.error_mws},"
             f"{w.edge_mws},{w.sent_dark_ms},{w.received_dark_ms},"
-            f"{state_before},{reasons_before},{window.state.value},{reasons}"
+            f"{state_before},{dispute_before},{window.state.value},{reasons},{dispute}"
         )
     return ("\n".join(rows) + "\n").encode()

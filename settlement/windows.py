@@ -9,7 +9,8 @@ from itertools import groupby
 from typing import Final
 
 from maxgreen.protocol.batch import Role
-from maxgreen.protocol.reasons import DISPUTES, RELEASABLE, Reason
+from maxgreen.protocol.reasons import DATED, DISPUTES, RELEASABLE, Reason
+from maxgreen.protocol.work import window_of
 from maxgreen.verify.rules import Limits
 from settlement.checks import (
     Held,
@@ -43,6 +44,7 @@ class Window:
 
     measured: Measured
     reasons: tuple[Reason, ...]  # ascending
+    dispute: tuple[Reason, ...] = ()  # what stays until a decision lifts it, also while the window is held
 
     @property
     def window_s(self) -> int:
@@ -81,7 +83,9 @@ def line_windows(inputs: Inputs, line: LineTerms, facts: Mapping[bytes, Sequence
     miner = End(inputs.party(line.miner), line.miner_channel, line.sent_base, sent_facts, True)
     node = End(node_party, line.node_channel, line.received_base, received_facts, node_party.online_required)
     sent, received = miner.windows(), node.windows()
-    seconds = sorted(w for w in sent.keys() | received.keys() if inputs.start_s <= w < line_end(inputs, line))
+    # before both ends are open nothing can be compared
+    begin_s = max(inputs.start_s, window_of(max(line.sent_base.time_s, line.received_base.time_s) * 1000))
+    seconds = sorted(w for w in sent.keys() | received.keys() if begin_s <= w < line_end(inputs, line))
     limits = _limits_by_day(inputs)
     measured = [
         measure(line, (miner, node), w, (sent.get(w, []), received.get(w, [])), limits(w).edge_ms) for w in seconds
@@ -92,8 +96,8 @@ def line_windows(inputs: Inputs, line: LineTerms, facts: Mapping[bytes, Sequence
         held[window_s] -= released[window_s]
     for day in _days(measured):
         _hold_unmetered(held, day, limits(day[0].window_s), released)
-    _dispute(held, inputs, line, measured, released)
-    windows = tuple(Window(m, tuple(sorted(held[m.window_s]))) for m in measured)
+    disputes = _dispute(held, inputs, line, measured, released)
+    windows = tuple(Window(m, tuple(sorted(held[m.window_s])), tuple(sorted(disputes[m.window_s]))) for m in measured)
     digests = {
         w: tuple(sorted(f.digest for f in (*sent.get(w, []), *received.get(w, [])) if f.accepted)) for w in seconds
     }
@@ -148,7 +152,7 @@ def _held(
         _hold_incomplete(held, end, seconds)
         if end.online_required:
             _hold_offline(held, end)
-        for window_s in overfull_windows(end.facts, [end.channel]):
+        for window_s in overfull_windows(end.facts, end.channel):
             held[window_s].add(Reason.OVERFULL)
     for reason, windows in _plausibility(ends[0], line, limits).items():
         for window_s in windows:
@@ -180,19 +184,27 @@ def _plausibility(miner: End, line: LineTerms, limits: Callable[[int], Limits]) 
 
 
 def _hold_by_batches(held: Held, end: End) -> None:
-    reasons = {
-        Reason.SUSPENDED_DEVICE: Reason.SUSPENDED,
-        Reason.TAKEN_OUT: Reason.TAKEN_OUT,
-    }
+    """Hold the windows of batches that do not count, where it is known when these were measured."""
+    last_s = -1  # the window that the chain has reached
     for fact in end.facts:
-        if not fact.accepted:
-            held[fact.window_s].add(reasons.get(fact.reason, Reason.BATCH_NOT_ACCEPTED))
+        if fact.reason is Reason.GAP_BEFORE:
+            if fact.window_s >= last_s:
+                held[fact.window_s].add(Reason.BATCH_NOT_ACCEPTED)
+            continue
+        if fact.reason is Reason.SUSPENDED_DEVICE:
+            held[fact.window_s].add(Reason.SUSPENDED)
+        elif fact.reason is Reason.TAKEN_OUT:
+            held[fact.window_s].add(Reason.TAKEN_OUT)
+        elif fact.reason in DATED:
+            held[fact.window_s].add(Reason.BATCH_NOT_ACCEPTED)
+        last_s = max(last_s, fact.window_s) if fact.accepted else last_s
 
 
 def _hold_unattested(held: Held, end: End, until_s: int) -> None:
     attested = {key: fact.batch.seq for key, fact in end.cuts(until_s).items()}
     for fact in end.facts:
-        if fact.window_s < until_s and fact.batch.seq > attested.get(fact.party.key_number, -1):
+        above = fact.batch.seq > attested.get(fact.party.key_number, -1)
+        if fact.dated and fact.window_s < until_s and above:
             held[fact.window_s].add(Reason.UNATTESTED)
 
 
@@ -200,8 +212,9 @@ def _hold_incomplete(held: Held, end: End, seconds: Sequence[int]) -> None:
     """Hold the windows that a hole in the chain touches; nothing later is no hole."""
     for before, after in zip(end.facts, end.facts[1:], strict=False):
         if after.batch.seq > before.batch.seq + 1 and after.reason is Reason.GAP_BEFORE:
-            first_s, last_s = sorted((before.window_s, after.window_s))
-            for window_s in seconds[bisect_left(seconds, first_s) : bisect_right(seconds, last_s)]:
+            # a batch that waits says itself when it was measured: it holds what follows, never what was before
+            held[before.window_s].add(Reason.INCOMPLETE)
+            for window_s in seconds[bisect_left(seconds, before.window_s) : bisect_right(seconds, after.window_s)]:
                 held[window_s].add(Reason.INCOMPLETE)
 
 
@@ -215,13 +228,22 @@ def _hold_offline(held: Held, end: End) -> None:
 def _hold_unmetered(
     held: Held, day: Sequence[Measured], limits: Limits, released: Mapping[int, frozenset[Reason]]
 ) -> None:
-    """Hold a day's windows that an end did not meter, where these are too much of the time in which energy flowed."""
-    sending = [w for w in day if w.has_energy and not held[w.window_s]]
-    most = sum(w.metered_ms for w in sending) * limits.unmetered_ppm
-    for name in ("sent_dark_ms", "received_dark_ms"):
-        dark = [w for w in sending if getattr(w, name)]
-        if sum(getattr(w, name) for w in dark) * PPM > most:
-            for w in dark:
+    """Hold what an end did not meter of a day, the darkest windows first, until the rest is little enough.
+
+    Little enough in time, and in energy that the other end metered meanwhile.
+    """
+    for dark, unmet, other in (
+        ("sent_dark_ms", "sent_unmet_mws", "received_mws"),
+        ("received_dark_ms", "received_unmet_mws", "sent_mws"),
+    ):
+        flowing = [w for w in day if getattr(w, other) and not held[w.window_s]]
+        for name, whole in ((dark, "metered_ms"), (unmet, other)):
+            left = sum(getattr(w, name) for w in flowing)
+            most = sum(getattr(w, whole) for w in flowing) * limits.unmetered_ppm
+            for w in sorted(flowing, key=lambda w: (-getattr(w, name), w.window_s)):
+                if left * PPM <= most:
+                    break
+                left -= getattr(w, name)
                 held[w.window_s] |= {Reason.UNMETERED} - released[w.window_s]
 
 
@@ -231,18 +253,26 @@ def _dispute(
     line: LineTerms,
     measured: Sequence[Measured],
     released: Mapping[int, frozenset[Reason]],
-) -> None:
-    """Add what the loss check says of each window and each day, and what the last close left disputed."""
+) -> Held:
+    """Add what the loss check says of each window and each day, and what an earlier close left disputed.
+
+    Return what stays by window: what was disputed before, and what is disputed and not held now.
+    """
     before = inputs.windows_before.get(line.line, {})
+    stays: Held = defaultdict(set)
     for w in measured:
-        state, numbers = before.get(w.window_s, ("", ""))
-        stays = {Reason(int(n)) for n in numbers.split()} & DISPUTES if state == State.DISPUTED else set()
-        held[w.window_s] |= (exceeds(line, [w]) | stays) - released[w.window_s]
+        _, numbers = before.get(w.window_s, ("", ""))
+        stays[w.window_s] = ({Reason(int(n)) for n in numbers.split()} & DISPUTES) - released[w.window_s]
+        held[w.window_s] |= (exceeds(line, [w]) - released[w.window_s]) | stays[w.window_s]
     for day in _days(measured):
-        together = [w for w in day if not held[w.window_s] and not released[w.window_s] & DISPUTES]
+        together = [w for w in day if w.has_energy and not held[w.window_s] and not released[w.window_s] & DISPUTES]
         for reason in exceeds(line, together):
             for w in together:
                 held[w.window_s].add(reason)
+    for w in measured:
+        if DISPUTES.issuperset(held[w.window_s]):
+            stays[w.window_s] |= held[w.window_s]
+    return stays
 
 
 def _released(inputs: Inputs, ends: tuple[End, End]) -> Mapping[int, frozenset[Reason]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, or_, select, update
 
 from maxgreen.ledger.desk import Due
 from maxgreen.ledger.registry import KnownDevice, known_device
@@ -31,7 +31,7 @@ from maxgreen.ledger.schema import (
 from maxgreen.ledger.writing import next_revision, printable
 from maxgreen.protocol.backend import Beacon, Command, decode_beacon
 from maxgreen.protocol.cose import parse
-from maxgreen.protocol.reasons import Verdict
+from maxgreen.protocol.reasons import DATED, Verdict
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, Limits, Rules
 
@@ -308,9 +308,9 @@ class Book:
         return int(self._db.execute(select(counters.c.value).where(counters.c.name == REVISION)).scalar() or 0)
 
     def earliest_change(self, device: bytes, revision: int) -> int | None:
-        """Return the earliest t0 (ms) among verdicts that changed after `revision`."""
+        """Return the earliest t0 (ms) among verdicts that changed after `revision`, where it is known to be right."""
         query = select(func.min(batches.c.t0_ms)).where(
-            batches.c.device == device, batches.c.revision > revision, batches.c.verdict == Verdict.ACCEPTED.value
+            batches.c.device == device, batches.c.revision > revision, _dated()
         )
         found = self._db.execute(query).scalar()
         return None if found is None else int(found)
@@ -324,13 +324,11 @@ class Book:
         return None if found is None else int(found)
 
     def evidence_of(self, device: bytes, from_ms: int, to_ms: int) -> list[Any]:
-        """Return every kept batch from the first accepted or suspended one with from ≤ t0 < to, by seq.
+        """Return every kept batch from the first one that is known to be of from ≤ t0 < to, by seq.
 
-        Up to the next one that was accepted later; where there is none, also those that wait for what is missing.
+        Up to the next one that is known to be later; where there is none, also those that wait for what is missing.
         """
-        accepted = batches.c.verdict == Verdict.ACCEPTED.value
-        suspended = and_(batches.c.verdict == Verdict.HELD.value, batches.c.in_chain)
-        own = (batches.c.device == device, or_(accepted, suspended))
+        own = (batches.c.device == device, _dated())
         seqs = select(func.min(batches.c.seq), func.max(batches.c.seq))
         first, last = self._db.execute(seqs.where(*own, batches.c.t0_ms >= from_ms, batches.c.t0_ms < to_ms)).one()
         if first is None:
@@ -345,3 +343,10 @@ class Book:
 def beacon_of(message: bytes) -> Beacon:
     """Return the beacon of a signed message of our own."""
     return decode_beacon(parse(bytes(message)).payload)
+
+
+def _dated() -> ColumnElement[bool]:
+    """Tell which batches are known to be of their t0: accepted, suspended, or rejected after it was judged."""
+    suspended = and_(batches.c.verdict == Verdict.HELD.value, batches.c.in_chain)
+    rejected = batches.c.reason.in_([int(reason) for reason in DATED])
+    return or_(batches.c.verdict == Verdict.ACCEPTED.value, suspended, rejected)

@@ -58,6 +58,8 @@ class Reason(IntEnum):
         return "accepted" if self is Reason.NONE else self.name.lower()
 
 
+# of batches that were rejected after their time was judged: they hold their window, others no window at all
+DATED: Final = frozenset({Reason.REGISTER_MISMATCH, Reason.BAD_WORK, Reason.BAD_ATTESTATION})
 # what the loss check says of windows, and all that a decision of the DAO may lift from them (settlement.md, 2)
 DISPUTES: Final = frozenset({Reason.RECEIVED_EXCEEDS_SENT, Reason.LOSS_EXCEEDS_LIMIT})
 RELEASABLE: Final = DISPUTES | {

@@ -59,7 +59,7 @@ class Site:
             book.add_beacon(self.beacon, sign_beacon(self.beacon, BACKEND, self.network))
         self.bench = Bench(self.engine, network=self.network)
         self.mirror()
-        self.received_mws = 0
+        self.packed = None
 
     def mirror(self):
         with self.engine.begin() as connection:
@@ -123,7 +123,8 @@ class Site:
         assert payer.refused == {}
         [result] = closed.derived.lines
         entries = {**closed.entries, ORDER: payer.order_entry(closed, payer.look(posted))}
-        return result, audit(entries, chain=world.chain)
+        previous, self.packed = self.packed, entries
+        return result, audit(entries, previous=previous, chain=world.chain)
 
 
 @pytest.fixture
