@@ -236,8 +236,8 @@ def _hold_unmetered(
         ("sent_dark_ms", "sent_unmet_mws", "received_mws"),
         ("received_dark_ms", "received_unmet_mws", "sent_mws"),
     ):
-        flowing = [w for w in day if getattr(w, other) and not held[w.window_s]]
         for name, whole in ((dark, "metered_ms"), (unmet, other)):
+            flowing = [w for w in day if getattr(w, other) and not held[w.window_s]]
             left = sum(getattr(w, name) for w in flowing)
             most = sum(getattr(w, whole) for w in flowing) * limits.unmetered_ppm
             for w in sorted(flowing, key=lambda w: (-getattr(w, name), w.window_s)):
