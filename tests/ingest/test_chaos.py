@@ -15,7 +15,7 @@ pytestmark = pytest.mark.services
 )
 def test_servers_networks_disks_and_clocks_in_trouble_lose_and_double_nothing(tmp_path, database, broker):
     try:
-        found = chaos(tmp_path, 5, database, 5, broker)
+        found = chaos(tmp_path, 8, database, 5, broker)
     except MissingError as error:
         need(None, str(error))
     assert found["batches"] > 0
