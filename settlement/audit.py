@@ -51,8 +51,6 @@ def audit(
     """
     try:
         return _audit(entries, previous, chain, pinned)
-    except PackError:
-        raise
     except (*_UNREADABLE, Rejected) as error:
         raise PackError(f"the pack's entries do not fit together: {type(error).__name__}: {error}") from error
 

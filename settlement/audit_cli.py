@@ -38,7 +38,7 @@ def audit(
     if rpc is not None and deployment is None and (network is None or settlement is None):
         raise UsageError("--rpc: say which contracts you mean: --deployment FILE, or --network and --settlement")
     try:
-        chain = open_chain(rpc)
+        chain = open_chain(rpc) if rpc is not None else None
         before = read_pack(previous) if previous else None
         report = audit_pack(read_pack(pack), previous=before, chain=chain, pinned=pinned)
     except PackError as error:
@@ -51,10 +51,8 @@ def audit(
         print(report.text())  # noqa: T201
 
 
-def open_chain(rpc: str | None) -> Chain | None:
-    """Connect to the chain that an audit compares with; UsageError when a file is not there."""
-    if rpc is None:
-        return None
+def open_chain(rpc: str) -> Chain:
+    """Connect to the chain that a pack is compared with; UsageError when a file is not there."""
     if not rpc.startswith(("http://", "https://")) and not Path(rpc).is_file():
         raise UsageError(f"--rpc {rpc}: neither a URL nor the file of an embedded chain")
     return connect_to_read(rpc, SystemClock())

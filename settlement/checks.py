@@ -58,12 +58,11 @@ def not_generated_days(
 
 
 def over_capacity_windows(
-    party: Party, facts: Iterable[Fact], channels: Sequence[int], limits: Callable[[int], Limits]
+    party: Party, facts: Iterable[Fact], channel: int, limits: Callable[[int], Limits]
 ) -> set[int]:
     """Return the windows in which a channel grew by more than the panel's peak allows in ten minutes."""
-    sums = _by_window(facts, channels)
     found = set()
-    for (window_s, channel), (energy_mws, counted_ms) in sums.items():
+    for window_s, (energy_mws, counted_ms) in _by_window(facts, channel).items():
         terms = party.terms(channel, window_s * 1000)
         most_ms = min(counted_ms, WINDOW_MS)
         if terms and energy_mws * 1000 * _PPM > terms.peak_mw * limits(window_s).capacity_ppm * most_ms:
@@ -78,19 +77,17 @@ def overfull_windows(facts: Sequence[Fact], channel: int) -> set[int]:
         longest[fact.window_s] = max(longest[fact.window_s], fact.growth(channel).longest_ms)
     return {
         window_s
-        for (window_s, _), (_, counted_ms) in _by_window(facts, [channel]).items()
+        for window_s, (_, counted_ms) in _by_window(facts, channel).items()
         if counted_ms > WINDOW_MS + longest[window_s]
     }
 
 
-def night_windows(
-    party: Party, facts: Iterable[Fact], channels: Sequence[int], limits: Callable[[int], Limits]
-) -> set[int]:
+def night_windows(party: Party, facts: Iterable[Fact], channel: int, limits: Callable[[int], Limits]) -> set[int]:
     """Return the windows with energy while the sun is below the horizon; without a place there is no check."""
     if party.place is None:
         return set()
     found = set()
-    for (window_s, channel), (energy_mws, counted_ms) in _by_window(facts, channels).items():
+    for window_s, (energy_mws, counted_ms) in _by_window(facts, channel).items():
         terms = party.terms(channel, window_s * 1000)
         # 1 % of the peak, but at least 1 mW; in 1/100 mW to stay in integers
         limit_cmw = max(terms.peak_mw if terms else 0, 100)
@@ -190,14 +187,13 @@ class _Run:
         return goes_on
 
 
-def _by_window(facts: Iterable[Fact], channels: Sequence[int]) -> dict[tuple[int, int], tuple[int, int]]:
-    """Return energy (mW·s) and counted time (ms) by window and channel."""
-    sums: dict[tuple[int, int], tuple[int, int]] = {}
+def _by_window(facts: Iterable[Fact], channel: int) -> dict[int, tuple[int, int]]:
+    """Return a channel's energy (mW·s) and counted time (ms) by window."""
+    sums: dict[int, tuple[int, int]] = {}
     for fact in facts:
-        for channel in channels:
-            energy_mws, counted_ms = sums.get((fact.window_s, channel), (0, 0))
-            sums[fact.window_s, channel] = (
-                energy_mws + fact.energy_mws(channel),
-                counted_ms + fact.growth(channel).counted_ms,
-            )
+        energy_mws, counted_ms = sums.get(fact.window_s, (0, 0))
+        sums[fact.window_s] = (
+            energy_mws + fact.energy_mws(channel),
+            counted_ms + fact.growth(channel).counted_ms,
+        )
     return sums

@@ -19,6 +19,7 @@ from maxgreen.protocol.pack import PackError, read_pack
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import config_commands, load
 from settlement.audit_chain import module_files
+from settlement.audit_cli import open_chain
 from settlement.close import NotReadyError
 from settlement.config import SettlementSettings
 from settlement.explain import explain
@@ -28,7 +29,7 @@ from settlement.orders import open_line
 from settlement.periods import month_before, period_bounds
 from settlement.reports import VERSION, check_lines
 from settlement.service import Settled, SettlementService
-from settlement.statement import derive
+from settlement.statement import Derived, derive
 from settlement.status import look
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Close a period, order, vote and mint.")
@@ -122,12 +123,9 @@ def checks(
     if rpc is not None:
         if deployment is None:
             raise UsageError("--rpc: name the contracts with --deployment")
-        there = Deployment(connect_to_read(rpc, make_clock(None)), Addresses.load(deployment))
+        there = Deployment(open_chain(rpc), Addresses.load(deployment))
         releases = dict.fromkeys(module_history(there, "agent"), "agent")
-    try:
-        found = check_lines(derive(Inputs.from_entries(read_pack(pack))), releases)
-    except PackError as error:
-        raise UsageError(str(error)) from error
+    found = check_lines(_derived(pack), releases)
     if as_json:
         print(json.dumps({"version": VERSION, "checks": [asdict(check) for check in found]}))
         return
@@ -155,6 +153,14 @@ def modules(
         print(f"maxgreen dao module '{module}' VERSION {into / name}")
 
 
+def _derived(pack: Path) -> Derived:
+    """Return what follows from a pack's evidence; UsageError when it is none."""
+    try:
+        return derive(Inputs.from_entries(read_pack(pack)))
+    except PackError as error:
+        raise UsageError(str(error)) from error
+
+
 @app.command("explain")
 def explain_command(
     line: Annotated[str, typer.Argument(help="the line's id, or its first digits; not needed where there is one")] = "",
@@ -168,20 +174,16 @@ def explain_command(
         if not period:
             raise UsageError("name a period with --period, or an evidence pack with --pack")
         pack = load(SettlementSettings, config).output_dir / period / "pack.zip"
-    try:
-        inputs = Inputs.from_entries(read_pack(pack))
-        derived = derive(inputs)
-    except PackError as error:
-        raise UsageError(str(error)) from error
+    derived = _derived(pack)
     found = [result for result in derived.lines if result.terms.line.hex().startswith(line.lower().removeprefix("0x"))]
     if len(found) != 1:
         known = ", ".join(result.terms.line.hex() for result in derived.lines)
         raise UsageError(f"{line or 'the line'}: {len(found)} lines are meant; the pack has {known}")
-    explained = explain(inputs, found[0])
+    explained = explain(derived.inputs, found[0])
     if as_json:
         print(json.dumps(asdict(explained)))
         return
-    print(f"line {explained.line}, {inputs.period}: {explained.sent_mws / MWS_PER_KWH:.6f} kWh sent")
+    print(f"line {explained.line}, {derived.inputs.period}: {explained.sent_mws / MWS_PER_KWH:.6f} kWh sent")
     for part in explained.parts:
         if part.energy_mws or part.windows:
             print(f"  {part.energy_mws / MWS_PER_KWH:12.6f} kWh  {part.name}, {part.windows} windows: {part.why}")

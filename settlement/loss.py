@@ -51,8 +51,7 @@ class Measured:
     @property
     def matched_mws(self) -> int:
         """What counts of a window that is one-sided."""
-        beyond_mws = max(0, self.expected_mws - self.error_mws)
-        return max(0, min(self.received_mws, self.sent_mws - beyond_mws))
+        return Sums(self.sent_mws, self.received_mws, self.expected_mws, self.error_mws).payable_mws
 
     @property
     def one_sided(self) -> bool:

@@ -67,7 +67,8 @@ class Fact:
         reading, measured = self.reading(channel), self.batch.channel(channel)
         if reading is None or measured is None:
             return []
-        times_ms = [self.t0_ms + offset_ms for offset_ms in measured.offsets_ms]
+        offsets_ms = measured.offsets_ms if reading.growth.gap_ms else (measured.last_offset_ms,)
+        times_ms = [self.t0_ms + offset_ms for offset_ms in offsets_ms]
         return counted_spans(reading.growth, times_ms, interval_ms=self.batch.interval_ms)
 
     def growth(self, channel: int) -> Growth:

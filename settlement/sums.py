@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What windows add up to, mW·s; `matched_mws` is the smaller reading of each window that is one-sided."""
+    """What windows add up to, mW·s; `matched_mws` is what counts of those that are one-sided."""
 
     sent_mws: int = 0
     received_mws: int = 0

@@ -165,8 +165,8 @@ def _plausibility(miner: End, line: LineTerms, limits: Callable[[int], Limits]) 
     facts, generation = miner.facts, miner.party.numbers(Role.GENERATION)
     implausible = {
         channel: {
-            Reason.OVER_CAPACITY: over_capacity_windows(miner.party, facts, [channel], limits),
-            Reason.AT_NIGHT: night_windows(miner.party, facts, [channel], limits),
+            Reason.OVER_CAPACITY: over_capacity_windows(miner.party, facts, channel, limits),
+            Reason.AT_NIGHT: night_windows(miner.party, facts, channel, limits),
             Reason.STUCK_SENSOR: stuck_windows(facts, channel, limits),
         }
         for channel in {line.miner_channel, *generation}

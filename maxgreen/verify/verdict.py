@@ -20,6 +20,8 @@ from maxgreen.verify.rules import Action, DeviceRecord, Limits, Rules, Status, i
 from maxgreen.verify.shares import ShareCheck, Shares, check_shares
 
 MAX_HELD_BEYOND: Final = 4_096
+# what covers wall time (P-BAT-6); suspended too: whatever is decided later, the batches after it were judged by it
+_COVERS: Final = {Reason.NONE, Reason.SUSPENDED_DEVICE}
 _HELD: Final = {Reason.GAP_BEFORE, Reason.CLOCK_UNSYNCHRONISED, Reason.SUSPENDED_DEVICE}
 _VERDICTS: Final = {
     reason: Verdict.HELD if reason in _HELD else Verdict.ACCEPTED if reason is Reason.NONE else Verdict.REJECTED
@@ -213,7 +215,7 @@ def date(
         waiting, record, rules, boot_date_ms=state.boot_date_ms, skipped_to=waiting.skipped_to, shares=shares
     )
     batch = waiting.signed.batch
-    covers = judgement.reason in {Reason.NONE, Reason.SUSPENDED_DEVICE}
+    covers = judgement.reason in _COVERS
     wall_ms = max(state.wall_ms, _last_ms(judgement, batch)) if covers else state.wall_ms
     return replace(state, wall_ms=wall_ms, undated_from=batch.seq + 1), judgement
 
@@ -455,8 +457,7 @@ def _moved(state: ChainState, signed: SignedBatch, judgement: Judgement) -> Chai
     boot_date_ms = state.boot_date_ms
     if batch.channels and reason in {Reason.NONE, Reason.CLOCK_UNSYNCHRONISED, Reason.SUSPENDED_DEVICE}:
         boot_ms = max(boot_ms or 0, batch.t0_boot_ms + batch.last_offset_ms)
-    # those of a suspended device too: whatever is decided later, the batches after it were judged by them
-    covers = reason in {Reason.NONE, Reason.SUSPENDED_DEVICE}
+    covers = reason in _COVERS
     if covers and batch.channels:
         wall_ms = max(wall_ms, _last_ms(judgement, batch))
     if covers and batch.synchronised and boot_date_ms is None:
