@@ -14,7 +14,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn
 from sqlalchemy.engine import make_url
 
-from ingest.commands import MWS_PER_KWH, command_json, give
+from ingest.commands import command_json, give
 from ingest.config import IngestSettings
 from maxgreen.chain.deployment import Addresses
 from maxgreen.clock import make_clock
@@ -28,6 +28,7 @@ from maxgreen.protocol.batch import MAX_SEQ
 from maxgreen.protocol.reasons import RELEASABLE
 from maxgreen.service import collect_seldom, log_to_stderr
 from maxgreen.settings import config_commands, load
+from maxgreen.units import MWS_PER_KWH
 from maxgreen.verify.rules import Action, Decision
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Verify batches, keep the ledger, answer receipts.")

@@ -1,7 +1,7 @@
 """Commands to devices: numbered, signed and kept in the ledger, from where the running service sends them (P-CMD-1)."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
@@ -11,8 +11,6 @@ from maxgreen.protocol.cose import parse
 from maxgreen.protocol.keys import Signer
 from maxgreen.protocol.reasons import Refusal
 from maxgreen.verify.chain import ChainState
-
-MWS_PER_KWH: Final = 3_600_000_000
 
 
 def give(

@@ -18,12 +18,12 @@ from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.pack import PackError, read_pack
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import config_commands, load
+from maxgreen.units import kwh
 from settlement.audit_chain import module_files
 from settlement.audit_cli import open_chain
 from settlement.close import NotReadyError
 from settlement.config import SettlementSettings
 from settlement.explain import explain
-from settlement.findings import MWS_PER_KWH
 from settlement.inputs import Inputs
 from settlement.orders import open_line
 from settlement.periods import month_before, period_bounds
@@ -105,7 +105,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
         return
     print(f"period {found.period or '-'}, order {found.order or '-'}: {found.state}\nnext: {found.next}")
     for line in found.lines:
-        amounts = f"paid {line.paid_mws / MWS_PER_KWH:.6f} kWh, payable {line.payable_mws / MWS_PER_KWH:.6f}"
+        amounts = f"paid {kwh(line.paid_mws)} kWh, payable {kwh(line.payable_mws)}"
         print(f"line {line.line[:8]}…, {line.miner} to {line.node}: {amounts}; waits for {line.waits_for}")
 
 
@@ -183,14 +183,14 @@ def explain_command(
     if as_json:
         print(json.dumps(asdict(explained)))
         return
-    print(f"line {explained.line}, {derived.inputs.period}: {explained.sent_mws / MWS_PER_KWH:.6f} kWh sent")
+    print(f"line {explained.line}, {derived.inputs.period}: {kwh(explained.sent_mws)} kWh sent")
     for part in explained.parts:
         if part.energy_mws or part.windows:
-            print(f"  {part.energy_mws / MWS_PER_KWH:12.6f} kWh  {part.name}, {part.windows} windows: {part.why}")
-    print(f"  {explained.received_mws / MWS_PER_KWH:12.6f} kWh  were received in all")
+            print(f"  {kwh(part.energy_mws):>12} kWh  {part.name}, {part.windows} windows: {part.why}")
+    print(f"  {kwh(explained.received_mws):>12} kWh  were received in all")
     for name, energy_mws in (("miner", explained.reverse_sent_mws), ("node", explained.reverse_received_mws)):
         if energy_mws:
-            print(f"  {energy_mws / MWS_PER_KWH:12.6f} kWh  went the other way at the {name}'s meter")
+            print(f"  {kwh(energy_mws):>12} kWh  went the other way at the {name}'s meter")
     for name, seconds in (("miner", explained.dark_sent_s), ("node", explained.dark_received_s)):
         if seconds:
             print(f"the {name} did not meter for {seconds} s while the other end did")

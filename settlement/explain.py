@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from maxgreen.protocol.reasons import Reason
+from maxgreen.units import kwh
 from settlement.ends import End
 from settlement.inputs import Inputs
 from settlement.statement import LineResult
@@ -69,10 +70,10 @@ class Explanation:
 
     def why(self) -> list[str]:
         """Return why this amount, in sentences for the owner; at most ten."""
-        found = [f"{part.energy_mws / 3.6e9:.6f} kWh {part.name}: {part.why}" for part in self.parts if part.energy_mws]
+        found = [f"{kwh(part.energy_mws)} kWh {part.name}: {part.why}" for part in self.parts if part.energy_mws]
         found = found[:8]
         found.append(f"{self.counted_windows} of {self.windows} windows of ten minutes count")
-        found.append(f"{self.payable_mws / 3.6e9:.6f} kWh are payable now, with what earlier periods left")
+        found.append(f"{kwh(self.payable_mws)} kWh are payable now, with what earlier periods left")
         return found
 
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from maxgreen.protocol.pack import PackError
-
-MWS_PER_KWH: Final = 3_600_000_000
+from maxgreen.units import kwh
 
 
 class Difference(PackError):  # noqa: N818 - what an audit finds, not a fault of the program
@@ -32,7 +30,7 @@ class Report:
             [
                 f"period {self.period} of network {self.network}",
                 *([f"order {self.order} of settlement {self.contracts['settlement']}"] if self.order else []),
-                *(f"  line {line[:8]}…  {mws / MWS_PER_KWH:.6f} kWh payable" for line, mws in self.payable_mws.items()),
+                *(f"  line {line[:8]}…  {kwh(mws)} kWh payable" for line, mws in self.payable_mws.items()),
                 *(f"  ok  {check}" for check in self.checks),
                 "still believed:",
                 *(f"  --  {what}" for what in self.believed),

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, FunctionLoader, select_autoescape
 
+from maxgreen.units import kwh
 from settlement.explain import Slot, explain
 from settlement.statement import Derived, LineResult
 
@@ -88,8 +89,3 @@ def _height(slot: Slot) -> int:
 
 def _date(unix_s: int) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def kwh(energy_mws: str | int) -> str:
-    """Return mW·s as kWh with six decimals."""
-    return f"{int(energy_mws) / 3.6e9:.6f}"

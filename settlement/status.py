@@ -11,6 +11,7 @@ from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.orders import Line, Order, OrderStatus, SettlementContract
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
+from maxgreen.units import kwh
 
 
 @dataclass(frozen=True)
@@ -119,5 +120,5 @@ def _waits_for(
         return f"room in the battery of node {line.ends.node_token}; then the next run pays it out"
     if said is None:
         return "the end of its first period"
-    held = [f"{int(mws) / 3.6e9:.6f} kWh ({reason})" for reason, mws in {**said["held"], **said["disputed"]}.items()]
+    held = [f"{kwh(mws)} kWh ({reason})" for reason, mws in {**said["held"], **said["disputed"]}.items()]
     return f"nothing; not counted: {', '.join(held)}" if held else "nothing: all of it is paid"

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from edge_agent.sensors.trace import read_trace
 from maxgreen.errors import UsageError
+from maxgreen.units import kwh
 from simulator.demo import DemoOptions, DemoResult, run_demo
 
 DEFAULT_TRACE: Final = "sandia6kw_20151111_1min_ina219.csv"
-_KWH: Final = 3.6e9
 
 
 def demo(
@@ -70,12 +70,12 @@ def _show(result: DemoResult, *, as_json: bool, folder: Path) -> None:
         return
     table = Table(show_header=False, box=None)
     rows = [
-        ("sent", f"{value['sent_mws'] / _KWH:.6f} kWh"),
-        ("received", f"{value['received_mws'] / _KWH:.6f} kWh"),
-        ("lost", f"{value['loss_mws'] / _KWH:.6f} kWh (expected of the line: {value['expected_loss_mws'] / _KWH:.6f})"),
-        ("held, disputed", f"{value['held_mws'] / _KWH:.6f} kWh, {value['disputed_mws'] / _KWH:.6f} kWh"),
-        ("other direction", f"{value['reverse_mws'] / _KWH:.6f} kWh{_turned(value)}"),
-        ("payable", f"{value['payable_mws'] / _KWH:.6f} kWh"),
+        ("sent", f"{kwh(value['sent_mws'])} kWh"),
+        ("received", f"{kwh(value['received_mws'])} kWh"),
+        ("lost", f"{kwh(value['loss_mws'])} kWh (expected of the line: {kwh(value['expected_loss_mws'])})"),
+        ("held, disputed", f"{kwh(value['held_mws'])} kWh, {kwh(value['disputed_mws'])} kWh"),
+        ("other direction", f"{kwh(value['reverse_mws'])} kWh{_turned(value)}"),
+        ("payable", f"{kwh(value['payable_mws'])} kWh"),
         ("tokens minted", f"{value['mint_wei'] / 1e18:.9f}"),
         *(
             (f"  to {name}", f"{balance / 1e18:.9f}  {result.owners[name]}")

@@ -19,9 +19,9 @@ from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.clock import Clock, make_clock
 from maxgreen.errors import UsageError
 from maxgreen.protocol.attestation import Attestation
+from maxgreen.units import MWS_PER_KWH
 
 WEI: Final = 10**18
-MWS_PER_KWH: Final = 3_600_000_000
 _DIGITS: Final = 18
 
 RpcOption = Annotated[
