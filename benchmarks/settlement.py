@@ -1,6 +1,6 @@
 """How long an audit of a device's month takes, and what of it are signatures and hashes alone.
 
-    python benchmarks/settlement.py [--days 30] [--json]
+    python benchmarks/settlement.py [--days 30] [--jobs 2] [--json]
 
 One miner and one node: a batch of 60 samples a minute, ten shares in every ten minutes. The floor is the same
 signatures verified by OpenSSL and the same shares hashed, with nothing around them.
@@ -8,25 +8,23 @@ signatures verified by OpenSSL and the same shares hashed, with nothing around t
 
 import argparse
 import json
-import resource
+import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 sys.path.pop(0)  # this file stands beside the package of its name
 
 from maxgreen.chain.orders import Ends
-from maxgreen.protocol import cose
-from maxgreen.protocol.backend import sign_beacon
 from maxgreen.protocol.batch import Role, parse_batch
 from maxgreen.protocol.keys import MemorySigner
-from maxgreen.protocol.pack import MANIFEST, manifest_bytes, write_pack
-from maxgreen.verify.chain import ChainState
+from maxgreen.protocol.pack import write_pack
 from maxgreen.verify.rules import Limits, Rules
 from maxgreen.verify.shares import Shares, check_shares
-from settlement.audit import audit
-from settlement.inputs import Arrival, Base, ChannelTerms, Inputs, KnownRegister, LineBase, LineTerms, Party
-from settlement.statement import derive
+from settlement.inputs import Base, ChannelTerms, KnownRegister, LineBase, LineTerms, Party
+from simulator.evidence import LineEvidence
 from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
 
 BACKEND = MemorySigner.from_secret(2)
@@ -36,8 +34,8 @@ BATCHES_A_DAY = 1_440
 RESISTANCE_UOHM = 200_000
 
 
-def month(days: int) -> Inputs:
-    """Return the inputs of a period of so many days of January 2026, with every minute metered."""
+def month(days: int) -> LineEvidence:
+    """Return the evidence of a period of so many days of January 2026, with every minute metered, a segment a day."""
     miner = Lab(roles=(Role.GENERATION, Role.SENT))
     node = Lab(secret=4, roles=(Role.RECEIVED,), boot=bytes(16))
     challenge = beacon(valid_s=40 * DAY_S)
@@ -49,7 +47,6 @@ def month(days: int) -> Inputs:
                 batch = replace(batch, work=lab.work(challenge, shares=1))
             message = lab.sign(lab.attested(batch) if number % 60 == 59 or number == 0 else batch)
             messages[lab.device].append(message)
-    arrived = T0_MS + days * DAY_S * 1000
     parties = tuple(
         Party(
             lab.device,
@@ -71,36 +68,24 @@ def month(days: int) -> Inputs:
     )  # fmt: skip
     period = f"2026-01-{days:02}" if days < 31 else "2026-01"
     limits = Limits(pow_nbits_min=EASY, late_s=10**8, grace_s=10**8)
-    return Inputs(
+    return LineEvidence(
         network=NETWORK,
         period=period,
         until_s=begin_s + days * DAY_S,
         start_s=begin_s,
-        previous=None,
         parties=parties,
-        lines=(line,),
+        line=line,
         rules=Rules(NETWORK, limits=[(0, limits)], beacons={challenge.number: challenge}),
-        backend_keys=(BACKEND.spki,),
-        beacon_messages=(sign_beacon(challenge, BACKEND, NETWORK),),
-        receipts={},
-        batches={device: tuple(found) for device, found in messages.items()},
-        arrivals={d: tuple(Arrival(k, arrived) for k in range(len(found))) for d, found in messages.items()},
-        starts={d: ChainState.start(NETWORK) for d in messages},
-        windows_before={},
+        signer=BACKEND,
+        messages=messages,
+        received_ms=T0_MS + days * DAY_S * 1000,
+        cuts=range(BATCHES_A_DAY, days * BATCHES_A_DAY, BATCHES_A_DAY),
     )
 
 
-def pack_of(inputs: Inputs) -> dict[str, bytes]:
-    """Return the pack of these inputs."""
-    entries = {**inputs.entries(), **derive(inputs).entries}
-    entries["statement.cose"] = cose.sign(entries["statement.json"], BACKEND, NETWORK, "statement", detached=True)
-    entries[MANIFEST] = manifest_bytes(NETWORK, inputs.period, inputs.until_s, None, entries)
-    return entries
-
-
-def floor(inputs: Inputs) -> tuple[float, float]:
+def floor(made: LineEvidence) -> tuple[float, float]:
     """Return the seconds that signatures and shares of the same batches take with nothing around them."""
-    signed = [(party, parse_batch(m)) for party in inputs.parties for m in inputs.batches[party.device]]
+    signed = [(party, parse_batch(m)) for party in made.parties for m in made.messages[party.device]]
     begun = time.perf_counter()
     for party, one in signed:
         one.envelope.check(party.record.verifier, NETWORK, "batch")
@@ -108,7 +93,7 @@ def floor(inputs: Inputs) -> tuple[float, float]:
     for party, one in signed:
         work = one.batch.work
         if work is not None:
-            challenge = inputs.rules.beacons[work.beacon]
+            challenge = made.rules.beacons[work.beacon]
             check_shares(Shares(party.device, one.batch.prev, challenge, work.nbits, work.nonces))
     return verified - begun, time.perf_counter() - verified
 
@@ -117,32 +102,47 @@ def main() -> None:
     """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--days", type=int, default=30)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    inputs = month(options.days)
-    entries = pack_of(inputs)
-    before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    begun = time.perf_counter()
-    report = audit(entries)
-    audit_s = time.perf_counter() - begun
-    signatures_s, shares_s = floor(inputs)
+    made = month(options.days)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pack.zip"
+        path.write_bytes(write_pack(made.entries()))
+        pack_mib = path.stat().st_size / 2**20
+        alone_s, alone_mib, payable = timed(path, 1)
+        jobs_s, jobs_mib, again = timed(path, options.jobs)
+    assert payable == again
+    signatures_s, shares_s = floor(made)
     found = {
         "days": options.days,
-        "batches": sum(map(len, inputs.batches.values())),
-        "pack_mib": round(len(write_pack(entries)) / 2**20, 1),
-        "audit_s": round(audit_s, 2),
-        "audit_s_a_device": round(audit_s / 2, 2),
+        "batches": sum(map(len, made.messages.values())),
+        "pack_mib": round(pack_mib, 1),
+        "audit_s": alone_s,
+        "audit_s_a_device": round(alone_s / 2, 2),
+        "audit_mib": alone_mib,
+        "jobs": options.jobs,
+        "jobs_s": jobs_s,
+        "jobs_times": round(alone_s / jobs_s, 2),
+        "jobs_mib": jobs_mib,
         "signatures_s": round(signatures_s, 2),
         "shares_s": round(shares_s, 2),
-        "mib_before": before_mib,
-        "mib_at_most": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "payable_mws": sum(report.payable_mws.values()),
+        "payable_mws": payable,
     }
     if options.json:
         print(json.dumps(found))
         return
     for name, value in found.items():
         print(f"{name:<18} {value}")
+
+
+def timed(path: Path, jobs: int) -> tuple[float, int, int]:
+    """Audit a pack by the command; return its seconds, its MiB at most (all of its processes), and what is payable."""
+    command = [str(Path(sys.executable).with_name("maxgreen")), "audit", str(path), "--jobs", str(jobs), "--json"]
+    begun = time.perf_counter()
+    done = subprocess.run(["/usr/bin/time", "-f", "%M", *command], capture_output=True, text=True, check=True)
+    seconds = round(time.perf_counter() - begun, 2)
+    return seconds, int(done.stderr.split()[-1]) // 1024, sum(json.loads(done.stdout)["payable_mws"].values())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Pages for people, JSON for scripts, health and metrics."""
 
+import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -104,7 +105,7 @@ def make_app(engine: Engine, metrics: Metrics, ready: Callable[[], str | None], 
     def statements() -> list[dict[str, Any]]:
         with engine.begin() as connection:
             rows = connection.execute(select(periods).order_by(periods.c.until_s))
-            return [{"period": r.period, "until": r.until_s, "statement": r.statement} for r in rows]
+            return [{"period": r.period, "until": r.until_s, "statement": json.loads(r.document)} for r in rows]
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> str:

@@ -1,29 +1,30 @@
-"""The audit: everything again from the pack, and against the chain; the first difference has a name.
+"""The audit: everything again from the evidence, line by line, and against the chain; the first difference has a name.
 
 What it cannot check it says, in one list: what is still believed.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from maxgreen.chain.client import Chain
 from maxgreen.chain.deployment import Deployment
+from maxgreen.chain.merkle import LINE_LEAF, MerkleTree
+from maxgreen.chain.orders import Claim
 from maxgreen.errors import UsageError
-from maxgreen.protocol.backend import BackendKeys
-from maxgreen.protocol.batch import parse_batch
-from maxgreen.protocol.pack import MANIFEST, ORDER, PackError
+from maxgreen.protocol.backend import BackendKeys, Beacon
+from maxgreen.protocol.pack import MANIFEST, RUN, PackError
 from maxgreen.protocol.reasons import Rejected
-from maxgreen.verify.chain import ChainState
-from maxgreen.verify.rules import Action
 from settlement.audit_chain import Pinned, check_chain
 from settlement.audit_order import check_order, read_order
+from settlement.evidence import Evidence, Judge, RunTasks
 from settlement.findings import Difference, Findings, Report
-from settlement.inputs import STATES_AFTER, Inputs, entry, read_states
+from settlement.inputs import STATES_AFTER, Inputs, entry, read_manifest, read_states
+from settlement.packs import Pack
 from settlement.periods import period_bounds
-from settlement.replay import state_at
-from settlement.shapes import MANIFEST_SHAPE, read_shape
-from settlement.statement import Derived, derive, fold
+from settlement.run import Run, total_of
+from settlement.statement import SIGNATURE, STATEMENT, LineResult, derive, fold
 from settlement.sums import Sums
 
 # what bytes that are no evidence can do to whoever reads them as such
@@ -38,110 +39,201 @@ _UNREADABLE: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Audited:
+    """A line whose evidence holds: what the chain is compared with."""
+
+    inputs: Inputs
+    entries: Mapping[str, bytes]  # those that the DAO can register
+    beacons: Mapping[int, Beacon]
+    claim: Claim | None
+
+
 def audit(
-    entries: Mapping[str, bytes],
+    pack: Pack,
     *,
-    previous: Mapping[str, bytes] | None = None,
+    previous: Pack | None = None,
     chain: Chain | None = None,
     pinned: Pinned | None = None,
+    lines: Sequence[str] | None = None,
+    run_tasks: RunTasks = map,
 ) -> Report:
     """Verify a pack; Difference or PackError names the first thing that does not hold.
 
-    `pinned` says which contracts are meant, by something that does not come from the pack.
+    `pinned` says which contracts are meant, by something that does not come from the pack. `lines`: of which lines
+    (ids in hex), where not of all. `run_tasks` is `map`, or one that uses more processors (settlement.engines).
     """
     try:
-        return _audit(entries, previous, chain, pinned)
+        return _audit(pack, previous, chain, pinned, lines, run_tasks)
     except (*_UNREADABLE, Rejected) as error:
         raise PackError(f"the pack's entries do not fit together: {type(error).__name__}: {error}") from error
 
 
 def _audit(
-    entries: Mapping[str, bytes],
-    previous: Mapping[str, bytes] | None,
+    pack: Pack,
+    previous: Pack | None,
     chain: Chain | None,
     pinned: Pinned | None,
+    only: Sequence[str] | None,
+    run_tasks: RunTasks,
 ) -> Report:
     found = Findings()
-    inputs = _read(entries, found)
+    run = _read_run(pack)
     if pinned is not None:
-        pinned.check_network(inputs.network)
-    derived = _derive(inputs, entries, found)
-    _check_base(inputs, previous, found)
-    order = read_order(entries[ORDER]) if ORDER in entries else None
+        pinned.check_network(str(run.document["network"]))
+    wanted = sorted(pack.lines if only is None else only)
+    audited = [_audit_line(pack, run, line, previous, found, run_tasks) for line in wanted]
+    claims = {one.inputs.line.line: one.claim for one in audited if one.claim is not None}
+    _check_run(run, wanted, claims, found)
+    order = read_order(pack.order_data) if pack.order_data is not None else None
     if order is not None:
-        check_order(order, derived, hashlib.sha256(entries[MANIFEST]).digest())
-        found.ok(f"order: {len(order.claims)} leaves lead to its root, and its total is the statement's")
-    elif derived.leaves:
+        own = [claim for claim in order.claims if only is None or claim.line.hex() in wanted]
+        order = order.of(own)
+        check_order(order, run, claims)
+        found.ok(f"order: {len(order.claims)} leaves lead to its root, and its total is the statements'")
+    elif claims:
         found.ok("no order yet: nothing was paid for this statement")
     if chain is not None and order is not None:
         if pinned is not None:
             pinned.check_contracts(order.addresses)
         else:
             found.believe("that these contracts are the deployment's: name it with --deployment")
-        check_chain(order, inputs, entries, Deployment(chain, order.addresses), found)
+        complete = len(wanted) == len(run.lines)
+        check_chain(order, run, audited, Deployment(chain, order.addresses), found, complete=complete)
     else:
         what = "no order" if order is None else "no --rpc"
         found.believe(f"devices, lines, limits, keys and payment: not compared with the chain ({what})")
     return Report(
-        period=inputs.period,
-        network=inputs.network,
+        period=run.period,
+        network=str(run.document["network"]),
         contracts={} if order is None else order.contracts,
         order=None if order is None else order.number,
-        payable_mws={r.terms.line.hex(): int(r.statement["payable_mws"]) for r in derived.lines},
+        payable_mws={one["line"]: int(one["payable_mws"]) for one in run.lines if one["line"] in wanted},
         checks=tuple(found.checks),
         believed=tuple(found.believed),
-        statement=entries["statement.json"],
+        statement=pack.run_data,
     )
 
 
-def _read(entries: Mapping[str, bytes], found: Findings) -> Inputs:
-    """Read a pack's inputs, whose bytes are those of the manifest, in the format's one form."""
-    _check_manifest(entries)
-    found.ok(f"manifest: {len(entries)} entries have their SHA-256")
-    inputs = Inputs.from_entries(entries)
-    for name, data in sorted(inputs.entries().items()):
-        _compare(name, data, entry(entries, name))
-    return inputs
+def _read_run(pack: Pack) -> Run:
+    run = pack.run
+    _check_period(RUN, run.period, run.until_s)
+    named = [one["line"] for one in run.lines]
+    if named != sorted(set(named)):
+        raise Difference(f"{RUN}: its lines are not sorted, or one is there twice")
+    if run.total_mws != total_of(run.lines):
+        raise Difference(f"{RUN}: total_mws is not its lines'")
+    return run
 
 
-def _derive(inputs: Inputs, entries: Mapping[str, bytes], found: Findings) -> Derived:
-    """Derive everything again, and compare it with what the pack and its receipts say."""
-    derived = derive(inputs)
-    count = sum(map(len, inputs.batches.values()))
-    found.ok(f"evidence: {count} batches: signatures, chain, registers, shares and attestations judged again")
-    for name, data in sorted(derived.entries.items()):
-        _compare(name, data, entry(entries, name))
-    found.ok("windows and statement follow from the evidence, byte for byte")
-    for result in derived.lines:
-        if trouble := result.statement["trouble"]:
-            found.ok(f"line {result.terms.line.hex()[:8]}… is in trouble, and is paid nothing: {trouble}")
-    try:
-        keys = BackendKeys(inputs.backend_keys, inputs.network)
-        keys.open(entry(entries, "statement.cose"), "statement", detached_payload=entries["statement.json"])
-    except (Rejected, ValueError) as error:
-        raise Difference(f"statement.cose: {error}") from error
-    found.ok("statement is signed by the backend")
-    found.ok(_check_receipts(inputs, found))
-    if inputs.rules.decisions:
-        found.believe(f"{len(inputs.rules.decisions)} recorded decisions (decisions.json has who, when and why)")
-    return derived
-
-
-def _check_manifest(entries: Mapping[str, bytes]) -> None:
-    manifest = read_shape(entries, MANIFEST, MANIFEST_SHAPE)
-    files, period, until_s = manifest["files"], manifest["period"], manifest["until"]
+def _check_period(name: str, period: str, until_s: int) -> None:
     try:
         end_s = period_bounds(period)[1]
     except UsageError as error:
-        raise PackError(f"{MANIFEST}: {error}") from error
+        raise PackError(f"{name}: {error}") from error
     if until_s != end_s:
-        raise Difference(f"{MANIFEST}: {period} does not end at {str(until_s)[:40]}")
-    for name in sorted((set(entries) | set(files)) - {MANIFEST, ORDER}):
+        raise Difference(f"{name}: {period} does not end at {str(until_s)[:40]}")
+
+
+def _check_run(run: Run, wanted: Sequence[str], claims: Mapping[bytes, Claim], found: Findings) -> None:
+    """Check that the lines' claims are what the run's root is over."""
+    others = len(run.lines) - len(wanted)
+    if others:
+        found.believe(f"the statements of {others} other lines of {RUN}, whose evidence is not here")
+        return
+    tree = MerkleTree.of(LINE_LEAF, [claim.leaf(run.until_s) for _, claim in sorted(claims.items())])
+    if run.document["count"] != len(claims) or run.document["root"] != (tree.root.hex() if claims else None):
+        raise Difference(f"{RUN}: count and root are not those of its lines' leaves")
+    found.ok(f"run: its {len(run.lines)} lines have their evidence here, and its root is over {len(claims)} leaves")
+
+
+def _audit_line(
+    pack: Pack, run: Run, line: str, previous: Pack | None, found: Findings, run_tasks: RunTasks
+) -> Audited:
+    try:
+        return _checked_line(pack, run, line, previous, found, run_tasks)
+    except Difference as error:
+        raise Difference(f"line {line[:8]}…: {error}") from error
+    except PackError as error:
+        raise PackError(f"line {line[:8]}…: {error}") from error
+
+
+def _checked_line(
+    pack: Pack, run: Run, line: str, previous: Pack | None, found: Findings, run_tasks: RunTasks
+) -> Audited:
+    entries = pack.entries(line)
+    inputs = _read_line(entries)
+    said = next((one for one in run.lines if one["line"] == line), None)
+    manifest = hashlib.sha256(entry(entries, MANIFEST)).digest()
+    if said is None or said["manifest"] != manifest.hex():
+        raise Difference(f"{MANIFEST}: its SHA-256 is not the one in {RUN}")
+    if (inputs.network, inputs.period, inputs.until_s) != (run.document["network"], run.period, run.until_s):
+        raise Difference(f"{MANIFEST}: of another network or period than {RUN}")
+    if inputs.line.line.hex() != line:
+        raise Difference(f"line.json: it is line {inputs.line.line.hex()}")
+    judge = Judge(pack.segment, run_tasks)
+    evidence = judge.evidence(inputs)
+    result = _check_derived(inputs, evidence, entries, found)
+    if {**result.statement, "manifest": manifest.hex()} != said:
+        raise Difference(f"{RUN}: its statement of the line is another one")
+    _check_base(inputs, evidence, previous, found, run_tasks)
+    files = {name: entry(entries, name) for name in ("limits.json", "backend.json")}
+    return Audited(inputs, files, evidence.beacons, result.claim(manifest))
+
+
+def _read_line(entries: Mapping[str, bytes]) -> Inputs:
+    """Read a line's inputs, whose bytes are those of the manifest, in the format's one form."""
+    manifest = read_manifest(entries)
+    _check_period(MANIFEST, manifest["period"], manifest["until"])
+    files = manifest["files"]
+    for name in sorted((set(entries) | set(files)) - {MANIFEST}):
         data = entry(entries, name)
         if name not in files:
             raise Difference(f"{name}: not in the manifest")
         if hashlib.sha256(data).hexdigest() != files[name]:
             raise Difference(f"{name}: its SHA-256 is not the manifest's")
+    inputs = Inputs.from_entries(entries)
+    for name, data in sorted(inputs.entries().items()):
+        _compare(name, data, entry(entries, name))
+    for name, value in inputs.head.items():
+        if manifest[name] != value:
+            raise Difference(f"{MANIFEST}: {name} is not in its one form")
+    return inputs
+
+
+def _check_derived(inputs: Inputs, evidence: Evidence, entries: Mapping[str, bytes], found: Findings) -> LineResult:
+    """Derive the line again, and compare it with what its evidence says."""
+    name = f"line {inputs.line.line.hex()[:8]}…"
+    result = derive(inputs, evidence)
+    said = f"{evidence.batches} batches: signatures, chain, registers, shares and attestations judged again"
+    found.ok(f"{name}: {len(entries)} entries and {_count(inputs)} segments have their SHA-256; {said}")
+    for entry_name, data in sorted(result.entries.items()):
+        _compare(entry_name, data, entry(entries, entry_name))
+    if trouble := result.statement["trouble"]:
+        found.ok(f"{name} is in trouble, and is paid nothing: {trouble}")
+    try:
+        keys = BackendKeys(inputs.backend_keys, inputs.network)
+        keys.open(entry(entries, SIGNATURE), "statement", detached_payload=entries[STATEMENT])
+    except (Rejected, ValueError) as error:
+        raise Difference(f"{SIGNATURE}: {error}") from error
+    receipts = sum(evidence.receipts.values())
+    found.ok(
+        f"{name}: windows and statement follow, signed by the backend; nothing that {receipts} receipts name is missing"
+    )
+    without = sorted(device.hex() for device, count in evidence.receipts.items() if not count)
+    if without:
+        found.believe(f"that all batches of {', '.join(without)} are here: there is no receipt of them")
+    if inputs.waiting:
+        found.believe(f"{name}: that {sum(map(len, inputs.waiting.values()))} batches wait behind holes")
+    if inputs.rules.decisions:
+        found.believe(
+            f"{name}: {len(inputs.rules.decisions)} recorded decisions (decisions.json has who, when and why)"
+        )
+    return result
+
+
+def _count(inputs: Inputs) -> int:
+    return sum(map(len, inputs.segments.values()))
 
 
 def _compare(name: str, expected: bytes, found: bytes) -> None:
@@ -154,89 +246,58 @@ def _compare(name: str, expected: bytes, found: bytes) -> None:
     raise Difference(f"{name}: line {number}: the evidence gives {want[:120]!r}, the pack says {have[:120]!r}")
 
 
-def _check_receipts(inputs: Inputs, found: Findings) -> str:
-    """Check that nothing is missing that the backend had receipted (P-RCT-4)."""
-    count = 0
-    keys = BackendKeys(inputs.backend_keys, inputs.network)
-    without = [device.hex() for device, messages in inputs.batches.items() if messages and not inputs.receipts[device]]
-    if without:
-        found.believe(f"that all batches of {', '.join(sorted(without))} are here: the pack has no receipt of them")
-    for device, messages in inputs.receipts.items():
-        digests = {parse_batch(m).batch.seq: hashlib.sha256(m).digest() for m in inputs.batches[device]}
-        start = inputs.starts[device]
-        name = f"receipts/{device.hex()}.cborseq"
-        for message in messages:
-            receipt = keys.open_receipt(message)
-            count += 1
-            if receipt.device != device:
-                raise Difference(f"{name}: a receipt of device {receipt.device.hex()}")
-            last = receipt.next_seq - 1
-            head = start.head if receipt.next_seq == start.next_seq else digests.get(last)
-            due = receipt.next_seq > start.next_seq and receipt.server_ms <= inputs.until_s * 1000
-            if head is None and due and not _skipped(inputs, device, last):
-                raise Difference(f"{name}: batch {last} was receipted and is missing")
-            if head is not None and head != receipt.head:
-                raise Difference(f"{name}: batch {last} is another one than the receipt's")
-    return f"receipts: nothing is missing that {count} of them name"
-
-
-def _skipped(inputs: Inputs, device: bytes, seq: int) -> bool:
-    return inputs.rules.decided(device, seq, Action.SKIP)
-
-
-def _check_base(inputs: Inputs, previous: Mapping[str, bytes] | None, found: Findings) -> None:
-    """Check what comes from earlier packs: sums, the chains' states, and how windows stood (P-PCK-1)."""
-    starts = {device: state for device, state in inputs.starts.items() if state.next_seq}
-    for device in inputs.starts.keys() - starts.keys():
-        if inputs.starts[device] != ChainState.start(inputs.network):
-            raise Difference(f"start/{device.hex()}.json: it is not the state before a key's first batch")
-    stood = any(state != ("", "") for states in inputs.windows_before.values() for state in states.values())
-    fresh = all(line.base.sums == Sums() for line in inputs.lines) and not stood
-    if fresh and not starts:
-        found.ok("base: this pack begins where its lines opened")
+def _check_base(
+    inputs: Inputs, evidence: Evidence, previous: Pack | None, found: Findings, run_tasks: RunTasks
+) -> None:
+    """Check what comes from earlier periods: sums, the chains' states, and how windows stood (P-PCK-1)."""
+    name = f"line {inputs.line.line.hex()[:8]}…"
+    stood = any(state != ("", "") for state in inputs.windows_before.values())
+    begun = [device for device, first in evidence.firsts.items() if first.previous is not None]
+    if inputs.line.base.sums == Sums() and not stood and not begun:
+        found.ok(f"{name}: its evidence begins where its chains and the line do")
         return
-    if previous is None:
-        found.believe("sums, chain states and disputes of before this pack (name the one before with --previous)")
+    if previous is None or (inputs.previous is None and begun):
+        found.believe(
+            f"{name}: sums, chain states and disputes of before this period (name the one before with --previous)"
+        )
         return
-    if inputs.previous != hashlib.sha256(entry(previous, MANIFEST)).digest():
-        raise Difference(f"{MANIFEST}: 'previous' is not the SHA-256 of the previous pack's manifest")
-    _check_manifest(previous)
-    inputs_before = Inputs.from_entries(previous)
-    before = derive(inputs_before)
-    for name, data in before.entries.items():
-        _compare(f"the previous pack's {name}", data, entry(previous, name))
-    bases = {r.terms.line: fold(r.terms.base, r.windows.windows, inputs.start_s) for r in before.lines}
-    states = read_states(before.entries, STATES_AFTER)
-    for result in before.lines:
-        left = [w for w in result.windows.windows if not w.counts and w.measured.has_energy]
-        if any(w.window_s < inputs.start_s for w in left):
-            raise Difference(f"period.json: windows of line {result.terms.line.hex()} that did not count are left out")
-    for line in inputs.lines:
-        name = line.line.hex()
-        # or it adds up again all that there is since the line opened
-        whole = line.base.sums == Sums() and inputs.start_s <= line.sent_base.time_s
-        if line.base != bases.get(line.line) and not whole:
-            raise Difference(f"lines.json: the base of line {name} is not the previous pack's sums")
-        if inputs.windows_before.get(line.line, {}) != _known(inputs, states.get(line.line, {}), line.line):
-            raise Difference(f"windows/{name}.csv: the states before are not the previous pack's")
-    believed = [device for device, state in starts.items() if not _leads_to(inputs_before, device, state)]
-    for device in believed:
-        found.believe(f"the state of chain {device.hex()} before its first batch here (no earlier pack reaches it)")
-    found.ok("base, chain states and disputes follow from the previous pack")
+    if inputs.previous is None:
+        raise Difference(f"{MANIFEST}: no line of an earlier period, and yet sums or states of one")
+    entries = previous.entries(inputs.line.line.hex())
+    if inputs.previous != hashlib.sha256(entry(entries, MANIFEST)).digest():
+        raise Difference(f"{MANIFEST}: 'previous' is not the SHA-256 of the line's manifest in the previous pack")
+    before = _read_line(entries)
+    evidence_before = Judge(previous.segment, run_tasks).evidence(before)
+    result = derive(before, evidence_before)
+    for entry_name, data in result.entries.items():
+        _compare(f"the previous pack's {entry_name}", data, entry(entries, entry_name))
+    left = [w for w in result.windows.windows if not w.counts and w.measured.has_energy]
+    if any(w.window_s < inputs.start_s for w in left):
+        raise Difference(f"{MANIFEST}: start: windows that did not count are left out")
+    # or it adds up again all that there is since the line opened
+    whole = inputs.line.base.sums == Sums() and inputs.start_s <= inputs.line.sent_base.time_s
+    if inputs.line.base != fold(before.line.base, result.windows.windows, inputs.start_s) and not whole:
+        raise Difference("line.json: the base is not the previous pack's sums")
+    states = read_states(entries, STATES_AFTER)
+    if inputs.windows_before != {w: states.get(w, ("", "")) for w in inputs.windows_before}:
+        raise Difference("windows.csv: the states before are not the previous pack's")
+    for device in begun:
+        if not _leads_on(device, inputs, before, evidence, evidence_before):
+            found.believe(
+                f"{name}: the state of chain {device.hex()} before its first batch here (no earlier pack reaches it)"
+            )
+    found.ok(f"{name}: base, chain states and disputes follow from the previous pack")
 
 
-def _known(inputs: Inputs, states: Mapping[int, tuple[str, str]], line: bytes) -> dict[int, tuple[str, str]]:
-    """Return the states of the windows that a pack lists."""
-    listed = inputs.windows_before.get(line, {})
-    return {w: states.get(w, ("", "")) for w in listed}
-
-
-def _leads_to(before: Inputs, device: bytes, state: ChainState) -> bool:
-    """Tell whether the previous pack reaches a chain state; Difference when it leads to another one."""
-    party = next((party for party in before.parties if party.device == device), None)
-    found = None if party is None else state_at(before, party, state.next_seq)
-    if found is None:
+def _leads_on(device: bytes, inputs: Inputs, before: Inputs, evidence: Evidence, evidence_before: Evidence) -> bool:
+    """Tell whether the previous pack reaches the first segment of a device; Difference when it leads elsewhere."""
+    digests, first = before.segments.get(device, ()), evidence.firsts[device]
+    if inputs.segments[device][0] in digests:
+        return True
+    if not digests or digests[-1] != first.previous:
         return False
-    if found != state:
-        raise Difference(f"start/{device.hex()}.json: the previous pack leads to another state at seq {state.next_seq}")
+    if evidence_before.lasts[device].end != first.start:
+        raise Difference(
+            f"chain {device.hex()}: the previous pack leads to another state at seq {first.start.next_seq}"
+        )
     return True

@@ -1,8 +1,9 @@
 """The audit against the chain: what devices and lines are, the rules, the order, the payment."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from maxgreen.chain.code import code_findings
 from maxgreen.chain.deployment import Addresses, Deployment
@@ -10,11 +11,13 @@ from maxgreen.chain.explain import ChainRefusedError
 from maxgreen.chain.orders import Claim, Line, OrderStatus, Reading, SettlementContract
 from maxgreen.chain.registry import RegisteredSystem, module_history, systems_of
 from maxgreen.errors import MaxgreenError
-from maxgreen.protocol.pack import ORDER
+from maxgreen.protocol.backend import Beacon
+from maxgreen.protocol.pack import ORDER, RUN
 from settlement.audit_order import PackedOrder
 from settlement.checks import CHECKS_VERSION
 from settlement.findings import Difference, Findings
 from settlement.inputs import Inputs, LineTerms, Party, party_of_system
+from settlement.run import Run
 
 # the modules that a DAO registers what settlements follow by: name, and what its digest is of
 LIMITS_MODULE, KEYS_MODULE, CHECKS_MODULE = "limits", "backend keys", "checks"
@@ -42,34 +45,61 @@ class Pinned:
             raise Difference(f"{ORDER}: its settlement is {addresses.settlement}, not {self.settlement}")
 
 
+class Audited(Protocol):
+    """A line whose evidence holds."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What its statement follows from."""
+
+    @property
+    def entries(self) -> Mapping[str, bytes]:
+        """Its entries that modules of the DAO speak of."""
+
+    @property
+    def beacons(self) -> Mapping[int, Beacon]:
+        """The beacons that its batches name."""
+
+
 def check_chain(
-    order: PackedOrder, inputs: Inputs, entries: Mapping[str, bytes], deployment: Deployment, found: Findings
+    order: PackedOrder, run: Run, lines: Sequence[Audited], deployment: Deployment, found: Findings, *, complete: bool
 ) -> None:
-    """Compare a pack and its order with the chain; Difference says what is not the same."""
+    """Compare a run's lines and its order with the chain; Difference says what is not the same.
+
+    `complete`: the evidence of all lines of the run is here.
+    """
     try:
-        _check_chain(order, inputs, entries, deployment, found)
+        _check_chain(order, run, lines, deployment, found, complete=complete)
     except ChainRefusedError as error:
         raise Difference(f"{ORDER}: the chain does not know what it names: {error}") from error
 
 
 def _check_chain(
-    order: PackedOrder, inputs: Inputs, entries: Mapping[str, bytes], deployment: Deployment, found: Findings
+    order: PackedOrder, run: Run, lines: Sequence[Audited], deployment: Deployment, found: Findings, *, complete: bool
 ) -> None:
     for finding in code_findings(deployment.chain, deployment.addresses):
         raise Difference(f"{ORDER}: {finding}")
-    if deployment.network != inputs.network:
-        raise Difference(f"{ORDER}: contracts are of network {deployment.network}, the pack of {inputs.network}")
+    network = run.document["network"]
+    if deployment.network != network:
+        raise Difference(f"{ORDER}: contracts are of network {deployment.network}, the pack of {network}")
     found.ok("contracts: their code is this version's")
     contract = SettlementContract(deployment)
-    systems = systems_of(deployment, sorted(party.token for party in inputs.parties))
-    for party in inputs.parties:
-        _check_party(party, systems.get(party.device), list(systems.values()), inputs.until_s * 1000)
-    found.ok(f"registry: key, channels, terms and statuses of {len(inputs.parties)} devices are its own")
+    inputs = [line.inputs for line in lines]
+    systems = systems_of(deployment, sorted({party.token for one in inputs for party in one.parties}))
+    for one in inputs:
+        for party in one.parties:
+            _check_party(party, systems.get(party.device), list(systems.values()), run.until_s * 1000)
+        _check_keys(one, systems.values())
+    devices = {party.device for one in inputs for party in one.parties}
+    found.ok(f"registry: key, channels, terms and statuses of {len(devices)} devices are its own")
     stored = contract.order(order.number)
-    lines = {terms.line: contract.line(terms.line) for terms in inputs.lines}
-    _check_lines(contract, inputs, lines, systems.values(), stored.posted_block, found)
-    _check_modules(deployment, entries, found)
-    _check_beacons(deployment, inputs, found)
+    book = {one.line.line: contract.line(one.line.line) for one in inputs}
+    if complete:
+        _check_all_lines(contract, run, stored.posted_block, found)
+    _check_lines(contract, inputs, book, stored.posted_block, found)
+    for entries in _different(lines):
+        _check_modules(deployment, entries, found)
+    _check_beacons(deployment, {number: b for line in lines for number, b in line.beacons.items()}, found)
     if stored.content != order.posting.content(order.number):
         raise Difference(f"order {order.number} on the chain is not the pack's")
     real = contract.transactions(order.number)
@@ -81,7 +111,13 @@ def _check_chain(
         return
     found.ok(f"order {order.number} on the chain is the pack's, and approved")
     for claim in order.claims:
-        found.ok(_check_payment(lines[claim.line], inputs, claim))
+        terms = next(one for one in inputs if one.line.line == claim.line)
+        found.ok(_check_payment(book[claim.line], terms, claim))
+
+
+def _different(lines: Sequence[Audited]) -> list[Mapping[str, bytes]]:
+    """Return the files that modules speak of, each version of them once."""
+    return list({tuple(sorted(line.entries.items())): line.entries for line in lines}.values())
 
 
 def _check_party(party: Party, system: RegisteredSystem | None, systems: list[RegisteredSystem], until_ms: int) -> None:
@@ -106,35 +142,50 @@ def _check_party(party: Party, system: RegisteredSystem | None, systems: list[Re
             raise Difference(f"{name}: {field} is not the registry's")
 
 
+def _check_keys(inputs: Inputs, systems: Iterable[RegisteredSystem]) -> None:
+    """Check that no key of a line's systems is left out."""
+    tokens, devices = {party.token for party in inputs.parties}, {party.device for party in inputs.parties}
+    until_ms = inputs.until_s * 1000
+    missing = [
+        system.record.device.hex()
+        for system in systems
+        if system.token in tokens and system.record.device not in devices and system.since_ms < until_ms
+    ]
+    if missing:
+        raise Difference(f"devices.json: {', '.join(missing)}, a key of one of its systems, is left out")
+
+
+def _check_all_lines(contract: SettlementContract, run: Run, posted_block: int, found: Findings) -> None:
+    """Check that no line of the book is left out of a run."""
+    posted_s, known = contract.time_of(posted_block), {one["line"] for one in run.lines}
+    for line in contract.opened_lines():
+        name = line.ends.line_id.hex()
+        if name in known or line.base_sent.time_s >= run.until_s:
+            continue
+        if line.opened_s < run.until_s:
+            raise Difference(f"{RUN}: line {name} is left out")
+        if line.opened_s <= posted_s:
+            found.believe(f"that line {name[:8]}… was opened after the close, before the posting")
+
+
 def _check_lines(
     contract: SettlementContract,
-    inputs: Inputs,
+    inputs: Sequence[Inputs],
     lines: Mapping[bytes, Line],
-    systems: Iterable[RegisteredSystem],
     posted_block: int,
     found: Findings,
 ) -> None:
-    """Compare lines with the book: none is left out, nor a key of their systems."""
-    missing = [system.record.device.hex() for system in systems if _is_missing(system, inputs)]
-    if missing:
-        raise Difference(f"devices.json: {', '.join(missing)}, a key of one of its systems, is left out")
-    posted_s = contract.time_of(posted_block)
-    for line in contract.opened_lines():
-        if line.ends.line_id in lines or line.base_sent.time_s >= inputs.until_s:
-            continue
-        if line.opened_s < inputs.until_s:
-            raise Difference(f"lines.json: line {line.ends.line_id.hex()} is left out")
-        if line.opened_s <= posted_s:
-            found.believe(f"that line {line.ends.line_id.hex()[:8]}… was opened after the close, before the posting")
+    """Compare lines with the book."""
     keeps = True  # the chain keeps what it was when the order was posted
-    for terms in inputs.lines:
-        _check_line(terms, lines[terms.line], inputs.until_s)
+    for one in inputs:
+        terms = one.line
+        _check_line(terms, lines[terms.line], one.until_s)
         there = _paid_at(contract, terms.line, posted_block) if keeps else None
         keeps = there is not None
         if there != terms.paid_mws:
             said = f"{there} mW·s were when the order was posted" if keeps else "the chain keeps no state of then"
             found.believe(f"line {terms.line.hex()[:8]}…: {terms.paid_mws} mW·s were paid when it was closed; {said}")
-    found.ok(f"lines: ends, loss terms and bases of {len(inputs.lines)} are the book's, and none is left out")
+    found.ok(f"lines: ends, loss terms and bases of {len(inputs)} are the book's")
 
 
 def _check_line(terms: LineTerms, line: Line, until_s: int) -> None:
@@ -165,15 +216,11 @@ def _check_line(terms: LineTerms, line: Line, until_s: int) -> None:
         wanted["closed"] = (terms.closed_s, line.closed_s)
     for field, (have, want) in wanted.items():
         if have != want:
-            raise Difference(f"lines.json: {field} of line {terms.line.hex()} is {have}, the book has {want}")
+            raise Difference(f"line.json: {field} of line {terms.line.hex()} is {have}, the book has {want}")
 
 
 def _values(reading: Reading) -> tuple[int, int, int, int]:
     return reading.time_s, reading.seq, reading.register_mws, reading.key_number
-
-
-def _is_missing(system: RegisteredSystem, inputs: Inputs) -> bool:
-    return system.record.device not in inputs.batches and system.since_ms < inputs.until_s * 1000
 
 
 def _paid_at(contract: SettlementContract, line: bytes, block: int) -> int | None:
@@ -206,21 +253,21 @@ def _check_modules(deployment: Deployment, entries: Mapping[str, bytes], found: 
             found.ok(f"{what} is a version of the DAO's module {module!r}")
 
 
-def _check_beacons(deployment: Deployment, inputs: Inputs, found: Findings) -> None:
+def _check_beacons(deployment: Deployment, beacons: Mapping[int, Beacon], found: Findings) -> None:
     count = 0
-    for beacon in inputs.rules.beacons.values():
+    for beacon in beacons.values():
         try:
             block = deployment.chain.block(beacon.block_number)
         except MaxgreenError as error:
-            raise Difference(f"beacons.cborseq: beacon {beacon.number}: {error}") from error
+            raise Difference(f"beacon {beacon.number}: {error}") from error
         if block.hash != beacon.block_hash:
-            raise Difference(f"beacons.cborseq: beacon {beacon.number} is not of block {beacon.block_number}")
+            raise Difference(f"beacon {beacon.number} is not of block {beacon.block_number}")
         count += 1
     found.ok(f"beacons: {count} have the hash of their block")
 
 
 def _check_payment(line: Line, inputs: Inputs, claim: Claim) -> str:
-    terms = next(terms for terms in inputs.lines if terms.line == claim.line)
+    terms = inputs.line
     name = f"line {claim.line.hex()[:8]}…"
     if line.paid_mws < claim.payable_total_mws:
         why = f", held by the DAO with code {line.hold}" if line.hold else ""

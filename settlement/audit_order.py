@@ -8,9 +8,9 @@ from maxgreen.chain.deployment import Addresses
 from maxgreen.chain.merkle import LINE_LEAF, leaf_hash, root_of
 from maxgreen.chain.orders import Claim, Posting
 from maxgreen.errors import UsageError
-from maxgreen.protocol.pack import ORDER, PackError, read_canonical
+from maxgreen.protocol.pack import ORDER, RUN, PackError, read_canonical
 from settlement.findings import Difference
-from settlement.statement import Derived
+from settlement.run import Run
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class PackedOrder:
     posting: Posting
     claims: Sequence[Claim]
     transactions: Mapping[str, str]
+
+    def of(self, claims: Sequence[Claim]) -> "PackedOrder":
+        """Return the order with some of its claims alone."""
+        return replace(self, claims=claims)
 
 
 def read_order(data: bytes) -> PackedOrder:
@@ -51,23 +55,26 @@ def read_order(data: bytes) -> PackedOrder:
         raise PackError(f"{ORDER}: {type(error).__name__}: {error}") from error
 
 
-def check_order(order: PackedOrder, derived: Derived, manifest_digest: bytes) -> None:
-    """Compare what was asked for with what follows from the evidence; Difference says what is not the same."""
-    tree, posting = derived.tree, order.posting
-    if posting.root != tree.root:
-        raise Difference(f"{ORDER}: its root is not that of the statement's leaves")
-    if posting.manifest_digest != manifest_digest:
-        raise Difference(f"{ORDER}: it names another manifest")
-    if posting.total_mws != derived.total_mws:
-        raise Difference(f"{ORDER}: its total is {posting.total_mws}, the statement's {derived.total_mws} mW·s")
-    leaves = {leaf.line: leaf for leaf in derived.leaves}
-    if posting.count != len(leaves) or sorted(claim.line for claim in order.claims) != sorted(leaves):
+def check_order(order: PackedOrder, run: Run, claims: Mapping[bytes, Claim]) -> None:
+    """Compare what was asked for with the run, and with what follows from the evidence of the lines that are here.
+
+    `claims` have no proofs. Difference says what is not the same.
+    """
+    posting = order.posting
+    if posting.manifest_digest != run.digest:
+        raise Difference(f"{ORDER}: it names another {RUN}")
+    if posting.until_s != run.until_s:
+        raise Difference(f"{ORDER}: it is of another period")
+    if run.document["root"] != posting.root.hex() or run.document["count"] != posting.count:
+        raise Difference(f"{ORDER}: root and count are not those of {RUN}")
+    if posting.total_mws != run.total_mws:
+        raise Difference(f"{ORDER}: its total is {posting.total_mws}, the statements' {run.total_mws} mW·s")
+    if sorted(claim.line for claim in order.claims) != sorted(claims):
         raise Difference(f"{ORDER}: its lines are not those with something payable")
     for claim in order.claims:
-        values = claim.leaf(posting.until_s)
-        if replace(claim, proof=()) != leaves[claim.line].claim or values != leaves[claim.line].values:
-            raise Difference(f"{ORDER}: the claim of line {claim.line.hex()} is not the statement's leaf")
-        if root_of(leaf_hash(LINE_LEAF, values), list(claim.proof)) != tree.root:
+        if replace(claim, proof=()) != claims[claim.line]:
+            raise Difference(f"{ORDER}: the claim of line {claim.line.hex()} is not what its evidence gives")
+        if root_of(leaf_hash(LINE_LEAF, claim.leaf(posting.until_s)), list(claim.proof)) != posting.root:
             raise Difference(f"{ORDER}: the proof of line {claim.line.hex()} does not lead to the root")
 
 

@@ -1,7 +1,7 @@
-"""`maxgreen settle`: run, revise, status, explain, checks, modules, open-line, config."""
+"""`maxgreen settle`: run, revise, status, pack, explain, checks, modules, open-line, config."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,21 +15,24 @@ from maxgreen.chain.registry import module_history
 from maxgreen.clock import make_clock
 from maxgreen.errors import UsageError
 from maxgreen.ledger.engine import open_engine
-from maxgreen.protocol.pack import PackError, read_pack
+from maxgreen.protocol.pack import PackError
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import config_commands, load
+from maxgreen.store import open_store
 from maxgreen.units import kwh
 from settlement.audit_chain import module_files
 from settlement.audit_cli import open_chain
 from settlement.close import NotReadyError
 from settlement.config import SettlementSettings
+from settlement.evidence import Evidence, Judge
 from settlement.explain import explain
 from settlement.inputs import Inputs
 from settlement.orders import open_line
+from settlement.packs import Pack, open_pack, stored_pack, write_pack_of
 from settlement.periods import month_before, period_bounds
-from settlement.reports import VERSION, check_lines
+from settlement.reports import VERSION, check_line
 from settlement.service import Settled, SettlementService
-from settlement.statement import Derived, derive
+from settlement.statement import STATEMENT, LineResult, derive, read_windows
 from settlement.status import look
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Close a period, order, vote and mint.")
@@ -37,6 +40,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Close a peri
 DEFAULT_CONFIG = Path("/etc/maxgreen/settlement.toml")
 app.add_typer(config_commands(SettlementSettings, DEFAULT_CONFIG), name="config")
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="settings file")]
+PeriodOption = Annotated[str, typer.Option(help="where it is a store: YYYY-MM, or YYYY-MM-DD")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 NOT_READY = 75  # EX_TEMPFAIL of sysexits.h: the next run goes on
 
@@ -111,7 +115,8 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
 
 @app.command()
 def checks(
-    pack: Annotated[Path, typer.Argument(help="an evidence pack")],
+    pack: Annotated[Path, typer.Argument(help="an evidence pack, or a store")],
+    period: PeriodOption = "",
     rpc: Annotated[str | None, typer.Option(help="to compare software with the DAO's releases")] = None,
     deployment: Annotated[
         Path | None, typer.Option(envvar="MAXGREEN_DEPLOYMENT", help="the contracts' addresses")
@@ -125,7 +130,7 @@ def checks(
             raise UsageError("--rpc: name the contracts with --deployment")
         there = Deployment(open_chain(rpc), Addresses.load(deployment))
         releases = dict.fromkeys(module_history(there, "agent"), "agent")
-    found = check_lines(_derived(pack), releases)
+    found = [check for result, evidence in _derived(pack, period) for check in check_line(result, evidence, releases)]
     if as_json:
         print(json.dumps({"version": VERSION, "checks": [asdict(check) for check in found]}))
         return
@@ -139,12 +144,14 @@ def checks(
 
 @app.command()
 def modules(
-    pack: Annotated[Path, typer.Argument(help="an evidence pack of the deployment")],
+    pack: Annotated[Path, typer.Argument(help="an evidence pack of the deployment, or a store")],
+    period: PeriodOption = "",
     into: Annotated[Path, typer.Option(help="the folder that the files are written to")] = Path(),
 ) -> None:
     """Write what the DAO registers so that audits need not believe it: limits, backend's keys, version of checks."""
     try:
-        found = module_files(read_pack(pack))
+        opened = open_pack(pack, period)
+        found = module_files(opened.entries(min(opened.lines)))
     except (PackError, KeyError) as error:
         raise UsageError(f"{pack}: not an evidence pack: {error}") from error
     into.mkdir(parents=True, exist_ok=True)
@@ -153,37 +160,64 @@ def modules(
         print(f"maxgreen dao module '{module}' VERSION {into / name}")
 
 
-def _derived(pack: Path) -> Derived:
-    """Return what follows from a pack's evidence; UsageError when it is none."""
+def _derived(where: Path, period: str) -> Iterator[tuple[LineResult, Evidence]]:
+    """Yield what follows from the evidence of each line of a pack; UsageError when it is none."""
     try:
-        return derive(Inputs.from_entries(read_pack(pack)))
+        pack = open_pack(where, period)
+        judge = Judge(pack.segment)
+        for line in sorted(pack.lines):
+            inputs = Inputs.from_entries(pack.entries(line))
+            evidence = judge.evidence(inputs)
+            yield derive(inputs, evidence), evidence
     except PackError as error:
         raise UsageError(str(error)) from error
+
+
+@app.command("pack")
+def pack_command(
+    period: Annotated[str, typer.Option(help="YYYY-MM, or YYYY-MM-DD")],
+    out: Annotated[Path, typer.Option(help="the file that is written")],
+    line: Annotated[str, typer.Option(help="one line alone, by its id or the first digits: what its owner gets")] = "",
+    store: Annotated[str, typer.Option(help="the evidence store, instead of the settings'")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Write the evidence of a period, or of one of its lines, into one file that anybody can audit."""
+    period_bounds(period)
+    kept = open_store(store or load(SettlementSettings, config).evidence)
+    try:
+        pack = stored_pack(kept, period)
+        name = pack.line(_digits(line)) if line else None
+        write_pack_of(kept, pack.run, pack.order_data, out, name)
+    except PackError as error:
+        raise UsageError(str(error)) from error
+    print(
+        f"{out}: {'line ' + name[:8] + '…' if name else f'{len(pack.lines)} lines'} of {period}; maxgreen audit {out}"
+    )
 
 
 @app.command("explain")
 def explain_command(
     line: Annotated[str, typer.Argument(help="the line's id, or its first digits; not needed where there is one")] = "",
-    period: Annotated[str, typer.Option(help="of the operator's own folder: YYYY-MM, or YYYY-MM-DD")] = "",
-    pack: Annotated[Path | None, typer.Option(help="or of an evidence pack")] = None,
+    period: Annotated[str, typer.Option(help="of the evidence store: YYYY-MM, or YYYY-MM-DD")] = "",
+    pack: Annotated[Path | None, typer.Option(help="an evidence pack, instead of the store")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
     """Say where each watt-second of a line went: counted, lost, held by reason, disputed, not metered."""
-    if pack is None:
-        if not period:
-            raise UsageError("name a period with --period, or an evidence pack with --pack")
-        pack = load(SettlementSettings, config).output_dir / period / "pack.zip"
-    derived = _derived(pack)
-    found = [result for result in derived.lines if result.terms.line.hex().startswith(line.lower().removeprefix("0x"))]
-    if len(found) != 1:
-        known = ", ".join(result.terms.line.hex() for result in derived.lines)
-        raise UsageError(f"{line or 'the line'}: {len(found)} lines are meant; the pack has {known}")
-    explained = explain(derived.inputs, found[0])
+    if pack is None and not period:
+        raise UsageError("name a period with --period, or an evidence pack with --pack")
+    try:
+        opened = open_pack(pack, period) if pack is not None else _stored(config, period)
+        name = opened.line(_digits(line))
+        entries = opened.entries(name)
+        statement = json.loads(entries[STATEMENT])
+        explained = explain(opened.run.period, statement, read_windows(entries))
+    except PackError as error:
+        raise UsageError(str(error)) from error
     if as_json:
         print(json.dumps(asdict(explained)))
         return
-    print(f"line {explained.line}, {derived.inputs.period}: {kwh(explained.sent_mws)} kWh sent")
+    print(f"line {explained.line}, {opened.run.period}: {kwh(explained.sent_mws)} kWh sent")
     for part in explained.parts:
         if part.energy_mws or part.windows:
             print(f"  {kwh(part.energy_mws):>12} kWh  {part.name}, {part.windows} windows: {part.why}")
@@ -195,6 +229,14 @@ def explain_command(
         if seconds:
             print(f"the {name} did not meter for {seconds} s while the other end did")
     print(f"{explained.counted_windows} of {explained.windows} windows count; {explained.payable_mws} mW·s are payable")
+
+
+def _stored(config: Path, period: str) -> Pack:
+    return stored_pack(open_store(load(SettlementSettings, config).evidence), period)
+
+
+def _digits(line: str) -> str:
+    return line.lower().removeprefix("0x")
 
 
 @app.command("open-line")

@@ -22,6 +22,9 @@ class SettlementSettings(ServiceSettings):
     member_files: tuple[str, ...] = Field(
         default=(), description="trials only: secrets of DAO members, who then vote at once"
     )
+    evidence: str = Field(
+        default="evidence", description="the evidence store: a folder, or s3://BUCKET/PREFIX?endpoint=URL"
+    )
     output_dir: Path = Field(default=Path("settlement"), description="statements and evidence packs")
     evidence_url: str = Field(
         default="", description="where the DAO finds a period's pack; {period} stands for its name"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from maxgreen.chain.orders import Closing
 from maxgreen.protocol.attestation import Attestation
+from settlement.facts import Fact, Span
 from settlement.inputs import Base, ChannelTerms, KnownRegister, Party
-from settlement.replay import Fact
 
-Spans = list[tuple[int, int]]  # from when to when, ms, ascending and apart
+Spans = list[Span]  # ascending and apart
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class End:
         for fact in self.facts:
             attestation = self.attestation(fact)
             if attestation is not None and attestation.unix_s < until_s:
-                found[fact.party.key_number] = fact
+                found[fact.key_number] = fact
         return found
 
     def cut(self, until_s: int) -> Fact | None:
@@ -42,9 +42,7 @@ class End:
 
     def attestation(self, fact: Fact) -> Attestation | None:
         """Return what an accepted batch attests of the channel."""
-        if not fact.accepted:
-            return None
-        return next((a for a in fact.batch.attestations if a.channel == self.channel), None)
+        return next((a for a in fact.attestations if a.channel == self.channel), None)
 
     def closings(self, until_s: int, *, miner_end: bool) -> tuple[Closing, ...]:
         """Return the last registers that the keys before that of the cut attested."""
@@ -67,14 +65,14 @@ class End:
         """Return the facts that count for the line, by window: what came after its base, by seq and by time."""
         by_window: dict[int, list[Fact]] = defaultdict(list)
         for fact in self.facts:
-            after = (fact.party.key_number, fact.batch.seq) > (self.base.key_number, self.base.seq)
+            after = (fact.key_number, fact.seq) > (self.base.key_number, self.base.seq)
             if after and fact.t0_ms >= self.base.time_s * 1000:
                 by_window[fact.window_s].append(fact)
         return by_window
 
     def metered(self, facts: Iterable[Fact]) -> Spans:
         """Return when the channel was metered by these batches."""
-        return merged(span for fact in facts for span in fact.spans(self.channel))
+        return merged(span for fact in facts for span in fact.channel(self.channel).spans)
 
 
 def merged(spans: Iterable[tuple[int, int]]) -> Spans:

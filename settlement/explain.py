@@ -1,15 +1,14 @@
 """Where each watt-second of a line went in a period: counted, lost, held, disputed, or not metered. Pure."""
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from maxgreen.protocol.reasons import Reason
 from maxgreen.units import kwh
-from settlement.ends import End
-from settlement.inputs import Inputs
-from settlement.statement import LineResult
-from settlement.windows import DAY_S, State, Window, period_start
+from settlement.periods import period_bounds
+from settlement.windows import DAY_S, State, Window
 
 _HOUR_S: Final = 3_600
 WHY: Final = {
@@ -77,24 +76,23 @@ class Explanation:
         return found
 
 
-def explain(inputs: Inputs, result: LineResult) -> Explanation:
-    """Return where the energy of a line went in the pack's period."""
-    begin_s = period_start(inputs)
-    windows = [w for w in result.windows.windows if w.window_s >= begin_s]
-    ends = (result.windows.miner, result.windows.node)
+def explain(period: str, statement: Mapping[str, Any], windows: Sequence[Window]) -> Explanation:
+    """Return where the energy of a line went in a period: by its statement, and the windows of its evidence."""
+    begin_s, until_s = period_bounds(period)
+    windows = [w for w in windows if w.window_s >= begin_s]
     return Explanation(
-        line=result.terms.line.hex(),
+        line=statement["line"],
         sent_mws=sum(w.measured.sent_mws for w in windows),
         received_mws=sum(w.measured.received_mws for w in windows),
         parts=tuple(_parts(windows)),
-        slots=tuple(_slots(windows, begin_s, inputs.until_s)),
+        slots=tuple(_slots(windows, begin_s, until_s)),
         windows=len(windows),
         counted_windows=sum(w.counts for w in windows),
-        reverse_sent_mws=_reverse_mws(ends[0], begin_s, inputs.until_s),
-        reverse_received_mws=_reverse_mws(ends[1], begin_s, inputs.until_s),
+        reverse_sent_mws=int(statement["sent_reverse_mws"]),
+        reverse_received_mws=int(statement["received_reverse_mws"]),
         dark_sent_s=sum(w.measured.sent_dark_ms for w in windows) // 1000,
         dark_received_s=sum(w.measured.received_dark_ms for w in windows) // 1000,
-        payable_mws=int(result.statement["payable_mws"]),
+        payable_mws=int(statement["payable_mws"]),
     )
 
 
@@ -150,11 +148,3 @@ def _slots(windows: list[Window], begin_s: int, until_s: int) -> list[Slot]:
             )
         )
     return found
-
-
-def _reverse_mws(end: End, begin_s: int, until_s: int) -> int:
-    return sum(
-        reading.reverse_mws
-        for fact in end.facts
-        if begin_s <= fact.window_s < until_s and (reading := fact.reading(end.channel)) is not None
-    )

@@ -1,35 +1,31 @@
-"""What a settlement follows from: exactly the inputs that an evidence pack holds."""
+"""What a line's statement follows from: exactly the inputs that its evidence holds."""
 
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from maxgreen.chain.registry import RegisteredSystem
-from maxgreen.protocol import cbor
-from maxgreen.protocol.backend import BackendKeys, Beacon
 from maxgreen.protocol.pack import MANIFEST, PackError, canonical_json
-from maxgreen.protocol.reasons import Rejected
-from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, DeviceRecord, Limits, Rules
 from settlement.shapes import (
     DECISIONS_SHAPE,
     DEVICES_SHAPE,
     KEYS_SHAPE,
     LIMITS_SHAPE,
-    LINES_SHAPE,
+    LINE_SHAPE,
     MANIFEST_SHAPE,
-    PERIOD_SHAPE,
-    STARTS_SHAPE,
     read_shape,
 )
 from settlement.sums import Sums
 
-ARRIVALS_HEADER: Final = "seq,received_ms,taken"
-STATES_BEFORE: Final = (9, 10)  # columns of windows/<line>.csv: state and dispute at the last close
+VERSION: Final = 2  # of manifests
+WINDOWS: Final = "windows.csv"
+WAITING_HEADER: Final = "device,seq,received_ms,t0_ms,digest"
+STATES_BEFORE: Final = (9, 10)  # columns of windows.csv: state and dispute at the last close
 STATES_AFTER: Final = (11, 13)  # and at this one
-_WINDOWS: Final = "windows/"
+_WAITING: Final = "waiting.csv"
+_DIGITS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -79,20 +75,13 @@ class LineBase:
     sums: Sums = field(default_factory=Sums)
 
 
-class Taken(IntEnum):
-    """Whether a batch took its place in the chain."""
-
-    NOT = 0  # it waits, or the chain was skipped past it
-    NEXT = 1
-    SKIPPED_TO = 2  # the chain went on here over a hole (P-ING-4)
-
-
-class Arrival(NamedTuple):
-    """When a batch came, ms, and whether it took its place."""
+class Ahead(NamedTuple):
+    """A batch that waits behind a hole: when it came and what it says of its time, ms; None without a clock."""
 
     seq: int
     received_ms: int
-    taken: Taken = Taken.NEXT
+    t0_ms: int | None
+    digest: bytes
 
 
 class Base(NamedTuple):
@@ -114,7 +103,7 @@ class KnownRegister(NamedTuple):
 
 @dataclass(frozen=True)
 class LineTerms:
-    """A line: an entry of lines.json. Registers in mW·s."""
+    """A line, as line.json has it. Registers in mW·s."""
 
     line: bytes
     miner: int
@@ -137,7 +126,7 @@ class LineTerms:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a statement follows from (P-PCK-1)."""
+    """Everything that a line's statement follows from (P-PCK-1)."""
 
     network: str
     period: str
@@ -145,15 +134,12 @@ class Inputs:
     start_s: int
     previous: bytes | None
     parties: tuple[Party, ...]
-    lines: tuple[LineTerms, ...]
+    line: LineTerms
     rules: Rules
     backend_keys: tuple[bytes, ...]
-    beacon_messages: tuple[bytes, ...]
-    receipts: Mapping[bytes, tuple[bytes, ...]]
-    batches: Mapping[bytes, tuple[bytes, ...]]
-    arrivals: Mapping[bytes, tuple[Arrival, ...]]
-    starts: Mapping[bytes, ChainState]
-    windows_before: Mapping[bytes, Mapping[int, tuple[str, str]]]  # line: window: state, dispute
+    segments: Mapping[bytes, tuple[bytes, ...]]  # SHA-256s by device, in the order of its chain
+    waiting: Mapping[bytes, tuple[Ahead, ...]]
+    windows_before: Mapping[int, tuple[str, str]]  # window: state, dispute
 
     def keys(self, token: int) -> tuple[Party, ...]:
         """Return the devices behind a token, one for each key that it had, oldest first."""
@@ -163,75 +149,65 @@ class Inputs:
         """Return the device behind a token whose key counts last."""
         return self.keys(token)[-1]
 
+    @property
+    def head(self) -> dict[str, Any]:
+        """What a manifest says beside its files."""
+        segments = {device.hex(): [s.hex() for s in found] for device, found in self.segments.items() if found}
+        return {
+            "version": VERSION,
+            "network": self.network,
+            "period": self.period,
+            "until": self.until_s,
+            "start": self.start_s,
+            "line": self.line.line.hex(),
+            "previous": self.previous.hex() if self.previous else None,
+            "segments": segments,
+        }
+
     def entries(self) -> dict[str, bytes]:
-        """Return the pack's input entries."""
-        found: dict[str, bytes] = {
+        """Return the input entries of the line's evidence, but for manifest and segments."""
+        return {
             "devices.json": canonical_json([_party_json(p) for p in sorted(self.parties, key=lambda p: p.device)]),
-            "lines.json": canonical_json([_line_json(line) for line in sorted(self.lines, key=lambda x: x.line)]),
+            "line.json": canonical_json(_line_json(self.line)),
             "backend.json": canonical_json([key.hex() for key in self.backend_keys]),
             "limits.json": canonical_json([{"from_ms": at, **_limits_json(value)} for at, value in self.rules.limits]),
             "decisions.json": canonical_json([decision_json(d) for d in _sorted_decisions(self.rules.decisions)]),
-            "beacons.cborseq": b"".join(self.beacon_messages),
-            "period.json": canonical_json({"start": self.start_s}),
+            _WAITING: _waiting_csv(self.waiting),
         }
-        for device, messages in self.batches.items():
-            name = device.hex()
-            rows = "".join(f"{a.seq},{a.received_ms},{a.taken:d}\n" for a in self.arrivals[device])
-            found[f"batches/{name}.cborseq"] = b"".join(messages)
-            found[f"arrivals/{name}.csv"] = f"{ARRIVALS_HEADER}\n{rows}".encode()
-            found[f"start/{name}.json"] = canonical_json([self.starts[device].to_json()])
-            found[f"receipts/{name}.cborseq"] = b"".join(self.receipts.get(device, ()))
-        return found
 
     @classmethod
     def from_entries(cls, entries: Mapping[str, bytes]) -> "Inputs":
-        """Read the inputs of a pack; PackError names the entry that is not as the format has it."""
-        manifest = read_shape(entries, MANIFEST, MANIFEST_SHAPE)
-        network = manifest["network"]
-        backend_keys = tuple(bytes.fromhex(key) for key in read_shape(entries, "backend.json", KEYS_SHAPE))
-        opener = BackendKeys(backend_keys, network)
-        beacon_messages = tuple(_sequence(entries, "beacons.cborseq"))
-        beacons: dict[int, Beacon] = {}
-        for message in beacon_messages:
-            try:
-                beacon = opener.open_beacon(message)
-            except Rejected as error:
-                raise PackError(f"beacons.cborseq: {error}") from error
-            beacons[beacon.number] = beacon
+        """Read the inputs of a line's evidence; PackError names the entry that is not as the format has it."""
+        manifest = read_manifest(entries)
         rules = Rules(
-            network,
+            manifest["network"],
             limits=[
                 (entry["from_ms"], Limits.from_json(entry))
                 for entry in read_shape(entries, "limits.json", LIMITS_SHAPE)
             ],
-            beacons=beacons,
             decisions=read_decisions(entries),
         )
         parties = tuple(_party(entry) for entry in read_shape(entries, "devices.json", DEVICES_SHAPE))
-        devices = [p.device for p in parties]
-        batches = {d: tuple(_sequence(entries, f"batches/{d.hex()}.cborseq")) for d in devices}
-        receipts = {d: tuple(_sequence(entries, f"receipts/{d.hex()}.cborseq")) for d in devices}
-        for device, messages in receipts.items():
-            for message in messages:
-                try:
-                    opener.open_receipt(message)
-                except Rejected as error:
-                    raise PackError(f"receipts/{device.hex()}.cborseq: {error}") from error
+        waiting = _read_waiting(entry(entries, _WAITING))
+        devices = {p.device.hex() for p in parties}
+        for name in (*manifest["segments"], *(device.hex() for device in waiting)):
+            if name not in devices:
+                raise PackError(f"{MANIFEST}: device {name} is not in devices.json")
         return cls(
-            network=network,
+            network=manifest["network"],
             period=manifest["period"],
             until_s=manifest["until"],
-            start_s=read_shape(entries, "period.json", PERIOD_SHAPE)["start"],
+            start_s=manifest["start"],
             previous=bytes.fromhex(manifest["previous"]) if manifest["previous"] else None,
             parties=parties,
-            lines=tuple(_line(entry) for entry in read_shape(entries, "lines.json", LINES_SHAPE)),
+            line=read_line(entries),
             rules=rules,
-            backend_keys=backend_keys,
-            beacon_messages=beacon_messages,
-            receipts=receipts,
-            batches=batches,
-            arrivals={d: tuple(_arrivals(entries, f"arrivals/{d.hex()}.csv")) for d in devices},
-            starts={d: _start(entries, d) for d in devices},
+            backend_keys=tuple(bytes.fromhex(key) for key in read_shape(entries, "backend.json", KEYS_SHAPE)),
+            segments={
+                bytes.fromhex(device): tuple(bytes.fromhex(digest) for digest in digests)
+                for device, digests in manifest["segments"].items()
+            },
+            waiting=waiting,
             windows_before=read_states(entries, STATES_BEFORE),
         )
 
@@ -256,23 +232,28 @@ def party_of_system(system: RegisteredSystem) -> Party:
     )
 
 
-def read_states(entries: Mapping[str, bytes], columns: tuple[int, int]) -> dict[bytes, dict[int, tuple[str, str]]]:
-    """Return (state, dispute) by line and window from a pack's windows; PackError when they are none."""
-    found = {}
-    for name, data in entries.items():
-        if not name.startswith(_WINDOWS):
-            continue
-        try:
-            rows = [row.split(",") for row in data.decode().splitlines()[1:]]
-            line = bytes.fromhex(name[len(_WINDOWS) : -len(".csv")])
-            found[line] = {int(row[0]): (row[columns[0]], row[columns[1]]) for row in rows}
-        except (ValueError, IndexError) as error:
-            raise PackError(f"{name}: not the windows of a line: {error}") from error
-    return found
+def read_manifest(entries: Mapping[str, bytes]) -> Mapping[str, Any]:
+    """Return the manifest of a line's evidence; PackError unless it has its shape."""
+    manifest: Mapping[str, Any] = read_shape(entries, MANIFEST, MANIFEST_SHAPE)
+    return manifest
+
+
+def read_line(entries: Mapping[str, bytes]) -> LineTerms:
+    """Return the line of its evidence; PackError unless line.json has its shape."""
+    return _line(read_shape(entries, "line.json", LINE_SHAPE))
+
+
+def read_states(entries: Mapping[str, bytes], columns: tuple[int, int]) -> dict[int, tuple[str, str]]:
+    """Return (state, dispute) by window from a line's windows; PackError when they are none."""
+    try:
+        rows = [row.split(",") for row in entry(entries, WINDOWS).decode().splitlines()[1:]]
+        return {int(row[0]): (row[columns[0]], row[columns[1]]) for row in rows}
+    except (ValueError, IndexError) as error:
+        raise PackError(f"{WINDOWS}: not the windows of a line: {error}") from error
 
 
 def read_decisions(entries: Mapping[str, bytes]) -> list[Decision]:
-    """Return the decisions of a pack."""
+    """Return the decisions of a line's evidence."""
     return [_decision(entry) for entry in read_shape(entries, "decisions.json", DECISIONS_SHAPE)]
 
 
@@ -283,30 +264,29 @@ def entry(entries: Mapping[str, bytes], name: str) -> bytes:
     return entries[name]
 
 
-def _start(entries: Mapping[str, bytes], device: bytes) -> ChainState:
-    [state] = read_shape(entries, f"start/{device.hex()}.json", STARTS_SHAPE)
-    return ChainState.from_json(state)
+def _waiting_csv(waiting: Mapping[bytes, tuple[Ahead, ...]]) -> bytes:
+    rows = []
+    for device in sorted(waiting):
+        for seq, received_ms, t0_ms, digest in waiting[device]:
+            rows.append(f"{device.hex()},{seq},{received_ms},{'' if t0_ms is None else t0_ms},{digest.hex()}")
+    return "".join(f"{row}\n" for row in (WAITING_HEADER, *rows)).encode()
 
 
-def _sequence(entries: Mapping[str, bytes], name: str) -> list[bytes]:
+def _read_waiting(data: bytes) -> dict[bytes, tuple[Ahead, ...]]:
+    found: dict[bytes, list[Ahead]] = {}
     try:
-        return cbor.split_sequence(entry(entries, name))
-    except Rejected as error:
-        raise PackError(f"{name}: {error}") from error
-
-
-def _arrivals(entries: Mapping[str, bytes], name: str) -> list[Arrival]:
-    try:
-        header, *rows = entry(entries, name).decode("ascii").splitlines()
-        if header != ARRIVALS_HEADER:
-            raise PackError(f"{name}: its header is not {ARRIVALS_HEADER}")
-        return [_arrival(*row.split(",")) for row in rows]
-    except (TypeError, ValueError) as error:
-        raise PackError(f"{name}: {error}") from error
-
-
-def _arrival(seq: str, received_ms: str, taken: str) -> Arrival:
-    return Arrival(int(seq), int(received_ms), Taken(int(taken)))
+        header, *rows = data.decode("ascii").splitlines()
+        if header != WAITING_HEADER:
+            raise PackError(f"{_WAITING}: its header is not {WAITING_HEADER}")
+        for row in rows:
+            device, seq, received_ms, t0_ms, digest = row.split(",")
+            if max(map(len, (seq, received_ms, t0_ms))) > _DIGITS or len(device) != 2 * _DIGITS:
+                raise PackError(f"{_WAITING}: a number out of bounds")
+            ahead = Ahead(int(seq), int(received_ms), int(t0_ms) if t0_ms else None, bytes.fromhex(digest))
+            found.setdefault(bytes.fromhex(device), []).append(ahead)
+    except ValueError as error:
+        raise PackError(f"{_WAITING}: {error}") from error
+    return {device: tuple(rows) for device, rows in found.items()}
 
 
 def _party_json(party: Party) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Final
 from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.work import WINDOW_MS
 from settlement.ends import End, Spans, length_ms, merged
+from settlement.facts import Fact
 from settlement.inputs import LineTerms
-from settlement.replay import Fact
 from settlement.sums import Sums
 
 WINDOW_S: Final = WINDOW_MS // 1000
@@ -65,20 +65,20 @@ def measure(
     """Return what a window of a line is; `edge_ms` is the longest sampling interval that the error budget takes."""
     miner, node = ends
     sent_facts, received_facts = facts
-    sent_mws = sum(fact.energy_mws(miner.channel) for fact in sent_facts)
-    received_mws = sum(fact.energy_mws(node.channel) for fact in received_facts)
-    square = sum(fact.growth(miner.channel).square_current for fact in sent_facts)
+    sent = [fact.channel(miner.channel) for fact in sent_facts]
+    received = [fact.channel(node.channel) for fact in received_facts]
+    sent_mws = sum(metered.energy_mws for metered in sent)
+    received_mws = sum(metered.energy_mws for metered in received)
+    square = sum(metered.square_current for metered in sent)
     if line.resistance_uohm:
         expected_mws = line.resistance_uohm * square // EXPECTED_DENOMINATOR
     else:
         expected_mws = sent_mws * line.loss_ppm // PPM
-    intervals = (fact.batch.interval_ms for fact in (*sent_facts, *received_facts) if fact.accepted)
+    intervals = (fact.interval_ms for fact in (*sent_facts, *received_facts) if fact.accepted)
     interval_ms = max(intervals, default=0)
     sent_spans, received_spans = miner.metered(sent_facts), node.metered(received_facts)
     either_ms = length_ms(merged([*sent_spans, *received_spans]))
-    longest_ms = max(
-        [fact.growth(end.channel).longest_ms for end, own in zip(ends, facts, strict=True) for fact in own], default=0
-    )
+    longest_ms = max((metered.longest_ms for metered in (*sent, *received)), default=0)
     sent_dark_ms = _dark_ms(sent_spans, either_ms, longest_ms)
     received_dark_ms = _dark_ms(received_spans, either_ms, longest_ms)
     first, second = miner.terms(window_s * 1000), node.terms(window_s * 1000)

@@ -19,9 +19,10 @@ from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.batch import parse_batch
-from maxgreen.protocol.pack import ORDER, canonical_json
+from maxgreen.protocol.pack import canonical_json
 from maxgreen.protocol.reasons import Verdict
-from settlement.close import Closed, NotReadyError
+from settlement.close import NotReadyError
+from settlement.run import Run
 
 _POSTED_AGAIN: Final = {OrderStatus.LAPSED, OrderStatus.WITHDRAWN}
 _DEAD: Final = {ProposalState.CANCELED, ProposalState.DEFEATED, ProposalState.EXPIRED}
@@ -61,7 +62,7 @@ class Payer:
         self._evidence = evidence
         self.refused: dict[str, str] = {}  # by line, why it could not be claimed
 
-    def post(self, closed: Closed) -> Posted | None:
+    def post(self, closed: Run) -> Posted | None:
         """Post the period's order unless it is there; None when nothing in it is payable.
 
         What lapsed or was withdrawn is posted again, what was rejected is not. NotReadyError when the order of another
@@ -90,26 +91,25 @@ class Payer:
         if not self._deployment.chain.is_final(block):
             raise NotReadyError(f"order {posted.order_id} is posted in block {block}, which is not final yet")
 
-    def there(self, closed: Closed) -> Posted | None:
+    def there(self, closed: Run) -> Posted | None:
         """Return a period's newest order, if one was posted."""
         posting = self.posting(closed)
         return self._found(posting) if posting is not None else None
 
-    def posting(self, closed: Closed) -> Posting | None:
+    def posting(self, closed: Run) -> Posting | None:
         """Return what the chain is asked for."""
-        leaves = closed.derived.leaves
-        if not leaves:
+        if not closed.claims:
             return None
         return Posting(
             until_s=closed.until_s,
-            root=closed.derived.tree.root,
-            count=len(leaves),
-            total_mws=closed.derived.total_mws,
-            manifest_digest=closed.manifest_digest,
+            root=closed.root,
+            count=len(closed.claims),
+            total_mws=closed.total_mws,
+            manifest_digest=closed.digest,
             evidence=self._evidence.format(period=closed.period),
         )
 
-    def decide(self, closed: Closed, posted: Posted, *, wait: bool) -> ProposalState | None:
+    def decide(self, closed: Run, posted: Posted, *, wait: bool) -> ProposalState | None:
         """Carry the vote as far as it goes; None when it is for others to vote, or there is nothing to vote on."""
         if not self._members:
             return None
@@ -118,7 +118,7 @@ class Payer:
             return None
         return self._dao.carry_out(proposal, self._members, wait=wait)
 
-    def votes(self, closed: Closed, posted: Posted) -> tuple[int, int, int]:
+    def votes(self, closed: Run, posted: Posted) -> tuple[int, int, int]:
         """Return the votes against, for and abstaining of the newest attempt."""
         votes = (0, 0, 0)
         for proposal in self._attempts(closed, posted) if self._members else ():
@@ -127,12 +127,12 @@ class Payer:
             votes = self._dao.votes(proposal)
         return votes
 
-    def claim(self, closed: Closed, posted: Posted) -> None:
+    def claim(self, closed: Run, posted: Posted) -> None:
         """Claim every line of the approved order, and pay out what is credited; who is refused is in `refused`."""
         self.refused = {}
         if self._contract.claimable() != posted.order_id:
             return
-        for claim in closed.derived.claims:
+        for claim in closed.claims:
             line = self._contract.line(claim.line)
             try:
                 if line.paid_mws < claim.payable_total_mws:
@@ -151,7 +151,7 @@ class Payer:
         order = self._contract.order(posted.order_id)
         return Posted(posted.order_id, posted.posting, order.status, order.code, order.text)
 
-    def order_entry(self, closed: Closed, posted: Posted) -> bytes:
+    def order_entry(self, closed: Run, posted: Posted) -> bytes:
         """Return order.json: all that anybody needs to claim a line, and nothing of a household's profile."""
         addresses = asdict(self._deployment.addresses)
         chain_id = addresses.pop("chain_id")
@@ -169,20 +169,16 @@ class Payer:
                     "manifest": posting.manifest_digest.hex(),
                     "evidence": posting.evidence,
                 },
-                "claims": [claim_json(claim) for claim in closed.derived.claims],
+                "claims": [claim_json(claim) for claim in closed.claims],
                 "transactions": self._contract.transactions(posted.order_id),
             }
         )
 
-    def pack_entries(self, closed: Closed, posted: Posted | None) -> dict[str, bytes]:
-        """Return a period's pack, with its order when there is one."""
-        return {**closed.entries, **({ORDER: self.order_entry(closed, posted)} if posted is not None else {})}
-
-    def minted_wei(self, closed: Closed) -> int:
+    def minted_wei(self, closed: Run) -> int:
         """Return everything that was ever paid out on the order's lines, wei."""
-        return sum(self._contract.line(leaf.line).minted_wei for leaf in closed.derived.leaves)
+        return sum(self._contract.line(claim.line).minted_wei for claim in closed.claims)
 
-    def _attempts(self, closed: Closed, posted: Posted) -> Iterator[Proposal]:
+    def _attempts(self, closed: Run, posted: Posted) -> Iterator[Proposal]:
         """Yield the votes on an order: a dead one is followed by the next attempt.
 
         The description ends in the proposer's address, so that nobody else can propose and cancel it.

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any, Final
@@ -11,7 +11,10 @@ from jinja2 import Environment, FunctionLoader, select_autoescape
 
 from maxgreen.units import kwh
 from settlement.explain import Slot, explain
-from settlement.statement import Derived, LineResult
+from settlement.periods import period_bounds
+from settlement.windows import Window
+
+Line = tuple[Mapping[str, Any], Sequence[Window]]  # statement and windows
 
 _HEIGHT: Final = 160  # of the picture, px
 _KINDS: Final = ("counted_mws", "lost_mws", "held_mws", "disputed_mws")
@@ -21,34 +24,32 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
-def statement_page(derived: Derived) -> str:
-    """Return the HTML page of a period's statement."""
+def statement_page(period: str, network: str, lines: Sequence[Line]) -> str:
+    """Return the HTML page of a period's statements."""
     pages = Environment(
         loader=FunctionLoader(lambda name: files("settlement").joinpath("templates", name).read_text()),
         autoescape=select_autoescape(default=True),
     )
-    inputs = derived.inputs
     return pages.get_template("statement.html").render(
-        period=inputs.period,
-        until=_date(inputs.until_s),
-        network=inputs.network,
-        lines=[_readable(derived, result) for result in derived.lines],
+        period=period,
+        until=_date(period_bounds(period)[1]),
+        network=network,
+        lines=[_readable(period, statement, windows) for statement, windows in lines],
     )
 
 
-def statement_csv(derived: Derived) -> str:
-    """Return the statement as CSV: a line of the book in each row, energies in mW·s."""
+def statement_csv(period: str, statements: Sequence[Mapping[str, Any]]) -> str:
+    """Return statements as CSV: a line of the book in each row, energies in mW·s."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("period", *_COLUMNS))
-    for result in derived.lines:
-        writer.writerow((derived.inputs.period, *(result.statement[name] for name in _COLUMNS)))
+    for statement in statements:
+        writer.writerow((period, *(statement[name] for name in _COLUMNS)))
     return text.getvalue()
 
 
-def _readable(derived: Derived, result: LineResult) -> dict[str, Any]:
-    line = result.statement
-    explained = explain(derived.inputs, result)
+def _readable(period: str, line: Mapping[str, Any], windows: Sequence[Window]) -> dict[str, Any]:
+    explained = explain(period, line, windows)
     sent = int(line["sent_mws"])
     return {
         **line,

@@ -13,10 +13,10 @@ from typing import Final
 from maxgreen.protocol.batch import Birth, EventKind
 from maxgreen.protocol.reasons import Reason
 from settlement.ends import End
+from settlement.evidence import Evidence
 from settlement.explain import explain
-from settlement.inputs import Inputs
-from settlement.replay import Fact
-from settlement.statement import Derived, LineResult
+from settlement.facts import Fact
+from settlement.statement import LineResult
 from settlement.windows import State, online_windows, period_start
 
 VERSION: Final = "1"
@@ -46,24 +46,22 @@ class Check:
     evidence: str
 
 
-def check_lines(derived: Derived, releases: Mapping[bytes, str] | None = None) -> list[Check]:
-    """Return every check of every line; `releases` names software by its SHA-256, as the DAO registered it."""
-    return [check for result in derived.lines for check in _line(derived.inputs, result, releases)]
-
-
-def _line(inputs: Inputs, result: LineResult, releases: Mapping[bytes, str] | None) -> Iterator[Check]:
-    name = result.terms.line.hex()
+def check_line(result: LineResult, evidence: Evidence, releases: Mapping[bytes, str] | None = None) -> Iterator[Check]:
+    """Yield every check of a line; `releases` names software by its SHA-256, as the DAO registered it."""
+    name, inputs = result.line.hex(), result.inputs
     if result.statement["trouble"]:
         yield Check(name, "line", "data integrity", Finding.FAIL, result.statement["trouble"])
         return
     begin_s = period_start(inputs)
     for where, end in (("miner", result.windows.miner), ("node", result.windows.node)):
         facts = [fact for fact in end.facts if begin_s <= fact.window_s < inputs.until_s]
-        births = _births(inputs, end, facts)
-        for check, found, evidence in _end(end, facts, births, releases):
-            yield Check(name, where, check, found, evidence)
-    for check, found, evidence in _whole(inputs, result, begin_s):
-        yield Check(name, "line", check, found, evidence)
+        firsts = [evidence.firsts.get(party.device) for party in inputs.keys(end.party.token)]
+        before = (first.start.birth for first in firsts if first is not None)
+        births = [birth for birth in (*before, *(fact.birth for fact in facts)) if birth is not None]
+        for check, found, said in _end(end, facts, births, releases):
+            yield Check(name, where, check, found, said)
+    for check, found, said in _whole(result, begin_s):
+        yield Check(name, "line", check, found, said)
 
 
 def _end(
@@ -94,8 +92,8 @@ def _mining(end: End, facts: Sequence[Fact]) -> tuple[str, Finding, str]:
 
 
 def _hardware(facts: Sequence[Fact], births: Sequence[Birth]) -> Iterator[tuple[str, Finding, str]]:
-    events = Counter(event.kind for fact in facts for event in fact.batch.events)
-    opened = any(fact.batch.health is not None and fact.batch.health.tamper_open for fact in facts)
+    events = Counter(event for fact in facts for event in fact.events)
+    opened = any(fact.opened for fact in facts)
     tampered = events[EventKind.TAMPER]
     said = f"{tampered} tamper events, the case was {'open' if opened else 'never seen open'}"
     yield "case", _found(not tampered and not opened), said
@@ -131,16 +129,9 @@ def _software(births: Sequence[Birth], releases: Mapping[bytes, str] | None) -> 
     )
 
 
-def _births(inputs: Inputs, end: End, facts: Sequence[Fact]) -> list[Birth]:
-    """Return what was stated of the devices in the period, and what held when the pack begins."""
-    before = (inputs.starts[party.device].birth for party in inputs.keys(end.party.token))
-    stated = (fact.batch.birth for fact in facts if fact.accepted)
-    return [birth for birth in (*before, *stated) if birth is not None]
-
-
-def _whole(inputs: Inputs, result: LineResult, begin_s: int) -> Iterator[tuple[str, Finding, str]]:
+def _whole(result: LineResult, begin_s: int) -> Iterator[tuple[str, Finding, str]]:
     windows = [w for w in result.windows.windows if w.window_s >= begin_s]
-    explained = explain(inputs, result)
+    explained = explain(result.inputs.period, result.statement, windows)
     counted = sum(w.measured.sent_mws for w in windows if w.counts)
     share = f"{explained.counted_windows} of {explained.windows} windows count"
     if not explained.sent_mws:

@@ -18,18 +18,22 @@ from maxgreen.errors import Fatal, UsageError
 from maxgreen.keyfile import load_key_file
 from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.keys import Signer
-from maxgreen.protocol.pack import ORDER, write_pack
-from settlement.close import Closed, close_period, revise_period
+from maxgreen.protocol.pack import ORDER, RUN
+from maxgreen.store import Store, open_store
+from settlement.close import Closer
 from settlement.config import SettlementSettings
 from settlement.orders import Payer, Posted
+from settlement.packs import keep_run, line_entries, write_pack_of
 from settlement.page import statement_csv, statement_page
+from settlement.run import Run
+from settlement.statement import read_windows
 
 
 @dataclass(frozen=True)
 class Settled:
     """How far a run came."""
 
-    closed: Closed
+    closed: Run
     posted: Posted | None
     state: ProposalState | None
     votes: tuple[int, int, int]
@@ -90,15 +94,16 @@ class SettlementService:
         operator: LocalAccount,
         members: tuple[LocalAccount, ...],
         output_dir: Path,
+        store: Store,
         evidence: str = "",
     ) -> None:
         self.engine = engine
         self.deployment = deployment
         self.operator = operator
-        self._signer = signer
         self._clock = clock
         self._output_dir = output_dir
-        self._contract = SettlementContract(deployment)
+        self._store = store
+        self._closer = Closer(engine, store, SettlementContract(deployment), signer, deployment.network)
         self._payer = Payer(deployment, clock, operator, members, evidence)
 
     @classmethod
@@ -117,21 +122,18 @@ class SettlementService:
             load_account(settings.operator_file),
             tuple(map(load_account, settings.member_files)),
             settings.output_dir,
+            open_store(settings.evidence),
             settings.evidence_url,
         )
 
     def run(self, period: str, *, wait: bool) -> Settled:
         """Take a period as far as it goes; NotReadyError when it cannot be closed yet."""
-        closed = close_period(
-            self.engine, self._contract, self._signer, self.deployment.network, period, self._clock.now_ms()
-        )
-        return self._settle(closed, wait=wait)
+        return self._settle(self._closer.close(period, self._clock.now_ms()), wait=wait)
 
     def revise(self, period: str, *, wait: bool) -> Settled:
         """Close a period again whose order was rejected or withdrawn or lapsed, and go on; UsageError says why not."""
-        names = (self.engine, self._contract, self._signer, self.deployment.network)
         now_ms = self._clock.now_ms()
-        before = close_period(*names, period, now_ms)
+        before = self._closer.close(period, now_ms)
         there = self._payer.there(before)
         if there is not None and there.status in {OrderStatus.POSTED, OrderStatus.APPROVED}:
             first = f"; withdraw it first: maxgreen operator withdraw {there.order_id}"
@@ -139,9 +141,9 @@ class SettlementService:
                 f"{period}: its order {there.order_id} is {there.status.label}"
                 f"{first if there.status is OrderStatus.POSTED else ''}"
             )
-        return self._settle(revise_period(*names, before, now_ms), wait=wait)
+        return self._settle(self._closer.revise(before, now_ms), wait=wait)
 
-    def _settle(self, closed: Closed, *, wait: bool) -> Settled:
+    def _settle(self, closed: Run, *, wait: bool) -> Settled:
         posted = self._payer.post(closed)
         if posted is not None:
             self._payer.wait_final(posted)
@@ -153,13 +155,15 @@ class SettlementService:
             posted = self._payer.look(posted)
         folder = self._output_dir / closed.period
         folder.mkdir(parents=True, exist_ok=True)
-        entries = self._payer.pack_entries(closed, posted)
-        pack = _write(folder / "pack.zip", write_pack(entries))
-        if ORDER in entries:  # for whoever claims; it says nothing of a household's profile
-            _write(folder / ORDER, entries[ORDER])
-        statement = _write(folder / "statement.json", closed.entries["statement.json"])
-        page = _write(folder / "statement.html", statement_page(closed.derived).encode())
-        _write(folder / "statement.csv", statement_csv(closed.derived).encode())
+        order = None if posted is None else self._payer.order_entry(closed, posted)
+        keep_run(self._store, closed, order)
+        if order is not None:  # for whoever claims; it says nothing of a household's profile
+            _write(folder / ORDER, order)
+        pack = folder / "pack.zip"
+        write_pack_of(self._store, closed, order, pack)
+        statement = _write(folder / RUN, closed.data)
+        page = _write(folder / "statement.html", self._page(closed).encode())
+        _write(folder / "statement.csv", statement_csv(closed.period, closed.lines).encode())
         return Settled(
             closed,
             posted,
@@ -171,6 +175,12 @@ class SettlementService:
             statement,
             page,
         )
+
+    def _page(self, closed: Run) -> str:
+        lines = [
+            (line, read_windows(line_entries(self._store, bytes.fromhex(line["manifest"])))) for line in closed.lines
+        ]
+        return statement_page(closed.period, self.deployment.network, lines)
 
 
 def _write(path: Path, data: bytes) -> Path:

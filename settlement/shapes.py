@@ -14,12 +14,11 @@ _TEXT_BYTES: Final = 4_096
 _MOST: Final = 100_000  # elements of an array
 
 
+_LINES: Final = 10_000_000
 _SMALL: Final = 65_535
 
 Seconds = Annotated[int, Field(strict=True, ge=0, le=2**40)]
 Millis = Annotated[int, Field(strict=True, ge=0, le=2**50)]
-Wall = Annotated[int, Field(strict=True, ge=-1, le=2**50)]  # -1: nothing was covered yet
-Date = Annotated[int, Field(strict=True, ge=-(2**50), le=2**50)]  # wall minus boot time
 Seq = Annotated[int, Field(strict=True, ge=0, le=MAX_SEQ + 1)]
 Ppm = Annotated[int, Field(strict=True, ge=0, le=10**9)]
 Word = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
@@ -27,15 +26,15 @@ Small = Annotated[int, Field(strict=True, ge=0, le=_SMALL)]
 Role = Annotated[int, Field(strict=True, ge=0, le=4)]
 Bits = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]
 Elevation = Annotated[int, Field(strict=True, ge=-90_000, le=90_000)]
-Reading = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
 Number = Annotated[str, Field(strict=True, pattern=r"^(0|[1-9][0-9]{0,77})$")]  # decimal, below 2^256
+Signed = Annotated[str, Field(strict=True, pattern=r"^(0|-?[1-9][0-9]{0,77})$")]
 Text = Annotated[str, Field(strict=True, max_length=_TEXT_BYTES)]
 Degrees = Annotated[float, Field(strict=True, ge=-180, le=180, allow_inf_nan=False)]
 Device = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{32}$")]
 Hash = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
 Spki = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{182}$")]
-Boot = Annotated[str, Field(strict=True, pattern=r"^([0-9a-f]{32})?$")]
-Hex = Annotated[str, Field(strict=True, pattern=r"^([0-9a-f]{2})+$", max_length=2**18)]
+Network = Annotated[str, Field(strict=True, pattern=r"^eip155:[0-9]{1,20}:0x[0-9a-f]{40}$")]
+Period = Annotated[str, Field(strict=True, pattern=r"^[0-9]{4}-[0-9]{2}(-[0-9]{2})?$")]
 
 
 class _Strict(TypedDict):
@@ -153,42 +152,55 @@ class _Decision(_Strict):
     text: Text
 
 
-class _ChannelState(_Strict):
-    channel: Small
-    role: Role
-    v_uv: Reading | None
-    i_ua: Reading | None
-    boot_ms: Millis | None
-    register: Number
-    reverse: Number
-    gap: Number
-
-
-class _State(_Strict):
-    seq: Seq
-    head: Hash
-    boot: Boot
-    boot_ms: Millis | None
-    wall_ms: Wall
-    earlier_wall_ms: Wall
-    boot_date_ms: Date | None
-    birth: Hex | None
-    undated_from: Seq | None
-    halted: StrictBool
-    channels: Annotated[list[_ChannelState], Field(max_length=MAX_SENSORS)]
-
-
 class _Manifest(_Strict):
-    version: Literal[1]
-    network: Annotated[str, Field(strict=True, pattern=r"^eip155:[0-9]{1,20}:0x[0-9a-f]{40}$")]
-    period: Annotated[str, Field(strict=True, pattern=r"^[0-9]{4}-[0-9]{2}(-[0-9]{2})?$")]
+    version: Literal[2]
+    network: Network
+    period: Period
     until: Seconds
+    start: Seconds
+    line: Hash
     previous: Hash | None
+    segments: Annotated[dict[Device, Annotated[list[Hash], Field(max_length=_MOST)]], Field(max_length=_SMALL)]
     files: Annotated[dict[str, Hash], Field(max_length=_MOST)]
 
 
-class _Period(_Strict):
-    start: Seconds
+class _RunLine(_Strict):
+    line: Hash
+    manifest: Hash
+    miner: Number
+    node: Number
+    sent_mws: Number
+    received_mws: Number
+    loss_mws: Signed
+    expected_loss_mws: Number
+    error_mws: Number
+    counted_windows: Seconds
+    held: Annotated[dict[str, Number], Field(max_length=_SMALL)]
+    disputed: Annotated[dict[str, Number], Field(max_length=_SMALL)]
+    sent_reverse_mws: Number
+    received_reverse_mws: Number
+    payable_total_mws: Number
+    paid_before_mws: Number
+    payable_mws: Number
+    mint_wei: Number
+    online_windows: Seconds
+    hashes: Number
+    to_register: Number
+    received_to: Number
+    decisions: Annotated[list[_Decision], Field(max_length=_MOST)]
+    trouble: Text
+
+
+class _Run(_Strict):
+    version: Literal[2]
+    network: Network
+    period: Period
+    until: Seconds
+    previous: Hash | None
+    lines: Annotated[list[_RunLine], Field(max_length=_LINES)]
+    root: Hash | None
+    count: Seconds
+    total_mws: Number
 
 
 def _array(shape: Any, most: int = _MOST) -> TypeAdapter[Any]:
@@ -196,13 +208,12 @@ def _array(shape: Any, most: int = _MOST) -> TypeAdapter[Any]:
 
 
 MANIFEST_SHAPE: Final = TypeAdapter[Any](_Manifest)
-PERIOD_SHAPE: Final = TypeAdapter[Any](_Period)
+RUN_SHAPE: Final = TypeAdapter[Any](_Run)
 DEVICES_SHAPE: Final = _array(_Party)
-LINES_SHAPE: Final = _array(_Line)
+LINE_SHAPE: Final = TypeAdapter[Any](_Line)
 LIMITS_SHAPE: Final = TypeAdapter[Any](Annotated[list[_Limits], Field(min_length=1, max_length=_MOST)])
 DECISIONS_SHAPE: Final = _array(_Decision)
 KEYS_SHAPE: Final = _array(Spki)
-STARTS_SHAPE: Final = TypeAdapter[Any](Annotated[list[_State], Field(min_length=1, max_length=1)])
 
 
 def read_shape(entries: Mapping[str, bytes], name: str, shape: TypeAdapter[Any]) -> Any:

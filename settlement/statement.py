@@ -1,17 +1,18 @@
-"""From windows to pay: sums, statement, leaves. Pure; the audit runs the same code on the pack."""
+"""From windows to pay: a line's sums, statement and claim. Pure; the audit runs the same code on the evidence."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from maxgreen.chain.merkle import BATCH_LEAF, LINE_LEAF, MerkleTree
-from maxgreen.chain.orders import Claim
+from maxgreen.chain.orders import Claim, Closing
 from maxgreen.protocol.attestation import Attestation
-from maxgreen.protocol.pack import canonical_json
+from maxgreen.protocol.pack import PackError, canonical_json
+from maxgreen.protocol.reasons import Reason
 from settlement.ends import End
-from settlement.inputs import Inputs, LineBase, LineTerms, decision_json
-from settlement.replay import Replayed, replay
+from settlement.evidence import Evidence
+from settlement.inputs import WINDOWS, Inputs, LineBase, decision_json, entry
+from settlement.loss import Measured
 from settlement.windows import (
     LineWindows,
     State,
@@ -27,83 +28,56 @@ WINDOWS_HEADER: Final = (
     "window_s,sent_mws,received_mws,q,expected_mws,error_mws,edge_mws,sent_dark_ms,received_dark_ms,"
     "state_before,dispute_before,state,reasons,dispute"
 )
+STATEMENT: Final = "statement.json"
+SIGNATURE: Final = "statement.cose"
 WEI_NUMERATOR: Final = 2_500
 WEI_DENOMINATOR: Final = 9
 
 
 @dataclass(frozen=True)
-class Leaf:
-    """What the chain is asked to pay for a line, and the attestations of its cuts."""
+class Cuts:
+    """The attestations that a line is claimed with: both ends' cuts, and the last ones of the keys before theirs."""
 
-    until_s: int
-    claim: Claim  # its proof is of the whole tree
-
-    @property
-    def line(self) -> bytes:
-        """The line's id."""
-        return self.claim.line
-
-    @property
-    def values(self) -> tuple[int, bytes, int, int, int, bytes, int, int]:
-        """The leaf as the Merkle tree takes it."""
-        return self.claim.leaf(self.until_s)
+    sent: Attestation
+    received: Attestation
+    closings: tuple[Closing, ...]
 
 
 @dataclass(frozen=True)
 class LineResult:
-    """A line's part of the statement."""
-
-    terms: LineTerms
-    windows: LineWindows
-    statement: dict[str, Any]
-    leaf: Leaf | None  # None when nothing is newly counted
-
-
-@dataclass(frozen=True)
-class Derived:
-    """All that follows from the inputs: the pack's output entries and the leaves."""
+    """A line's statement, and what it follows from."""
 
     inputs: Inputs
-    lines: tuple[LineResult, ...]
-    entries: dict[str, bytes]
+    windows: LineWindows
+    statement: dict[str, Any]
+    cuts: Cuts | None  # None when nothing can be claimed
+    entries: dict[str, bytes]  # the output entries of the line's evidence
 
     @property
-    def leaves(self) -> tuple[Leaf, ...]:
-        """The leaves of the lines with something to pay, by line."""
-        return tuple(result.leaf for result in self.lines if result.leaf is not None)
+    def line(self) -> bytes:
+        """The line's id."""
+        return self.inputs.line.line
 
-    @property
-    def claims(self) -> list[Claim]:
-        """The claims of all leaves, with their proofs."""
-        tree = self.tree
-        return [replace(leaf.claim, proof=tuple(tree.proof(number))) for number, leaf in enumerate(self.leaves)]
-
-    @property
-    def total_mws(self) -> int:
-        """What the lines of this settlement are due or were paid since they opened, all together."""
-        return sum(max(int(r.statement["payable_total_mws"]), r.terms.paid_mws) for r in self.lines)
-
-    @property
-    def tree(self) -> MerkleTree:
-        """The tree over the leaves; its root is the order's data root."""
-        return MerkleTree.of(LINE_LEAF, [leaf.values for leaf in self.leaves])
+    def claim(self, manifest: bytes) -> Claim | None:
+        """Return what the chain is asked to pay, without a proof; `manifest`: the SHA-256 of the line's manifest."""
+        if self.cuts is None:
+            return None
+        total_mws = int(self.statement["payable_total_mws"])
+        return Claim(self.line, total_mws, manifest, (), self.cuts.sent, self.cuts.received, self.cuts.closings)
 
 
-def derive(inputs: Inputs) -> Derived:
-    """Return what follows from the inputs, the same on every machine."""
-    replayed = replay(inputs)
-    results = []
-    entries: dict[str, bytes] = {}
-    for line in sorted(inputs.lines, key=lambda terms: terms.line):
-        result = _line_result(inputs, line, replayed)
-        results.append(result)
-        listed = result.windows.windows
-        rows = _windows_before_csv(inputs, line) if result.statement["trouble"] else _windows_csv(inputs, line, listed)
-        entries[f"windows/{line.line.hex()}.csv"] = rows
-    entries["statement.json"] = canonical_json(
-        {"period": inputs.period, "until": inputs.until_s, "lines": [result.statement for result in results]}
-    )
-    return Derived(inputs, tuple(results), entries)
+def derive(inputs: Inputs, evidence: Evidence) -> LineResult:
+    """Return what follows from a line's inputs and evidence, the same on every machine."""
+    line = inputs.line
+    trouble = evidence.trouble((*inputs.keys(line.miner), *inputs.keys(line.node)))
+    # of a line in trouble nothing is paid now, and the next close reads all of it again
+    facts = dict.fromkeys((party.device for party in inputs.parties), ()) if trouble else evidence.facts
+    found = line_windows(inputs, facts)
+    statement = _statement(inputs, found, trouble)
+    rows = _windows_before_csv(inputs) if trouble else _windows_csv(inputs, found.windows)
+    document = {"period": inputs.period, "until": inputs.until_s, **statement}
+    cuts = _cuts(inputs, found) if int(statement["payable_mws"]) else None
+    return LineResult(inputs, found, statement, cuts, {WINDOWS: rows, STATEMENT: canonical_json(document)})
 
 
 def fold(base: LineBase, windows: Sequence[Window], until_s: int) -> LineBase:
@@ -116,24 +90,18 @@ def mint_wei(payable_mws: int, efficiency_ppm: int, acc: int) -> int:
     return (payable_mws * efficiency_ppm * WEI_NUMERATOR + acc) // WEI_DENOMINATOR
 
 
-def _line_result(inputs: Inputs, line: LineTerms, replayed: Replayed) -> LineResult:
-    trouble = replayed.trouble((*inputs.keys(line.miner), *inputs.keys(line.node)))
-    if trouble:  # nothing of it is paid now, and the next close reads all of it again
-        replayed = Replayed(dict.fromkeys((party.device for party in inputs.parties), ()), {})
-    found = line_windows(inputs, line, replayed.facts)
-    begin_s = period_start(inputs)
+def _statement(inputs: Inputs, found: LineWindows, trouble: str) -> dict[str, Any]:
+    line, begin_s, end_s = inputs.line, period_start(inputs), line_end(inputs)
     total = line.paid_mws if trouble else (line.base.sums + sums_of(found.windows)).payable_mws
     payable = max(0, total - line.paid_mws)
     period = [w for w in found.windows if w.window_s >= begin_s]
     counting = [w.measured for w in period if w.counts]
     sums = sums_of(period)
     sent, received = sum(w.sent_mws for w in counting), sum(w.received_mws for w in counting)
-    end_s = line_end(inputs, line)
-    root = MerkleTree.of(BATCH_LEAF, [(digest,) for digest in _new_digests(inputs, line, found)]).root
     miner_facts = [f for f in found.miner.facts if begin_s <= f.window_s < inputs.until_s]
     online = {w for w in online_windows(found.miner.facts) if begin_s <= w < inputs.until_s}
     efficiency_ppm = inputs.party(line.node).efficiency_ppm
-    statement = {
+    return {
         "line": line.line.hex(),
         "miner": str(line.miner),
         "node": str(line.node),
@@ -145,6 +113,8 @@ def _line_result(inputs: Inputs, line: LineTerms, replayed: Replayed) -> LineRes
         "counted_windows": len(counting),
         "held": _by_reason(period, State.HELD),
         "disputed": _by_reason(period, State.DISPUTED),
+        "sent_reverse_mws": str(_reverse_mws(found.miner, begin_s, inputs.until_s)),
+        "received_reverse_mws": str(_reverse_mws(found.node, begin_s, inputs.until_s)),
         "payable_total_mws": str(total),
         "paid_before_mws": str(line.paid_mws),
         "payable_mws": str(payable),
@@ -153,33 +123,27 @@ def _line_result(inputs: Inputs, line: LineTerms, replayed: Replayed) -> LineRes
         "hashes": str(sum(fact.hashes for fact in miner_facts)),
         "to_register": str(found.miner.register_mws(end_s, line.known_sent)),
         "received_to": str(found.node.register_mws(end_s, line.known_received)),
-        "batch_root": root.hex(),
         "decisions": _decisions(inputs, (found.miner, found.node)),
         "trouble": trouble,
     }
-    leaf = None
-    sent_cut, received_cut = _attested(found.miner, end_s), _attested(found.node, end_s)
-    if payable and sent_cut is not None and received_cut is not None:
-        closings = (*found.miner.closings(end_s, miner_end=True), *found.node.closings(end_s, miner_end=False))
-        leaf = Leaf(inputs.until_s, Claim(line.line, total, root, (), sent_cut, received_cut, closings))
-    return LineResult(line, found, statement, leaf)
+
+
+def _cuts(inputs: Inputs, found: LineWindows) -> Cuts | None:
+    end_s = line_end(inputs)
+    sent, received = _attested(found.miner, end_s), _attested(found.node, end_s)
+    if sent is None or received is None:
+        return None
+    closings = (*found.miner.closings(end_s, miner_end=True), *found.node.closings(end_s, miner_end=False))
+    return Cuts(sent, received, closings)
+
+
+def _reverse_mws(end: End, begin_s: int, until_s: int) -> int:
+    return sum(fact.channel(end.channel).reverse_mws for fact in end.facts if begin_s <= fact.window_s < until_s)
 
 
 def _attested(end: End, until_s: int) -> Attestation | None:
     cut = end.cut(until_s)
     return None if cut is None else end.attestation(cut)
-
-
-def _new_digests(inputs: Inputs, line: LineTerms, found: LineWindows) -> list[bytes]:
-    """Return the batches of counting windows that are not in the last paid order."""
-    before = inputs.windows_before.get(line.line, {})
-    digests: list[bytes] = []
-    for window in found.windows:
-        state, _ = before.get(window.window_s, ("", ""))
-        paid = window.window_s < line.paid_until_s and state == State.COUNTED
-        if window.counts and not paid:
-            digests += found.batches[window.window_s]
-    return digests
 
 
 def _decisions(inputs: Inputs, ends: tuple[End, End]) -> list[dict[str, Any]]:
@@ -188,7 +152,7 @@ def _decisions(inputs: Inputs, ends: tuple[End, End]) -> list[dict[str, Any]]:
         decision_json(decision)
         for end in ends
         for decision in inputs.rules.decisions
-        if any(fact.party.device == decision.device and decision.covers(fact.batch.seq) for fact in end.facts)
+        if any(fact.device == decision.device and decision.covers(fact.seq) for fact in end.facts)
     ]
 
 
@@ -200,17 +164,41 @@ def _by_reason(windows: Sequence[Window], state: State) -> dict[str, str]:
     return {reason: str(energy) for reason, energy in sorted(sums.items())}
 
 
-def _windows_before_csv(inputs: Inputs, line: LineTerms) -> bytes:
+def read_windows(entries: Mapping[str, bytes]) -> tuple[Window, ...]:
+    """Return a line's windows as its evidence has them, without what no sum needs; PackError when they are none."""
+    try:
+        header, *rows = entry(entries, WINDOWS).decode("ascii").splitlines()
+        if header != WINDOWS_HEADER:
+            raise PackError(f"{WINDOWS}: its header is not {WINDOWS_HEADER}")
+        return tuple(_read_window(*row.split(",")) for row in rows)
+    except (TypeError, ValueError) as error:
+        raise PackError(f"{WINDOWS}: not the windows of a line: {error}") from error
+
+
+def _read_window(*values: str) -> Window:
+    *numbers, _, _, _, reasons, dispute = values
+    window_s, sent, received, square, expected, error, edge, sent_dark_ms, received_dark_ms = map(int, numbers)
+    return Window(
+        Measured(
+            window_s, sent, received, square, expected, error, edge, sent_dark_ms, received_dark_ms,
+            sent_unmet_mws=0, received_unmet_mws=0, metered_ms=0,
+        ),
+        tuple(Reason(int(number)) for number in reasons.split()),
+        tuple(Reason(int(number)) for number in dispute.split()),
+    )  # fmt: skip
+
+
+def _windows_before_csv(inputs: Inputs) -> bytes:
     """Return the windows of a line in trouble: as they stood before, nothing of them known."""
-    before = inputs.windows_before.get(line.line, {})
     rows = [
-        f"{w},0,0,0,0,0,0,0,0,{state},{dispute},{state},,{dispute}" for w, (state, dispute) in sorted(before.items())
+        f"{w},0,0,0,0,0,0,0,0,{state},{dispute},{state},,{dispute}"
+        for w, (state, dispute) in sorted(inputs.windows_before.items())
     ]
     return ("\n".join([WINDOWS_HEADER, *rows]) + "\n").encode()
 
 
-def _windows_csv(inputs: Inputs, line: LineTerms, windows: Sequence[Window]) -> bytes:
-    before = inputs.windows_before.get(line.line, {})
+def _windows_csv(inputs: Inputs, windows: Sequence[Window]) -> bytes:
+    before = inputs.windows_before
     rows = [WINDOWS_HEADER]
     for window in windows:
         w = window.measured

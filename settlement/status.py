@@ -43,7 +43,7 @@ def look(engine: Engine, deployment: Deployment) -> Status:
     contract = SettlementContract(deployment)
     with reader(engine).begin() as connection:
         row = Book(connection).newest_period()
-    statement: Mapping[str, Any] = json.loads(row.statement) if row is not None else {"lines": []}
+    statement: Mapping[str, Any] = json.loads(row.document) if row is not None else {"lines": []}
     order_id = None if row is None else next((n for n, p in contract.posted() if p.until_s == row.until_s), None)
     order = None if order_id is None else contract.order(order_id)
     by_line = {line["line"]: line for line in statement["lines"]}

@@ -3,7 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 from typing import Final
@@ -21,10 +21,10 @@ from settlement.checks import (
     stuck_windows,
 )
 from settlement.ends import End
+from settlement.facts import Fact
 from settlement.inputs import Inputs, LineTerms
 from settlement.loss import PPM, WINDOW_S, Measured, add_up, exceeds, measure
 from settlement.periods import period_bounds
-from settlement.replay import Fact
 from settlement.sums import Sums
 
 DAY_S: Final = 86_400
@@ -71,12 +71,11 @@ class LineWindows:
     miner: End
     node: End
     windows: tuple[Window, ...]
-    batches: Mapping[int, tuple[bytes, ...]] = field(default_factory=dict)  # digests of both ends, by window
 
 
-def line_windows(inputs: Inputs, line: LineTerms, facts: Mapping[bytes, Sequence[Fact]]) -> LineWindows:
-    """Return every window of a line from the pack's start to its end, judged."""
-    node_party = inputs.party(line.node)
+def line_windows(inputs: Inputs, facts: Mapping[bytes, Sequence[Fact]]) -> LineWindows:
+    """Return every window of a line from the start of its evidence to the period's end, judged."""
+    line, node_party = inputs.line, inputs.party(inputs.line.node)
     sent_facts, received_facts = (
         tuple(fact for party in inputs.keys(token) for fact in facts[party.device]) for token in (line.miner, line.node)
     )
@@ -85,23 +84,20 @@ def line_windows(inputs: Inputs, line: LineTerms, facts: Mapping[bytes, Sequence
     sent, received = miner.windows(), node.windows()
     # before both ends are open nothing can be compared
     begin_s = max(inputs.start_s, window_of(max(line.sent_base.time_s, line.received_base.time_s) * 1000))
-    seconds = sorted(w for w in sent.keys() | received.keys() if begin_s <= w < line_end(inputs, line))
+    seconds = sorted(w for w in sent.keys() | received.keys() if begin_s <= w < line_end(inputs))
     limits = _limits_by_day(inputs)
     measured = [
         measure(line, (miner, node), w, (sent.get(w, []), received.get(w, [])), limits(w).edge_ms) for w in seconds
     ]
-    held = _held(inputs, line, (miner, node), seconds, limits)
+    held = _held(inputs, (miner, node), seconds, limits)
     released = _released(inputs, (miner, node))
     for window_s in held:
         held[window_s] -= released[window_s]
     for day in _days(measured):
         _hold_unmetered(held, day, limits(day[0].window_s), released)
-    disputes = _dispute(held, inputs, line, measured, released)
+    disputes = _dispute(held, inputs, measured, released)
     windows = tuple(Window(m, tuple(sorted(held[m.window_s])), tuple(sorted(disputes[m.window_s]))) for m in measured)
-    digests = {
-        w: tuple(sorted(f.digest for f in (*sent.get(w, []), *received.get(w, [])) if f.accepted)) for w in seconds
-    }
-    return LineWindows(miner, node, windows, digests)
+    return LineWindows(miner, node, windows)
 
 
 def sums_of(windows: Iterable[Window]) -> Sums:
@@ -109,9 +105,9 @@ def sums_of(windows: Iterable[Window]) -> Sums:
     return sum(map(add_up, _days(w.measured for w in windows if w.counts and w.measured.has_energy)), Sums())
 
 
-def line_end(inputs: Inputs, line: LineTerms) -> int:
-    """Return where a line's windows end, unix s: with the period, or where the line was closed."""
-    return min(inputs.until_s, line.closed_s) if line.closed_s else inputs.until_s
+def line_end(inputs: Inputs) -> int:
+    """Return where the line's windows end, unix s: with the period, or where the line was closed."""
+    return min(inputs.until_s, inputs.line.closed_s) if inputs.line.closed_s else inputs.until_s
 
 
 def period_start(inputs: Inputs) -> int:
@@ -137,24 +133,18 @@ def _limits_by_day(inputs: Inputs) -> Callable[[int], Limits]:
     return lambda window_s: inputs.rules.limits_at((window_s // DAY_S + 1) * DAY_S * 1000)
 
 
-def _held(
-    inputs: Inputs,
-    line: LineTerms,
-    ends: tuple[End, End],
-    seconds: Sequence[int],
-    limits: Callable[[int], Limits],
-) -> Held:
+def _held(inputs: Inputs, ends: tuple[End, End], seconds: Sequence[int], limits: Callable[[int], Limits]) -> Held:
     """Return every reason to hold a window that does not come from comparing both ends."""
     held: Held = defaultdict(set)
     for end in ends:
         _hold_by_batches(held, end)
-        _hold_unattested(held, end, line_end(inputs, line))
+        _hold_unattested(held, end, line_end(inputs))
         _hold_incomplete(held, end, seconds)
         if end.online_required:
             _hold_offline(held, end)
         for window_s in overfull_windows(end.facts, end.channel):
             held[window_s].add(Reason.OVERFULL)
-    for reason, windows in _plausibility(ends[0], line, limits).items():
+    for reason, windows in _plausibility(ends[0], inputs.line, limits).items():
         for window_s in windows:
             held[window_s].add(reason)
     return held
@@ -175,7 +165,7 @@ def _plausibility(miner: End, line: LineTerms, limits: Callable[[int], Limits]) 
     days = not_generated_days(miner.party, facts, limits, without)
     held: dict[Reason, set[int]] = defaultdict(set)
     held[Reason.NOT_GENERATED] = {
-        f.window_s for f in facts if f.window_s // DAY_S * DAY_S in days and f.energy_mws(miner.channel) > 0
+        f.window_s for f in facts if f.window_s // DAY_S * DAY_S in days and f.channel(miner.channel).energy_mws > 0
     }
     for reasons in implausible.values():
         for reason, windows in reasons.items():
@@ -201,9 +191,9 @@ def _hold_by_batches(held: Held, end: End) -> None:
 
 
 def _hold_unattested(held: Held, end: End, until_s: int) -> None:
-    attested = {key: fact.batch.seq for key, fact in end.cuts(until_s).items()}
+    attested = {key: fact.seq for key, fact in end.cuts(until_s).items()}
     for fact in end.facts:
-        above = fact.batch.seq > attested.get(fact.party.key_number, -1)
+        above = fact.seq > attested.get(fact.key_number, -1)
         if fact.dated and fact.window_s < until_s and above:
             held[fact.window_s].add(Reason.UNATTESTED)
 
@@ -211,7 +201,7 @@ def _hold_unattested(held: Held, end: End, until_s: int) -> None:
 def _hold_incomplete(held: Held, end: End, seconds: Sequence[int]) -> None:
     """Hold the windows that a hole in the chain touches; nothing later is no hole."""
     for before, after in zip(end.facts, end.facts[1:], strict=False):
-        if after.batch.seq > before.batch.seq + 1 and after.reason is Reason.GAP_BEFORE:
+        if after.seq > before.seq + 1 and after.reason is Reason.GAP_BEFORE:
             # a batch that waits says itself when it was measured: it holds what follows, never what was before
             held[before.window_s].add(Reason.INCOMPLETE)
             for window_s in seconds[bisect_left(seconds, before.window_s) : bisect_right(seconds, after.window_s)]:
@@ -250,7 +240,6 @@ def _hold_unmetered(
 def _dispute(
     held: Held,
     inputs: Inputs,
-    line: LineTerms,
     measured: Sequence[Measured],
     released: Mapping[int, frozenset[Reason]],
 ) -> Held:
@@ -258,7 +247,7 @@ def _dispute(
 
     Return what stays by window: what was disputed before, and what is disputed and not held now.
     """
-    before = inputs.windows_before.get(line.line, {})
+    line, before = inputs.line, inputs.windows_before
     stays: Held = defaultdict(set)
     for w in measured:
         _, numbers = before.get(w.window_s, ("", ""))
@@ -280,7 +269,7 @@ def _released(inputs: Inputs, ends: tuple[End, End]) -> Mapping[int, frozenset[R
     found: dict[int, frozenset[Reason]] = defaultdict(frozenset)
     for end in ends:
         for fact in end.facts:
-            lifted = inputs.rules.released(fact.party.device, fact.batch.seq)
+            lifted = inputs.rules.released(fact.device, fact.seq)
             if lifted:
                 found[fact.window_s] |= {reason for reason in RELEASABLE if reason in lifted}
     return found

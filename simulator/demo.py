@@ -1,6 +1,5 @@
 """The demo: a day of measured sunlight becomes tokens, by the real parts in the embedded profile."""
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -31,13 +30,15 @@ from maxgreen.keyfile import create_key_file
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.keys import MemorySigner, key_id
-from maxgreen.protocol.pack import PackError, read_pack
+from maxgreen.protocol.pack import PackError
 from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.work import nbits_of_credit
+from maxgreen.store import FolderStore
 from maxgreen.verify.rules import Limits
 from settlement.audit import audit
 from settlement.audit_chain import Pinned
 from settlement.orders import open_line
+from settlement.packs import open_pack
 from settlement.periods import months_of, period_bounds
 from settlement.service import Settled, SettlementService
 from simulator.broker import EmbeddedBroker, free_port
@@ -94,19 +95,11 @@ class DemoResult:
 
     def total(self, name: str) -> int:
         """Return the sum of a statement's number over periods and lines."""
-        return sum(
-            int(line[name])
-            for settled in self.settled
-            for line in json.loads(settled.closed.entries["statement.json"])["lines"]
-        )
+        return sum(int(line[name]) for settled in self.settled for line in settled.closed.lines)
 
     def total_of(self, name: str) -> int:
         """Return the sum over the reasons of a statement's `held` or `disputed`."""
-        return sum(
-            sum(map(int, line[name].values()))
-            for settled in self.settled
-            for line in json.loads(settled.closed.entries["statement.json"])["lines"]
-        )
+        return sum(sum(map(int, line[name].values())) for settled in self.settled for line in settled.closed.lines)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result for scripts: decimal integers."""
@@ -172,7 +165,14 @@ class _Demo:
         ingest, page = self._start_ingest(deployment, backend, broker.port)
         agents = self._agents(deployment, backend, broker.port)
         settlement = SettlementService(
-            ingest.engine, deployment, backend, self._clock, self._accounts[1], self._members, self._folder
+            ingest.engine,
+            deployment,
+            backend,
+            self._clock,
+            self._accounts[1],
+            self._members,
+            self._folder,
+            FolderStore(self._folder / "evidence"),
         )
         forged = self._replay(agents, settlement, ends, broker.port, progress)
         settled = self._settle(settlement, progress)
@@ -308,9 +308,9 @@ class _Demo:
         for number, one in enumerate(settled):
             progress("audit", number / len(settled))
             try:
-                before = read_pack(previous) if previous else None
+                before = open_pack(previous) if previous else None
                 pinned = Pinned(addresses=deployment.addresses)
-                audit(read_pack(one.pack), previous=before, chain=deployment.chain, pinned=pinned)
+                audit(open_pack(one.pack), previous=before, chain=deployment.chain, pinned=pinned)
                 found.append("ok")
             except PackError as error:
                 found.append(str(error))
@@ -336,7 +336,6 @@ class _Demo:
             book = Book(connection)
             verdicts = book.verdict_counts()
             rows = list(book.chain_of(key_id(miner.spki)))
-        statements = [json.loads(one.closed.entries["statement.json"]) for one in settled]
         return DemoResult(
             settled=tuple(settled),
             audits=tuple(audits),
@@ -345,7 +344,7 @@ class _Demo:
             verdicts=verdicts,
             shares=sum(row.shares for row in rows),
             hashes=sum(int(row.hashes) for row in rows),
-            online_windows=sum(line["online_windows"] for s in statements for line in s["lines"]),
+            online_windows=sum(line["online_windows"] for one in settled for line in one.closed.lines),
             windows=len({row.t0_ms // (SEAL_S * 1000) for row in rows if row.t0_ms is not None}),
             reverse_mws=reverse_mws,
             forged=forged,

@@ -50,7 +50,7 @@ struct Approved {
 struct Claim {
     bytes32 line;
     uint256 payableTotal;
-    bytes32 batchRoot;
+    bytes32 manifest;
     bytes32[] proof;
     Attestation sent;
     Attestation received;
@@ -340,7 +340,7 @@ contract EnergySettlement is AccessManaged {
                         uint256(c.sent.register),
                         uint256(c.received.register),
                         c.payableTotal,
-                        c.batchRoot,
+                        c.manifest,
                         c.sent.time,
                         c.received.time
                     )

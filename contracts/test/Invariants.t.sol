@@ -132,7 +132,7 @@ contract Handler {
                         uint256(c.sent.register),
                         uint256(c.received.register),
                         payable_,
-                        c.batchRoot,
+                        c.manifest,
                         c.sent.time,
                         c.received.time
                     )

@@ -14,7 +14,7 @@ def claim_json(claim: Claim) -> dict[str, Any]:
     return {
         "line": claim.line.hex(),
         "payable_total_mws": str(claim.payable_total_mws),
-        "batch_root": claim.batch_root.hex(),
+        "manifest": claim.manifest.hex(),
         "proof": [sibling.hex() for sibling in claim.proof],
         "sent": attestation_json(claim.sent),
         "received": attestation_json(claim.received),
@@ -36,7 +36,7 @@ def parse_claims(data: bytes) -> list[Claim]:
             Claim(
                 line=bytes.fromhex(value["line"]),
                 payable_total_mws=int(value["payable_total_mws"]),
-                batch_root=bytes.fromhex(value["batch_root"]),
+                manifest=bytes.fromhex(value["manifest"]),
                 proof=tuple(bytes.fromhex(sibling) for sibling in value["proof"]),
                 sent=parse_attestation(value["sent"]),
                 received=parse_attestation(value["received"]),

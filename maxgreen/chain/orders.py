@@ -152,7 +152,7 @@ class Claim:
 
     line: bytes
     payable_total_mws: int
-    batch_root: bytes
+    manifest: bytes
     proof: tuple[bytes, ...]
     sent: Attestation
     received: Attestation
@@ -162,7 +162,7 @@ class Claim:
         """Return the leaf of an order's tree (LINE_LEAF)."""
         registers = (self.sent.register_mws, self.received.register_mws)
         times = (self.sent.unix_s, self.received.unix_s)
-        return (until_s, self.line, *registers, self.payable_total_mws, self.batch_root, *times)
+        return (until_s, self.line, *registers, self.payable_total_mws, self.manifest, *times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +364,7 @@ class SettlementContract:
         value = (
             claim.line,
             claim.payable_total_mws,
-            claim.batch_root,
+            claim.manifest,
             list(claim.proof),
             attestation_values(claim.sent),
             attestation_values(claim.received),

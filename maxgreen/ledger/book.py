@@ -44,6 +44,11 @@ class Book:
     def __init__(self, connection: Connection) -> None:
         self._db = connection
 
+    @property
+    def connection(self) -> Connection:
+        """The transaction that it lives in."""
+        return self._db
+
     # devices
 
     def device(self, device: bytes) -> KnownDevice | None:
@@ -84,6 +89,11 @@ class Book:
         """Yield the rows of a device's chain, ascending seq."""
         query = select(batches).where(batches.c.device == device, batches.c.in_chain, batches.c.seq >= from_seq)
         yield from self._db.execute(query.order_by(batches.c.seq))
+
+    def chain_between(self, device: bytes, first: int, until: int) -> Iterator[Any]:
+        """Yield the rows of a device's chain with first ≤ seq < until, ascending."""
+        own = (batches.c.device == device, batches.c.in_chain, batches.c.seq >= first, batches.c.seq < until)
+        yield from self._db.execute(select(batches).where(*own).order_by(batches.c.seq))
 
     def recent_batches(self, device: bytes, limit: int) -> list[Any]:
         """Return a device's newest batches, newest first."""
@@ -271,29 +281,20 @@ class Book:
         return self._db.execute(select(periods).where(periods.c.until_s > until_s).limit(1)).first()
 
     def add_period(
-        self, until_s: int, period: str, manifest: bytes, statement: str, pack: bytes, closed_ms: int, revision: int
+        self, until_s: int, period: str, run: bytes, document: str, claims: str, closed_ms: int, revision: int
     ) -> None:
-        """Keep a closed period, with the revision that it was made from: its statement and pack never change."""
-        self._db.execute(
-            insert(periods).values(
-                until_s=until_s,
-                period=period,
-                manifest=manifest,
-                statement=statement,
-                pack=pack,
-                closed_ms=closed_ms,
-                revision=revision,
-            )
-        )
+        """Keep a closed period, with the revision that it was made from: its document never changes."""
+        values = {"until_s": until_s, "period": period, "run": run, "document": document, "claims": claims}
+        self._db.execute(insert(periods).values(**values, closed_ms=closed_ms, revision=revision))
 
-    def replace_period(self, until_s: int, manifest: bytes, replaced_ms: int) -> bool:
-        """Set a closed period aside for a revision; False when it is not the one with this manifest any more."""
+    def replace_period(self, until_s: int, run: bytes, replaced_ms: int) -> bool:
+        """Set a closed period aside for a revision; False when it is not this run's any more."""
         old = self._db.execute(
-            select(periods).where(periods.c.until_s == until_s, periods.c.manifest == manifest).with_for_update()
+            select(periods).where(periods.c.until_s == until_s, periods.c.run == run).with_for_update()
         ).first()
         if old is None:
             return False
-        kept = {"manifest": old.manifest, "until_s": until_s, "period": old.period, "pack": old.pack}
+        kept = {"run": old.run, "until_s": until_s, "period": old.period, "document": old.document}
         self._db.execute(insert(replaced_periods).values(**kept, closed_ms=old.closed_ms, replaced_ms=replaced_ms))
         self._db.execute(delete(periods).where(periods.c.until_s == until_s))
         return True
@@ -323,26 +324,21 @@ class Book:
         found = self._db.execute(query).scalar()
         return None if found is None else int(found)
 
-    def evidence_of(self, device: bytes, from_ms: int, to_ms: int) -> list[Any]:
-        """Return every kept batch from the first one that is known to be of from ≤ t0 < to, by seq.
-
-        Up to the next one that is known to be later; where there is none, also those that wait for what is missing.
-        """
-        own = (batches.c.device == device, _dated())
-        seqs = select(func.min(batches.c.seq), func.max(batches.c.seq))
-        first, last = self._db.execute(seqs.where(*own, batches.c.t0_ms >= from_ms, batches.c.t0_ms < to_ms)).one()
-        if first is None:
-            return []
-        wanted = select(batches).where(batches.c.device == device, batches.c.seq >= first)
-        after = self._db.execute(select(func.min(batches.c.seq)).where(*own, batches.c.seq > last)).scalar()
-        if after is not None:
-            wanted = wanted.where(batches.c.seq < after)
-        return list(self._db.execute(wanted.order_by(batches.c.seq)))
+    def ahead_of(self, device: bytes, seq: int) -> list[Any]:
+        """Return the batches from a seq on that wait for a place in the chain, ascending."""
+        waits = (batches.c.device == device, batches.c.seq >= seq, ~batches.c.in_chain)
+        return list(self._db.execute(select(batches).where(*waits).order_by(batches.c.seq)))
 
 
 def beacon_of(message: bytes) -> Beacon:
     """Return the beacon of a signed message of our own."""
     return decode_beacon(parse(bytes(message)).payload)
+
+
+def dated(row: Any) -> bool:
+    """Tell whether a batch's row is known to be of its t0: accepted, suspended, or rejected after it was judged."""
+    suspended = row.verdict == Verdict.HELD.value and row.in_chain
+    return row.verdict == Verdict.ACCEPTED.value or suspended or row.reason in DATED
 
 
 def _dated() -> ColumnElement[bool]:

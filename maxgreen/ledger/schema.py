@@ -229,26 +229,40 @@ positions: Final = Table(
     Column("value", _Id, nullable=False),
 )
 
+# what the evidence store keeps of each chain; `state` is the chain's after it
+segments: Final = Table(
+    "segments",
+    metadata,
+    Column("device", Bytes, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("next_seq", BigInteger, nullable=False),
+    Column("digest", Bytes, nullable=False),
+    Column("first_ms", BigInteger),  # t0 of the batches that are known to be of it; empty without any
+    Column("last_ms", BigInteger),
+    Column("state", Bytes, nullable=False),
+)
+
 periods: Final = Table(
     "periods",
     metadata,
     Column("until_s", BigInteger, primary_key=True),
     Column("period", String(10), nullable=False),
-    Column("manifest", Bytes, nullable=False),
-    Column("statement", Text, nullable=False),
-    Column("pack", Bytes, nullable=False),
+    Column("run", Bytes, nullable=False),  # SHA-256 of run.json
+    Column("document", Text, nullable=False),  # run.json
+    Column("claims", Text, nullable=False),  # with their proofs, as order.json has them
     Column("closed_ms", BigInteger, nullable=False),
-    Column("revision", _Id, nullable=False),  # of the newest verdict at the close
+    Column("revision", BigInteger, nullable=False),  # of the newest verdict at the close
 )
 
 # Closed periods that a revision took the place of: what was rejected or withdrawn stays evidence.
 replaced_periods: Final = Table(
     "replaced_periods",
     metadata,
-    Column("manifest", Bytes, primary_key=True),
+    Column("run", Bytes, primary_key=True),
     Column("until_s", BigInteger, nullable=False),
     Column("period", String(10), nullable=False),
-    Column("pack", Bytes, nullable=False),
+    Column("document", Text, nullable=False),
     Column("closed_ms", BigInteger, nullable=False),
     Column("replaced_ms", BigInteger, nullable=False),
 )

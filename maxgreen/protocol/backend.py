@@ -1,7 +1,7 @@
 """What the backend signs: beacons, receipts, commands (docs/protocol.md, From the backend)."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
@@ -90,15 +90,27 @@ class BackendKeys:
     def open(self, message: bytes, kind: cose.MessageType, *, detached_payload: bytes | None = None) -> bytes:
         """Return the payload of a message signed by one of the keys; Rejected when it is not."""
         envelope = cose.parse(message, detached_payload=detached_payload)
-        verifier = self._verifiers.get(envelope.key_id)
-        if verifier is None:
-            raise UnknownKey(f"key {envelope.key_id.hex()} is not one of the backend's")
-        envelope.check(verifier, self._network, kind)
+        envelope.check(self._verifier(envelope.key_id), self._network, kind)
         return envelope.payload
+
+    def _verifier(self, key_id: bytes) -> Verifier:
+        verifier = self._verifiers.get(key_id)
+        if verifier is None:
+            raise UnknownKey(f"key {key_id.hex()} is not one of the backend's")
+        return verifier
 
     def open_beacon(self, message: bytes) -> Beacon:
         """Return a beacon that one of the keys signed."""
         return decode_beacon(self.open(message, "beacon"))
+
+    def open_beacons(self, messages: Sequence[bytes]) -> tuple[Beacon, ...]:
+        """Return beacons that the keys signed, which are checked together; Rejected when one is not."""
+        envelopes = [cose.parse(message) for message in messages]
+        signed = [(envelope, self._verifier(envelope.key_id)) for envelope in envelopes]
+        for wrong in cose.check_group(signed, self._network, "beacon"):
+            if wrong is not None:
+                raise wrong
+        return tuple(decode_beacon(envelope.payload) for envelope in envelopes)
 
     def open_receipt(self, message: bytes) -> Receipt:
         """Return a receipt that one of the keys signed."""

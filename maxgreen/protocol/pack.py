@@ -3,13 +3,14 @@
 import hashlib
 import io
 import json
+import mmap
+import os
 import re
 import struct
 import zipfile
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import rfc8785
 
@@ -17,16 +18,22 @@ from maxgreen.errors import MaxgreenError
 
 MANIFEST: Final = "manifest.json"
 ORDER: Final = "order.json"
-_UNLISTED: Final = {MANIFEST, ORDER}
+RUN: Final = "run.json"
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 _UNIX: Final = 3
 _VERSION: Final = 20
 _MODE: Final = 0o100644 << 16
 _RECORD: Final = struct.Struct("<4s5H2I I2H")  # an entry's own header (APPNOTE 4.3.7)
 _RECORD_START: Final = b"PK\3\4" + _VERSION.to_bytes(2, "little")
-_DIRECTORY_RECORD_BYTES: Final = 46  # before the name (APPNOTE 4.3.12)
+_DIRECTORY: Final = struct.Struct("<4s6H3I5H2I")  # before the name (APPNOTE 4.3.12); ends in the entry's start
+_END: Final = struct.Struct("<4s4H2IH")  # of the archive (APPNOTE 4.3.16)
+_MOST: Final = 65_535  # entries
+_MOST_BYTES: Final = 2**32 - 1
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _SHOWN: Final = 80  # characters of a name that may be damaged
+
+
+Archive = bytes | mmap.mmap
 
 
 class PackError(MaxgreenError):
@@ -50,77 +57,122 @@ def read_canonical(name: str, data: bytes) -> Any:
     return value
 
 
-def manifest_bytes(
-    network: str, period: str, until_s: int, previous: bytes | None, entries: Mapping[str, bytes]
-) -> bytes:
-    """Return manifest.json over every entry but itself and order.json."""
-    return canonical_json(
-        {
-            "version": 1,
-            "network": network,
-            "period": period,
-            "until": until_s,
-            "previous": previous.hex() if previous else None,
-            "files": {
-                name: hashlib.sha256(data).hexdigest() for name, data in entries.items() if name not in _UNLISTED
-            },
-        }
-    )
+def manifest_bytes(head: Mapping[str, Any], entries: Mapping[str, bytes]) -> bytes:
+    """Return manifest.json: what it says beside its files, and the SHA-256 of every entry but itself."""
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in entries.items() if name != MANIFEST}
+    return canonical_json({**head, "files": files})
 
 
 def write_pack(entries: Mapping[str, bytes]) -> bytes:
     """Return the ZIP archive: stored, sorted, without times or extra fields."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(entries):
+    _write(buffer, {name: lambda data=data: data for name, data in entries.items()})  # type: ignore[misc]
+    return buffer.getvalue()
+
+
+def save_pack(path: Path, parts: Mapping[str, Callable[[], bytes]]) -> None:
+    """Write such an archive to a file, whole or not at all; each part is asked for when it is its turn."""
+    fresh = path.with_suffix(".new")
+    with fresh.open("wb") as file:
+        _write(file, parts)
+    fresh.replace(path)
+
+
+def _write(file: IO[bytes], parts: Mapping[str, Callable[[], bytes]]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(parts):
             info = zipfile.ZipInfo(name, _EPOCH)
             info.create_system = _UNIX
             info.create_version = info.extract_version = _VERSION
             info.external_attr = _MODE
-            archive.writestr(info, entries[name])
-    return buffer.getvalue()
+            archive.writestr(info, parts[name]())
 
 
-def read_pack(path: Path) -> dict[str, bytes]:
-    """Return the entries of a pack's file; PackError as `parse_pack`."""
+class Entries(Mapping[str, bytes]):
+    """The entries of an archive, read where they stand."""
+
+    def __init__(self, data: Archive, places: Mapping[str, tuple[int, int]]) -> None:
+        """`places`: from where to where each entry's content stands."""
+        self._data, self._places = data, places
+
+    def __getitem__(self, name: str) -> bytes:
+        begin, end = self._places[name]
+        return self._data[begin:end]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def read_pack(path: Path) -> Entries:
+    """Return the entries of a pack's file, which is not read into memory; PackError as `parse_pack`."""
     try:
-        return parse_pack(path.read_bytes(), str(path))
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return parse_pack(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"", str(path))
     except OSError as error:
         raise PackError(f"{path}: {error.strerror}") from error
 
 
-def parse_pack(data: bytes, where: str) -> dict[str, bytes]:
+def parse_pack(data: Archive, where: str) -> Entries:
     """Return a pack's entries; PackError unless it is, byte for byte, the archive of its entries."""
-    records = list(_records(data))
-    entries = {name: content for _, name, content in records}
-    rebuilt = write_pack(entries)
-    if rebuilt == data:
-        for name in entries:
-            if not _NAME.fullmatch(name):
-                raise PackError(f"{where}: {name[:_SHOWN]!r} is no name of an entry")
-        return entries
-    at = next((k for k, (a, b) in enumerate(zip(rebuilt, data, strict=False)) if a != b), min(len(rebuilt), len(data)))
-    starts = [start for start, _, _ in records]
-    if records:
-        last_start, last_name, last_content = records[-1]
-        position = last_start + _RECORD.size + len(last_name.encode()) + len(last_content)
-        for _, name, _ in records:  # then the directory, in the same order
-            starts.append(position)
-            position += _DIRECTORY_RECORD_BYTES + len(name.encode())
-    names = [name for _, name, _ in records] * 2
-    entry = f"at entry {names[bisect_right(starts, at) - 1][:_SHOWN]!r}" if names else "where the first entry should be"
-    raise PackError(f"{where}: byte {at}, {entry}, is not as the format has it (P-PCK-2)")
+    places: dict[str, tuple[int, int]] = {}
+    directory: list[tuple[str, bytes]] = []
+    position, last = 0, ""
+    for start, name, begin, end in _records(data):
+        own, listed = _parts(name, data[begin:end], start)
+        _compare(where, data, start, [(name, own)])
+        if name <= last or not _NAME.fullmatch(name):
+            raise PackError(f"{where}: at entry {name[:_SHOWN]!r}: no name of an entry, or not in its place (P-PCK-2)")
+        directory.append((name, listed))
+        places[name] = begin, end
+        position, last = end, name
+    size = sum(len(listed) for _, listed in directory)
+    count = len(directory)
+    if count > _MOST or position + size > _MOST_BYTES:
+        raise PackError(f"{where}: over {_MOST} entries, or 4 GiB: ask for one line's, or audit the store")
+    ending = (directory[-1][0] if directory else "", _END.pack(b"PK\5\6", 0, 0, count, count, size, position, 0))
+    _compare(where, data, position, [*directory, ending])
+    if len(data) > position + size + _END.size:
+        at = position + size + _END.size
+        raise PackError(f"{where}: byte {at}, after the archive's end, is not as the format has it (P-PCK-2)")
+    return Entries(data, places)
 
 
-def _records(data: bytes) -> Iterator[tuple[int, str, bytes]]:
-    """Yield each entry's start, name and content, as the records in front of the contents tell."""
+def _parts(name: str, content: bytes, start: int) -> tuple[bytes, bytes]:
+    """Return an entry as it stands in an archive: with its own header at `start`, and in the directory."""
+    alone = write_pack({name: content})
+    own = len(alone) - _END.size - _DIRECTORY.size - len(name.encode())
+    listed = alone[own : len(alone) - _END.size]
+    return alone[:own], listed[: _DIRECTORY.size - 4] + start.to_bytes(4, "little") + listed[_DIRECTORY.size :]
+
+
+def _compare(where: str, data: Archive, start: int, expected: Sequence[tuple[str, bytes]]) -> None:
+    """PackError names the first byte from `start` on that is not the expected one, and its entry."""
+    for name, part in expected:
+        found = data[start : start + len(part)]
+        if found != part:
+            pairs = enumerate(zip(part, found, strict=False))
+            at = start + next((k for k, (want, have) in pairs if want != have), min(len(part), len(found)))
+            entry = f"at entry {name[:_SHOWN]!r}" if name else "where the first entry should be"
+            raise PackError(f"{where}: byte {at}, {entry}, is not as the format has it (P-PCK-2)")
+        start += len(part)
+
+
+def _records(data: Archive) -> Iterator[tuple[int, str, int, int]]:
+    """Yield each entry's start and name, and from where to where its content stands, as its own header tells."""
     start = 0
-    while _is_record(data[start : start + _RECORD.size]):
+    while _is_record(data[start : start + _RECORD.size]) and start < _MOST_BYTES:
         *_, size, name_size, extra_size = _RECORD.unpack_from(data, start)
         name_end = start + _RECORD.size + name_size
-        end = name_end + extra_size + size
-        name = data[start + _RECORD.size : name_end].decode(errors="replace")
-        yield start, name, data[name_end + extra_size : end]
+        begin = name_end + extra_size
+        end = min(begin + size, len(data))
+        yield start, data[start + _RECORD.size : name_end].decode(errors="replace"), min(begin, end), end
         start = end
 
 

@@ -3,16 +3,13 @@
 import os
 import random
 import subprocess
-from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 from maxgreen.chain.client import Chain, connect
-from maxgreen.chain.merkle import LINE_LEAF, MerkleTree
 from maxgreen.chain.orders import OrderStatus
 from settlement.orders import Payer
-from settlement.statement import Leaf
+from settlement.run import make_run
 from tests.chain.world import DAY_S, KWH, embedded, on_anvil
 from tests.conftest import ROOT, free_port, need, stop, wait_for
 
@@ -57,13 +54,8 @@ def period(world, number, energy):
     """Return a closed period with one leaf, as settlement has it."""
     claim = world.claim(energy, number, (number - 1) * DAY_S + 80_000)
     until_s = world.chain.newest_block(fresh=True).time_s
-    leaf = Leaf(until_s, claim)
-    tree = MerkleTree.of(LINE_LEAF, [leaf.values])
-    claims = [replace(claim, proof=tuple(tree.proof(0)))]
-    derived = SimpleNamespace(leaves=(leaf,), tree=tree, total_mws=energy, claims=claims)
-    return SimpleNamespace(
-        period=f"2026-{number:02}", until_s=until_s, manifest_digest=bytes([number]) * 32, derived=derived
-    )
+    statement = {"line": claim.line.hex(), "payable_total_mws": str(energy), "paid_before_mws": "0"}
+    return make_run(world.deployment.network, f"2026-{number:02}", until_s, None, [statement], [claim])
 
 
 def test_a_period_is_paid_once_however_often_its_payment_is_interrupted(tmp_path, monkeypatch):

@@ -17,27 +17,31 @@ from types import MappingProxyType
 import pytest
 
 from ingest.mirror import mirror_devices
+from maxgreen.chain.claims import claim_json
 from maxgreen.chain.dao import Dao, Proposal, ProposalState
 from maxgreen.chain.market import Exchange, RequestStatus, balances, coin, sweep, wei_of
 from maxgreen.chain.orders import Ends, LossTerms, OrderStatus
 from maxgreen.chain.registry import admission, apply_for, each_key, key_words
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
-from maxgreen.protocol import cose
 from maxgreen.protocol.attestation import attest, hand_over, prove_possession
 from maxgreen.protocol.backend import Beacon, sign_beacon
 from maxgreen.protocol.batch import Role
-from maxgreen.protocol.pack import MANIFEST, ORDER, canonical_json, manifest_bytes
+from maxgreen.protocol.pack import MANIFEST, canonical_json
 from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
+from maxgreen.store import FolderStore
 from maxgreen.verify.rules import Action, Decision, Limits
 from settlement.audit import audit
 from settlement.audit_chain import Pinned, module_files
-from settlement.close import close_period, revise_period
+from settlement.close import Closer
+from settlement.evidence import Judge
 from settlement.findings import Difference
 from settlement.inputs import Inputs
 from settlement.orders import Payer, open_line
+from settlement.packs import Pack, evidence_entries, keep_run, open_pack, stored_pack, write_pack_of
 from settlement.periods import period_bounds
+from settlement.run import make_run
 from settlement.statement import derive
 from settlement.status import look
 from simulator.lab import EASY, Lab
@@ -57,7 +61,7 @@ class Story:
     """Tokens 1 and 2 are miners of accounts 5 and 0, token 3 is the node of account 6."""
 
     def __init__(self, world, folder):
-        self.world, self.deployment = world, world.deployment
+        self.world, self.deployment, self.folder = world, world.deployment, folder
         self.network = world.deployment.network
         self.owners = {1: world.accounts[5], 2: world.accounts[0], 3: world.accounts[6]}
         self.labs = {
@@ -68,6 +72,8 @@ class Story:
         self.engine = open_engine(f"sqlite:///{folder / 'ledger.db'}")
         self.lines = [Ends(1, 1, 3, 0), Ends(2, 1, 3, 1)]
         self.packs = []
+        self.store = FolderStore(folder / "evidence")
+        self.closer = Closer(self.engine, self.store, world.contract, BACKEND, self.network)
 
     @property
     def now_s(self):
@@ -138,8 +144,7 @@ class Story:
         return payer, payer.post(closed)
 
     def close(self, period):
-        now_ms = self.now_s * 1000
-        return close_period(self.engine, self.world.contract, BACKEND, self.network, period, now_ms)
+        return self.closer.close(period, self.now_s * 1000)
 
     def pay(self, closed):
         """Vote, claim every line, audit the pack against the chain."""
@@ -147,19 +152,30 @@ class Story:
         payer.decide(closed, posted, wait=True)
         payer.claim(closed, posted)
         assert payer.refused == {}
-        entries = {**closed.entries, ORDER: payer.order_entry(closed, payer.look(posted))}
+        keep_run(self.store, closed, payer.order_entry(closed, payer.look(posted)))
+        pack = stored_pack(self.store, closed.period)
         pinned = Pinned(addresses=self.deployment.addresses)
         previous = self.packs[-1] if self.packs else None
-        report = audit(entries, previous=previous, chain=self.world.chain, pinned=pinned)
+        report = audit(pack, previous=previous, chain=self.world.chain, pinned=pinned)
+        self.audit_one_line(closed, pinned)
         assert sum("version of the DAO's module" in check for check in report.checks) == (3 if self.packs else 0)
         assert sum("wei minted" in check for check in report.checks) == len(self.lines)
-        self.packs.append(entries)
+        self.packs.append(pack)
         assert {line.waits_for.split(";")[0] for line in self.status().lines} <= {
             "nothing",
             "nothing: all of it is paid",
         }
-        for ends, result in zip(self.lines, self.by_line(closed), strict=True):
-            assert self.world.contract.line(ends.line_id).paid_mws == int(result.statement["payable_total_mws"]) > 0
+        for ends, statement in zip(self.lines, self.by_line(closed), strict=True):
+            assert self.world.contract.line(ends.line_id).paid_mws == int(statement["payable_total_mws"]) > 0
+
+    def audit_one_line(self, closed, pinned):
+        """An owner gets the evidence of one line alone, and finds its own payment."""
+        path, line = self.folder / "line.zip", self.lines[0].line_id.hex()
+        write_pack_of(self.store, closed, stored_pack(self.store, closed.period).order_data, path, line)
+        report = audit(open_pack(path), chain=self.world.chain, pinned=pinned)
+        assert list(report.payable_mws) == [line]
+        assert any("1 other lines" in believed for believed in report.believed)
+        assert sum("wei minted" in check for check in report.checks) == 1
 
     def register_modules(self):
         """Members and owners vote on what audits else have to believe."""
@@ -171,7 +187,7 @@ class Story:
         modules = self.deployment.functions("ModuleRegistry")
         calls = tuple(
             modules.set(name, "1", hashlib.sha256(data).digest(), "")
-            for name, (_, data) in module_files(self.packs[-1]).items()
+            for name, (_, data) in module_files(self.packs[-1].entries(self.lines[0].line_id.hex())).items()
         )
         dao = Dao(self.deployment, world.clock, governor="ModuleGovernor")
         proposal = Proposal(calls, "Limits, backend keys, checks")
@@ -179,28 +195,32 @@ class Story:
 
     def refuse_other_limits(self):
         """A backend that goes by limits of its own is found, though everything else in its pack is right."""
-        entries = dict(self.packs[-1])
-        looser = [{**limits, "capacity_ppm": 2_000_000} for limits in json.loads(entries["limits.json"])]
-        entries["limits.json"] = canonical_json(looser)
-        derived = derive(Inputs.from_entries(entries))
-        entries |= derived.entries
-        until_s, period = derived.inputs.until_s, derived.inputs.period
-        statement = entries["statement.json"]
-        entries["statement.cose"] = cose.sign(statement, BACKEND, self.network, "statement", detached=True)
-        previous = derived.inputs.previous
-        entries[MANIFEST] = manifest_bytes(self.network, period, until_s, previous, entries)
-        order = json.loads(entries[ORDER])
-        digest = hashlib.sha256(entries[MANIFEST]).hexdigest()
-        entries[ORDER] = canonical_json({**order, "posting": {**order["posting"], "manifest": digest}})
+        pack = self.packs[-1]
+        lines, statements, claims = {}, [], []
+        for line, kept in pack.lines.items():
+            looser = [{**limits, "capacity_ppm": 2_000_000} for limits in json.loads(kept["limits.json"])]
+            inputs = Inputs.from_entries({**kept, "limits.json": canonical_json(looser)})
+            result = derive(inputs, Judge(pack.segment).evidence(inputs))
+            lines[line] = evidence_entries(result, BACKEND)
+            manifest = hashlib.sha256(lines[line][MANIFEST]).digest()
+            statements.append({**result.statement, "manifest": manifest.hex()})
+            claims.append(result.claim(manifest))
+        previous = bytes.fromhex(pack.run.document["previous"])
+        run = make_run(self.network, pack.run.period, pack.run.until_s, previous, statements, claims)
+        order = json.loads(pack.order_data)
+        order["posting"] |= {"manifest": run.digest.hex(), "root": run.root.hex()}
+        order["claims"] = [claim_json(claim) for claim in run.claims]
+        lying = Pack(run.data, canonical_json(order), lines, pack.segment)
+        assert audit(lying).checks  # in itself it is right
         with pytest.raises(Difference, match="limits.json"):
-            audit(entries, chain=self.world.chain)
+            audit(lying, chain=self.world.chain)
 
     def status(self):
         return look(self.engine, self.deployment)
 
     def by_line(self, closed):
-        found = {result.terms.line: result for result in closed.derived.lines}
-        return [found[ends.line_id] for ends in self.lines]
+        found = {statement["line"]: statement for statement in closed.lines}
+        return [found[ends.line_id.hex()] for ends in self.lines]
 
     def reject_and_revise(self, closed):
         """The DAO wants one window looked at: the order is rejected, a decision recorded, the period closed again."""
@@ -215,8 +235,7 @@ class Story:
                 self.labs[1].device, 1, 1, Action.REJECT, "62", "dao", self.now_s * 1000, "the seal was open"
             )
             Book(connection).add_decision(text)
-        arguments = self.engine, self.world.contract, BACKEND, self.network
-        return revise_period(*arguments, closed, self.now_s * 1000)
+        return self.closer.revise(closed, self.now_s * 1000)
 
     def rotate(self, token):
         old, owner = self.labs[token], self.owners[token]
@@ -279,8 +298,8 @@ def tell(story):
     closed = story.close(first_day)
     lap("a day")
     revised = story.reject_and_revise(closed)
-    totals = [int(result.statement["payable_total_mws"]) for result in story.by_line(revised)]
-    assert totals[0] < int(story.by_line(closed)[0].statement["payable_total_mws"])
+    totals = [int(statement["payable_total_mws"]) for statement in story.by_line(revised)]
+    assert totals[0] < int(story.by_line(closed)[0]["payable_total_mws"])
     lap("rejection and revision")
     story.pay(revised)
     lap("vote, claims, audit")

@@ -1,6 +1,5 @@
 """The demo as a user runs it, and the audit of what it leaves."""
 
-import hashlib
 import json
 import os
 import re
@@ -14,10 +13,17 @@ from pathlib import Path
 import pytest
 
 from edge_agent.sensors.trace import read_trace
-from maxgreen.protocol.pack import PackError, read_pack, write_pack
+from maxgreen.chain.claims import claim_json
+from maxgreen.keyfile import load_key_file
+from maxgreen.protocol.pack import RUN, PackError, canonical_json, read_pack, write_pack
 from settlement.audit import audit
 from settlement.audit_cli import open_chain
+from settlement.evidence import Judge
+from settlement.inputs import Inputs
+from settlement.packs import Pack, open_pack, pack_of
+from settlement.statement import derive
 from simulator.demo import RESISTANCE_UOHM
+from simulator.evidence import line_pack
 from tests.conftest import TRACES
 
 MAXGREEN = Path(sys.executable).parent / "maxgreen"
@@ -73,7 +79,9 @@ def test_status_and_explanation_say_where_everything_is(demo, tmp_path):
     settings = tmp_path / "settlement.toml"
     paths = {name: tmp_path / file for name, file in (("rpc", "chain.db"), ("deployment", "deployment.json"))}
     lines = [f'{name} = "{path}"' for name, path in {**paths, "clock_file": tmp_path / "clock"}.items()]
-    settings.write_text("\n".join([*lines, f'ledger = "sqlite:///{tmp_path}/ledger.db"', f'output_dir = "{folder}"']))
+    settings.write_text(
+        "\n".join([*lines, f'ledger = "sqlite:///{tmp_path}/ledger.db"', f'evidence = "{folder}/evidence"'])
+    )
     said = json.loads(run("settle", "status", "--config", settings, "--json").stdout)
     assert (said["period"], said["order"], said["state"]) == ("2015-11", 1, "approved")
     assert [line["waits_for"] for line in said["lines"]] == ["nothing: all of it is paid"]
@@ -128,7 +136,7 @@ def test_a_changed_byte_anywhere_fails_with_the_entrys_name(demo, tmp_path):
         broken[position] ^= 0x10
         path.write_bytes(broken)
         with pytest.raises(PackError) as caught:
-            audit(read_pack(path))
+            audit(open_pack(path))
         told = re.search("at entry '([^']+)'", str(caught.value))
         assert told, caught.value
         assert any(_one_byte_apart(told[1], name) for name in entries), caught.value
@@ -145,11 +153,10 @@ def test_a_lie_in_the_order_is_found_on_the_chain(demo, tmp_path):
     order = json.loads(entries["order.json"])
     shutil.copy(folder / "chain.db", tmp_path / "chain.db")
     chain = open_chain(str(tmp_path / "chain.db"))
-    assert audit(entries, chain=chain).checks
-    from maxgreen.protocol.pack import canonical_json
+    assert audit(pack_of(entries), chain=chain).checks
 
     with pytest.raises(PackError, match="order.json"):
-        audit({**entries, "order.json": canonical_json({**order, "order": 2})}, chain=chain)
+        audit(pack_of({**entries, "order.json": canonical_json({**order, "order": 2})}), chain=chain)
     [claim] = order["claims"]
     lies = [
         {"claims": [{**claim, "payable_total_mws": "1"}]},
@@ -163,7 +170,7 @@ def test_a_lie_in_the_order_is_found_on_the_chain(demo, tmp_path):
     ]
     for lie in lies:
         with pytest.raises(PackError, match="order.json"):
-            audit({**entries, "order.json": canonical_json({**order, **lie})})
+            audit(pack_of({**entries, "order.json": canonical_json({**order, **lie})}))
     assert write_pack(entries) == Path(result["pack"]).read_bytes()
 
 
@@ -177,59 +184,54 @@ LIES = {  # what an operator, who holds the backend's key, makes of the evidence
     "token": ("devices.json", lambda d: {**d, "efficiency_ppm": 10**7}),
     "battery": ("devices.json", lambda d: {**d, "battery_wh": 10**9}),
     "online": ("devices.json", lambda d: {**d, "online_required": not d["online_required"]}),
-    "loss": ("lines.json", lambda line: {**line, "max_loss_ppm": 10**6}),
-    "resistance": ("lines.json", lambda line: {**line, "resistance_uohm": 10**6}),
+    "loss": ("line.json", lambda line: {**line, "max_loss_ppm": 10**6}),
+    "resistance": ("line.json", lambda line: {**line, "resistance_uohm": 10**6}),
     "opened": (
-        "lines.json",
+        "line.json",
         lambda line: {**line, "opened": {**line["opened"], "sent": {**line["opened"]["sent"], "time": 1}}},
     ),
     "base": (
-        "lines.json",
+        "line.json",
         lambda line: {
             **line,
             "opened": {**line["opened"], "received": {**line["opened"]["received"], "register": "7"}},
         },
     ),
-    "closed": ("lines.json", lambda line: {**line, "closed": 4_000_000_000}),
-    "paid": ("lines.json", lambda line: {**line, "paid_mws": str(10**15)}),
+    "closed": ("line.json", lambda line: {**line, "closed": 4_000_000_000}),
+    "paid": ("line.json", lambda line: {**line, "paid_mws": str(10**15)}),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_what_an_operator_changes_in_the_evidence_is_found_on_the_chain(demo, tmp_path, lie):
     result, folder = demo
-    entries = read_pack(Path(result["pack"]))
-    name, change = LIES[lie]
-    from maxgreen.chain.claims import claim_json
-    from maxgreen.keyfile import load_key_file
-    from maxgreen.protocol import cose
-    from maxgreen.protocol.pack import canonical_json, manifest_bytes
-    from settlement.inputs import Inputs
-    from settlement.statement import derive
-
-    order = json.loads(entries["order.json"])
-    lied = {**entries, name: canonical_json([change(value) for value in json.loads(entries[name])])}
+    pack = open_pack(Path(result["pack"]))
+    [line] = pack.lines
+    entries, (name, change) = pack.entries(line), LIES[lie]
+    value = json.loads(entries[name])
+    lied = {
+        **entries,
+        name: canonical_json([change(one) for one in value] if isinstance(value, list) else change(value)),
+    }
     assert lied[name] != entries[name]
-    derived = derive(Inputs.from_entries(lied))
-    lied |= derived.entries
-    key = load_key_file(folder / "backend.pem")
-    manifest = json.loads(entries["manifest.json"])
-    lied["statement.cose"] = cose.sign(lied["statement.json"], key, manifest["network"], "statement", detached=True)
-    lied["manifest.json"] = manifest_bytes(manifest["network"], manifest["period"], manifest["until"], None, lied)
+    inputs = Inputs.from_entries(lied)
+    named, run = line_pack(derive(inputs, Judge(pack.segment).evidence(inputs)), load_key_file(folder / "backend.pem"))
+    order = json.loads(pack.order_data)
     posting = {
         **order["posting"],
-        "root": derived.tree.root.hex() if derived.leaves else "00" * 32,
-        "count": len(derived.leaves),
-        "total_mws": str(derived.total_mws),
-        "manifest": hashlib.sha256(lied["manifest.json"]).hexdigest(),
+        "root": run.root.hex() if run.claims else "00" * 32,
+        "count": len(run.claims),
+        "total_mws": str(run.total_mws),
+        "manifest": run.digest.hex(),
     }
-    claims = [claim_json(claim) for claim in derived.claims] if derived.leaves else []
-    lied["order.json"] = canonical_json({**order, "posting": posting, "claims": claims})
-    if derived.leaves:
-        assert audit(lied).checks  # the pack is in itself right
+    claims = [claim_json(claim) for claim in run.claims]
+    own = {entry.removeprefix(f"{line}/"): data for entry, data in named.items() if entry != RUN}
+    lying = Pack(run.data, canonical_json({**order, "posting": posting, "claims": claims}), {line: own}, pack.segment)
+    if run.claims:
+        assert audit(lying).checks  # the pack is in itself right
     chain = open_chain(str(shutil.copy(folder / "chain.db", tmp_path / "chain.db")))
-    with pytest.raises(PackError, match=name):
-        audit(lied, chain=chain)
+    with pytest.raises(PackError, match=rf"{name}|{RUN}" if not run.claims else name):
+        audit(lying, chain=chain)
 
 
 @pytest.mark.parametrize(
@@ -297,5 +299,5 @@ def test_two_months_close_one_after_the_other(tmp_path):
     assert result["token_balance_wei"] == result["mint_wei"] > 0
     first, second = result["packs"]
     alone = run("audit", second).stdout
-    assert "disputes of before this pack" in alone
+    assert "disputes of before this period" in alone
     assert "follow from the previous pack" in run("audit", second, "--previous", first).stdout

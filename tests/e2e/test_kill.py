@@ -25,10 +25,10 @@ from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.keys import key_id
-from maxgreen.protocol.pack import read_pack
 from maxgreen.protocol.work import nbits_of_credit
 from maxgreen.verify.rules import Limits
 from settlement.audit import audit
+from settlement.packs import open_pack
 from simulator.broker import EmbeddedBroker
 from simulator.site import miner_system, node_system, peak_mw
 from tests.conftest import TRACES, free_port, stop, wait_for
@@ -210,8 +210,7 @@ def make_site(tmp_path):
 
 
 def check_audit(site, result):
-    entries = read_pack(site.folder / result["pack"])
-    assert audit(entries, chain=site.chain).checks
+    assert audit(open_pack(site.folder / result["pack"]), chain=site.chain).checks
     statement = json.loads((site.folder / result["statement"]).read_text())
     assert sum(int(line["mint_wei"]) for line in statement["lines"]) == int(result["minted_wei"]) > 0
     assert result["order"] == 1

@@ -1,6 +1,5 @@
 """The real service, as a process, on a real Mosquitto and each database: cut, killed, blocked, run twice."""
 
-import json
 import random
 import sqlite3
 import threading
@@ -21,6 +20,7 @@ from maxgreen.protocol.backend import sign_beacon
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason
+from maxgreen.store import FolderStore
 from maxgreen.verify.rules import Limits
 from settlement import close
 from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
@@ -249,7 +249,7 @@ def batch_of(lab, number):
 
 
 @pytest.mark.parametrize("when", ["before", "during", "after"])
-def test_what_is_committed_around_a_close_is_paid_once(engine, monkeypatch, when):
+def test_what_is_committed_around_a_close_is_paid_once(engine, monkeypatch, when, tmp_path):
     """The revision that a period covers is read before the batches that it covers."""
     miner = Lab(interval_ms=30_000)
     node = Lab(secret=4, roles=(Role.RECEIVED,), interval_ms=30_000)
@@ -274,20 +274,17 @@ def test_what_is_committed_around_a_close_is_paid_once(engine, monkeypatch, when
     base = Reading(T0_MS // 1000, 0, 0)
     line = Line(Ends(1, 1, 2, 0), LossTerms(150_000, 0, 200_000), base.time_s, 0, *[base] * 4, *[0] * 7)
     contract = type("Contract", (), {"opened_lines": lambda _: [line]})()
-    derive = close.derive
+    derive, closer = close.derive, close.Closer(engine, FolderStore(tmp_path / "evidence"), contract, BACKEND, NETWORK)
     if when == "before":
         late()
     if when == "during":
-        monkeypatch.setattr(close, "derive", lambda inputs: (late(), derive(inputs))[1])
-    january = close.close_period(engine, contract, BACKEND, NETWORK, "2026-01", T0_MS + 39 * 86_400_000)
+        monkeypatch.setattr(close, "derive", lambda *inputs: (late(), derive(*inputs))[1])
+    january = closer.close("2026-01", T0_MS + 39 * 86_400_000)
     monkeypatch.undo()
     if when == "after":
         late()
-    february = close.close_period(engine, contract, BACKEND, NETWORK, "2026-02", T0_MS + 70 * 86_400_000)
-    first, total = (
-        int(json.loads(closed.entries["statement.json"])["lines"][0]["payable_total_mws"])
-        for closed in (january, february)
-    )
+    february = closer.close("2026-02", T0_MS + 70 * 86_400_000)
+    first, total = (int(closed.lines[0]["payable_total_mws"]) for closed in (january, february))
     assert (first == total) == (when == "before")
     assert total > 0.9 * node.meters[0].register_mws
 

@@ -3,6 +3,7 @@
 `python -m tests.settlement.damages 100000` is the long run: each damage ends in a sentence, or changes nothing that counts.
 """
 
+import hashlib
 import json
 import random
 import resource
@@ -10,13 +11,26 @@ import sys
 import time
 from collections import Counter
 
+from maxgreen.chain.claims import claim_json
+from maxgreen.chain.deployment import FIELDS
 from maxgreen.protocol import cose
-from maxgreen.protocol.pack import MANIFEST, ORDER, PackError, canonical_json, manifest_bytes, parse_pack, write_pack
+from maxgreen.protocol.pack import (
+    MANIFEST,
+    ORDER,
+    RUN,
+    PackError,
+    canonical_json,
+    manifest_bytes,
+    parse_pack,
+    write_pack,
+)
 from settlement.audit import audit
-from settlement.inputs import Inputs
-from settlement.statement import derive
+from settlement.packs import pack_of
+from simulator.evidence import line_pack
 from simulator.lab import NETWORK
-from tests.settlement.test_statement import BACKEND, PERIOD, UNTIL_S, Pair
+from tests.settlement.test_statement import BACKEND, LINE, UNTIL_S, Pair
+
+STORY = {3: {"offline": True}, 5: {"drop": 9_000_000}, "cuts": (4,)}
 
 HOSTILE = [
     None, True, False, 0, -1, 1, 2**31, 2**53 - 1, 2**53, 2**64, 10**40, -(2**63), 0.5, 1e308, "", "0", "-1", "1e9", "NaN",
@@ -25,13 +39,10 @@ HOSTILE = [
 
 
 def order_of(entries):
-    """Return an order.json for a pack, as settlement writes it."""
-    derived = derive(Inputs.from_entries(entries))
-    from hashlib import sha256
-
-    from maxgreen.chain.claims import claim_json
-    from maxgreen.chain.deployment import FIELDS
-
+    """Return an order.json for a pack of one line, as settlement writes it."""
+    made = Pair(STORY).made()
+    _, run = line_pack(made.result(), BACKEND)
+    assert run.data == entries[RUN]
     return canonical_json(
         {
             "chain_id": 31337,
@@ -39,13 +50,13 @@ def order_of(entries):
             "order": 1,
             "posting": {
                 "until": UNTIL_S,
-                "root": derived.tree.root.hex(),
-                "count": len(derived.leaves),
-                "total_mws": str(derived.total_mws),
-                "manifest": sha256(entries[MANIFEST]).hexdigest(),
+                "root": run.root.hex(),
+                "count": len(run.claims),
+                "total_mws": str(run.total_mws),
+                "manifest": run.digest.hex(),
                 "evidence": "",
             },
-            "claims": [claim_json(claim) for claim in derived.claims],
+            "claims": [claim_json(claim) for claim in run.claims],
             "transactions": {"post": "0x" + "22" * 32},
         }
     )
@@ -104,23 +115,37 @@ def damaged(rng, entries, name):
 
 
 def remade(rng, entries):
-    """Return damaged entries; mostly the manifest fits again, and the backend's signature too."""
+    """Return damaged entries; mostly names, manifest, run and order fit again, and the backend's signature too."""
     name = rng.choice(sorted(entries))
     found = {**entries, name: damaged(rng, entries, name)}
-    if name in {MANIFEST, ORDER} or rng.random() < 0.1:
+    if name in {RUN, ORDER, f"{LINE}/{MANIFEST}"} or rng.random() < 0.1:
         return name, found
+    own = {n.removeprefix(f"{LINE}/"): d for n, d in found.items() if n.startswith(LINE)}
+    head = {key: value for key, value in json.loads(own[MANIFEST]).items() if key != "files"}
+    if name.startswith("segments/"):
+        data = found.pop(name)
+        digest = hashlib.sha256(data).hexdigest()
+        found[f"segments/{digest}.cbor"] = data
+        old = name.removeprefix("segments/").removesuffix(".cbor")
+        head["segments"] = {d: [digest if s == old else s for s in found_] for d, found_ in head["segments"].items()}
     if rng.random() < 0.7:
-        found["statement.cose"] = cose.sign(found["statement.json"], BACKEND, NETWORK, "statement", detached=True)
-    return name, {**found, MANIFEST: manifest_bytes(NETWORK, PERIOD, UNTIL_S, None, found)}
+        own["statement.cose"] = cose.sign(own["statement.json"], BACKEND, NETWORK, "statement", detached=True)
+    own[MANIFEST] = manifest_bytes(head, own)
+    run = json.loads(found[RUN])
+    run["lines"][0]["manifest"] = hashlib.sha256(own[MANIFEST]).hexdigest()
+    if rng.random() < 0.5:  # what has no order says so in its root
+        found.pop(ORDER, None)
+    found[RUN] = canonical_json(run)
+    return name, {**found, **{f"{LINE}/{n}": d for n, d in own.items()}}
 
 
 def run(count, seed=1, progress=None):
     """Audit `count` damages; return how they ended. Whatever is no sentence is raised."""
     rng, ended = random.Random(seed), Counter()
-    entries = Pair({3: {"offline": True}, 5: {"drop": 9_000_000}}).pack()
+    entries = Pair(STORY).entries()
     entries[ORDER] = order_of(entries)
     whole = write_pack(entries)
-    assert audit(parse_pack(whole, "pack")).checks
+    assert audit(pack_of(parse_pack(whole, "pack"))).checks
     for number in range(count):
         if rng.random() < 0.2:  # the archive itself
             broken = bytearray(whole)
@@ -131,7 +156,7 @@ def run(count, seed=1, progress=None):
             name, found = remade(rng, entries)
             made = write_pack(found)
         try:
-            audit(parse_pack(made, "pack"))
+            audit(pack_of(parse_pack(made, "pack")))
             ended["changes nothing that counts"] += 1
         except PackError as error:
             if not str(error):

@@ -8,15 +8,18 @@ import pytest
 from maxgreen.protocol.reasons import RELEASABLE, Reason
 from settlement.explain import WHY, explain
 from settlement.page import statement_csv, statement_page
-from settlement.statement import derive
+from settlement.statement import read_windows
+from simulator.lab import NETWORK
+from tests.settlement.test_statement import PERIOD
 from tests.settlement.test_thieves import CURRENT_UA, Thieves
 
 
 def told(pair):
-    inputs = pair.inputs()
-    derived = derive(inputs)
-    [result] = derived.lines
-    return derived, explain(inputs, result)
+    """Return a line's statement and windows, as its evidence has them, and what they say of its energy."""
+    result = pair.made().result()
+    read = read_windows(result.entries)
+    assert explain(PERIOD, result.statement, read) == explain(PERIOD, result.statement, result.windows.windows)
+    return (result.statement, read), explain(PERIOD, result.statement, read)
 
 
 def story():
@@ -40,7 +43,7 @@ def story():
 
 
 def test_the_parts_are_all_that_was_sent_in_words_and_in_pictures():
-    derived, explained = told(story())
+    line, explained = told(story())
     assert sum(part.energy_mws for part in explained.parts) == explained.sent_mws > 0
     names = {part.name for part in explained.parts if part.energy_mws}
     assert {"counted", "held (43 over_capacity)", "disputed (47 loss_exceeds_limit)", "held (55 unmetered)"} <= names
@@ -51,18 +54,18 @@ def test_the_parts_are_all_that_was_sent_in_words_and_in_pictures():
     why = explained.why()
     assert len(why) <= 10
     assert why[-2] == f"{explained.counted_windows} of 12 windows of ten minutes count"
-    page = statement_page(derived)
+    page = statement_page(PERIOD, NETWORK, [line])
     assert all(sentence in page for sentence in why[-2:])
     assert page.count("<g>") == 24
-    [header, row] = csv.reader(io.StringIO(statement_csv(derived)))
+    [header, row] = csv.reader(io.StringIO(statement_csv(PERIOD, [line[0]])))
     assert dict(zip(header, row, strict=True))["payable_mws"] == str(explained.payable_mws)
 
 
 def test_a_month_without_energy_looks_like_what_it_is():
-    derived, explained = told(Thieves())
+    line, explained = told(Thieves())
     assert explained.sent_mws == 0
     assert sum(part.energy_mws for part in explained.parts) == 0
-    assert "0.000000 kWh to pay" in statement_page(derived)
+    assert "0.000000 kWh to pay" in statement_page(PERIOD, NETWORK, [line])
 
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if 40 <= reason < 60])

@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 from maxgreen.protocol.batch import Event, EventKind, Health
-from settlement.reports import Finding, check_lines
-from settlement.statement import derive
+from settlement.reports import Finding, check_line
 from tests.settlement.test_explain import story
 from tests.settlement.test_thieves import Thieves
 
 
 def found(pair, releases=None):
-    return {(check.end, check.name): check for check in check_lines(derive(pair.inputs()), releases)}
+    made = pair.made()
+    return {(check.end, check.name): check for check in check_line(made.result(), made.evidence(), releases)}
 
 
 def test_an_honest_line_passes_and_what_nobody_knows_is_unknown():

@@ -13,13 +13,15 @@ from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.attestation import hand_over, prove_possession
 from maxgreen.protocol.backend import Beacon, sign_beacon
 from maxgreen.protocol.batch import Role
-from maxgreen.protocol.pack import ORDER
 from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
+from maxgreen.store import FolderStore
 from maxgreen.verify.rules import Limits
 from settlement.audit import audit
-from settlement.close import close_period
+from settlement.close import Closer
 from settlement.orders import Payer, open_line
+from settlement.packs import keep_run, stored_pack
+from settlement.statement import read_windows
 from simulator.lab import EASY, Lab
 from tests.chain.test_contracts import halves
 from tests.chain.world import embedded
@@ -59,6 +61,8 @@ class Site:
             book.add_beacon(self.beacon, sign_beacon(self.beacon, BACKEND, self.network))
         self.bench = Bench(self.engine, network=self.network)
         self.mirror()
+        self.store = FolderStore(tmp_path / "evidence")
+        self.closer = Closer(self.engine, self.store, world.contract, BACKEND, self.network)
         self.packed = None
 
     def mirror(self):
@@ -115,16 +119,17 @@ class Site:
     def settle(self, period, now_ms):
         self.pass_to(now_ms)
         world = self.world
-        closed = close_period(self.engine, world.contract, BACKEND, self.network, period, now_ms)
+        closed = self.closer.close(period, now_ms)
         payer = Payer(world.deployment, world.clock, world.operator, world.members)
         posted = payer.post(closed)
         payer.decide(closed, posted, wait=True)
         payer.claim(closed, posted)
         assert payer.refused == {}
-        [result] = closed.derived.lines
-        entries = {**closed.entries, ORDER: payer.order_entry(closed, payer.look(posted))}
-        previous, self.packed = self.packed, entries
-        return result, audit(entries, previous=previous, chain=world.chain)
+        keep_run(self.store, closed, payer.order_entry(closed, payer.look(posted)))
+        previous, self.packed = self.packed, stored_pack(self.store, period)
+        windows = read_windows(self.packed.entries(self.line.hex()))
+        [statement] = closed.lines
+        return statement, windows, audit(self.packed, previous=previous, chain=world.chain)
 
 
 @pytest.fixture
@@ -178,14 +183,14 @@ def test_a_device_goes_on_with_another_key_and_is_paid_for_both(site, how):
     for lab in (site.miner, site.node):
         lab.reboot(bytes([8] * 16), wall_ms=midnight_ms)
     site.window(9, attested=True)
-    result, report = site.settle("2026-01-02", midnight_ms + 2 * WINDOW_MS)
+    statement, windows, report = site.settle("2026-01-02", midnight_ms + 2 * WINDOW_MS)
     line = site.world.contract.line(site.line)
-    counted = [w for w in result.windows.windows if w.counts]
+    counted = [w for w in windows if w.counts]
     assert len(counted) == 7
-    assert line.paid_mws == int(result.statement["payable_total_mws"]) == sum(w.measured.received_mws for w in counted)
+    assert line.paid_mws == int(statement["payable_total_mws"]) == sum(w.measured.received_mws for w in counted)
     assert (line.sent.key_number, line.received.key_number) == (1, 0)
     assert line.carried_sent_mws == old.meters[1].register_mws
-    assert int(result.statement["to_register"]) == line.carried_sent_mws + line.sent.register_mws
+    assert int(statement["to_register"]) == line.carried_sent_mws + line.sent.register_mws
     assert "wei minted" in report.checks[-1]
     # and the month after: the old chain is no longer in the evidence
     day_ms = midnight_ms + 86_400_000
@@ -195,9 +200,9 @@ def test_a_device_goes_on_with_another_key_and_is_paid_for_both(site, how):
     for lab in (site.miner, site.node):
         lab.reboot(bytes([9] * 16), wall_ms=day_ms)
     site.window(13, attested=True)
-    more, report = site.settle("2026-01-03", day_ms + 2 * WINDOW_MS)
+    more, _, report = site.settle("2026-01-03", day_ms + 2 * WINDOW_MS)
     after = site.world.contract.line(site.line)
-    assert after.paid_mws == int(more.statement["payable_total_mws"]) > line.paid_mws
+    assert after.paid_mws == int(more["payable_total_mws"]) > line.paid_mws
     assert "wei minted" in report.checks[-1]
 
 

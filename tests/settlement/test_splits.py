@@ -12,9 +12,11 @@ from maxgreen.ledger.registry import KnownDevice, put_devices
 from maxgreen.protocol.backend import sign_beacon
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.reasons import Reason
+from maxgreen.store import FolderStore
 from maxgreen.verify.rules import Action, Decision, Limits
 from settlement.audit import audit
-from settlement.close import NotReadyError, close_period
+from settlement.close import Closer, NotReadyError
+from settlement.packs import keep_run, stored_pack
 from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
 from tests.ingest.desks import BACKEND, NOBODY, Bench, rows
 
@@ -39,7 +41,7 @@ def system(kind, roles):
 class Site:
     """A miner and a node on a ledger; the line's terms are the book's, and nothing of them changes by paying."""
 
-    def __init__(self, url):
+    def __init__(self, url, folder):
         self.miner = Lab(roles=(Role.GENERATION, Role.SENT), interval_ms=30_000)
         self.node = Lab(secret=4, roles=(Role.RECEIVED,), interval_ms=30_000, boot=bytes([4] * 16))
         self.engine = open_engine(url)
@@ -59,6 +61,8 @@ class Site:
             Ends(1, 1, 2, 0), LossTerms(RESISTANCE_UOHM, 0, 100_000), base.time_s, 0, *[base] * 4, *[0] * 7
         )
         self.packs = []
+        self.store = FolderStore(folder / f"evidence-{self.engine.url.database.rpartition('/')[2]}")
+        self.closer = Closer(self.engine, self.store, self, BACKEND, NETWORK)
 
     def opened_lines(self):
         return [self.line]
@@ -71,11 +75,13 @@ class Site:
 
     def close(self, period, now_ms):
         """Close; audit what is closed against the pack before it; return the line's statement."""
-        closed = close_period(self.engine, self, BACKEND, NETWORK, period, now_ms)
-        audit(closed.entries, previous=self.packs[-1] if self.packs else None)
-        self.packs.append(closed.entries)
-        [result] = closed.derived.lines
-        return result.statement
+        run = self.closer.close(period, now_ms)
+        keep_run(self.store, run, None)
+        pack = stored_pack(self.store, period)
+        audit(pack, previous=self.packs[-1] if self.packs else None)
+        self.packs.append(pack)
+        [statement] = run.lines
+        return statement
 
 
 def story(seed):
@@ -118,9 +124,9 @@ def story(seed):
     return sorted(happens, key=lambda happened: happened[0])
 
 
-def play(url, seed, closes):
+def play(url, folder, seed, closes):
     """Let everything happen, closing periods in between: (time, period); return the last statement and the site."""
-    site = Site(url)
+    site = Site(url, folder)
     happens = story(seed) + [(at_ms, "close", period) for at_ms, period in closes]
     statement = None
     for at_ms, what, value in sorted(happens, key=lambda happened: happened[0]):
@@ -149,11 +155,11 @@ WAYS = {
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_split_is_the_whole(tmp_path, seed):
-    whole, _ = play(f"sqlite:///{tmp_path}/month.db", seed, MONTH)
+    whole, _ = play(f"sqlite:///{tmp_path}/month.db", tmp_path, seed, MONTH)
     assert int(whole["payable_total_mws"]) > 0
     for name, closes in WAYS.items():
         try:
-            found, _ = play(f"sqlite:///{tmp_path}/{name.replace(' ', '_')}.db", seed, closes)
+            found, _ = play(f"sqlite:///{tmp_path}/{name.replace(' ', '_')}.db", tmp_path, seed, closes)
         except NotReadyError:
             continue  # a chain that had not reported past the day: it closes at the deadline, as the others do
         assert found["payable_total_mws"] == whole["payable_total_mws"], name
@@ -162,7 +168,7 @@ def test_the_split_is_the_whole(tmp_path, seed):
 @pytest.mark.rule("P-ING-4")
 @pytest.mark.parametrize("late", ["never", "late", "forged"])
 def test_a_skipped_seq_and_what_the_skip_leads_to_count_nowhere(tmp_path, late):
-    site = Site(f"sqlite:///{tmp_path}/ledger.db")
+    site = Site(f"sqlite:///{tmp_path}/ledger.db", tmp_path)
     lost = None
     for number in range(8):
         for lab in (site.miner, site.node):
@@ -185,7 +191,7 @@ def test_a_skipped_seq_and_what_the_skip_leads_to_count_nowhere(tmp_path, late):
     kept = {row.seq: (row.in_chain, row.skipped_to) for row in rows(site.engine, site.miner.device)}
     assert kept[4] == (True, True)
     statement = site.close("2026-01-01", T0_MS + 9 * DAY_MS)
-    windows = site.packs[-1][f"windows/{site.line.ends.line_id.hex()}.csv"].decode().splitlines()[1:]
+    windows = site.packs[-1].entries(site.line.ends.line_id.hex())["windows.csv"].decode().splitlines()[1:]
     rows_by_window = {(int(row.split(",")[0]) * 1000 - T0_MS) // WINDOW_MS: row.split(",") for row in windows}
     assert [rows_by_window[k][1] for k in (3, 4)] == ["0", "0"]  # nothing was sent in them, though the node received
     assert all(int(rows_by_window[k][2]) > 0 for k in (3, 4))
@@ -194,7 +200,7 @@ def test_a_skipped_seq_and_what_the_skip_leads_to_count_nowhere(tmp_path, late):
 
 
 def test_what_waits_since_a_chain_was_halted_counts_when_it_goes_on(tmp_path):
-    site = Site(f"sqlite:///{tmp_path}/ledger.db")
+    site = Site(f"sqlite:///{tmp_path}/ledger.db", tmp_path)
     for number in range(8):
         for lab in (site.miner, site.node):
             readings = [(18_000_000 + k - (200_000 if lab is site.node else 0), 1_000_000 + k) for k in range(20)]
@@ -216,7 +222,7 @@ def test_what_waits_since_a_chain_was_halted_counts_when_it_goes_on(tmp_path):
 
 
 def test_a_device_that_was_away_all_day_makes_no_audit_fail(tmp_path):
-    site = Site(f"sqlite:///{tmp_path}/ledger.db")
+    site = Site(f"sqlite:///{tmp_path}/ledger.db", tmp_path)
     for day in range(3):
         for lab in (site.miner, site.node):
             lab.reboot(bytes([day + 1, lab.secret] * 8), wall_ms=T0_MS + day * DAY_MS)

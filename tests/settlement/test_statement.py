@@ -1,26 +1,26 @@
 """From batches to pay, on hand-made chains."""
 
-import struct
 from dataclasses import replace
 
 import pytest
 
 from maxgreen.chain.orders import Ends
 from maxgreen.errors import UsageError
-from maxgreen.protocol import cose
-from maxgreen.protocol.backend import sign_beacon
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.keys import MemorySigner
-from maxgreen.protocol.pack import PackError, manifest_bytes
+from maxgreen.protocol.pack import RUN, PackError
 from maxgreen.protocol.reasons import Reason
-from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, Limits, Rules
+from maxgreen.verify.segment import Segment
 from settlement.audit import Difference, audit
-from settlement.inputs import Arrival, Base, ChannelTerms, Inputs, KnownRegister, LineBase, LineTerms, Party
+from settlement.checks import not_generated_days, stuck_windows
+from settlement.inputs import Base, ChannelTerms, Inputs, KnownRegister, LineBase, LineTerms, Party
+from settlement.packs import pack_of
 from settlement.periods import month_before, months_of, period_bounds
-from settlement.statement import derive, fold, mint_wei
+from settlement.statement import fold, mint_wei
 from settlement.sun import elevation_mdeg
 from settlement.windows import DAY_S, State, Window, sums_of
+from simulator.evidence import LineEvidence, line_pack
 from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
 
 BACKEND = MemorySigner.from_secret(2)
@@ -29,6 +29,7 @@ BEGIN_S, UNTIL_S = period_bounds(PERIOD)
 WINDOW = 600
 RESISTANCE = 200_000
 PEAK_MW = 40_000
+LINE = Ends(1, 1, 2, 0).line_id.hex()
 
 
 class Pair:
@@ -54,7 +55,8 @@ class Pair:
                 lab.boot_ms += 20 * 30_000
                 continue
             count = 19 if number == 0 else 20
-            readings = [(18_000_000 + k - lost, current + k) for k in range(count)]
+            step = 0 if self.options.get("flat") else 1
+            readings = [(18_000_000 + step * k - lost, current + step * k) for k in range(count)]
             batch = lab.batch(readings)
             if lab is self.miner and not change.get("offline"):
                 batch = replace(batch, work=lab.work(self.beacon))
@@ -62,7 +64,7 @@ class Pair:
                 batch = lab.attested(batch)
             self.messages[lab.device].append(lab.sign(batch))
 
-    def inputs(self, **changes):
+    def made(self, **changes):
         parties = tuple(
             Party(
                 lab.device,
@@ -87,33 +89,26 @@ class Pair:
             beacons={self.beacon.number: self.beacon},
             decisions=self.options.get("decisions", ()),
         )
-        arrived = T0_MS + 86_400_000
-        found = Inputs(
+        found = LineEvidence(
             network=NETWORK,
             period=PERIOD,
             until_s=UNTIL_S,
             start_s=BEGIN_S,
-            previous=None,
             parties=parties,
-            lines=(line,),
+            line=line,
             rules=rules,
-            backend_keys=(BACKEND.spki,),
-            beacon_messages=(sign_beacon(self.beacon, BACKEND, NETWORK),),
-            receipts={},
-            batches={device: tuple(messages) for device, messages in self.messages.items()},
-            arrivals={d: tuple(Arrival(k, arrived) for k in range(len(m))) for d, m in self.messages.items()},
-            starts={d: ChainState.start(NETWORK) for d in self.messages},
-            windows_before={},
+            signer=BACKEND,
+            messages=self.messages,
+            received_ms=T0_MS + 86_400_000,
+            cuts=self.options.get("cuts", ()),
         )
         return replace(found, **changes)
 
-    def pack(self):
-        inputs = self.inputs()
-        derived = derive(inputs)
-        entries = {**inputs.entries(), **derived.entries}
-        entries["statement.cose"] = cose.sign(entries["statement.json"], BACKEND, NETWORK, "statement", detached=True)
-        entries["manifest.json"] = manifest_bytes(NETWORK, PERIOD, UNTIL_S, None, entries)
-        return entries
+    def facts(self, device):
+        return self.made().evidence().facts[device]
+
+    def entries(self):
+        return self.made().entries()
 
 
 def limits(_window_s):
@@ -121,7 +116,7 @@ def limits(_window_s):
 
 
 def windows(pair):
-    [result] = derive(pair.inputs()).lines
+    result = pair.made().result()
     return {(w.window_s - BEGIN_S) // WINDOW: w for w in result.windows.windows}, result
 
 
@@ -137,7 +132,7 @@ def test_an_honest_line_is_counted_and_paid_what_arrived():
         assert abs(w.expected_mws - (w.sent_mws - w.received_mws)) <= 200
     assert int(result.statement["payable_total_mws"]) == received
     assert int(result.statement["mint_wei"]) == received * 2_500_000_000 // 9
-    assert result.leaf.claim.payable_total_mws == received
+    assert result.claim(bytes(32)).payable_total_mws == received
     assert result.statement["online_windows"] == 8
 
 
@@ -176,82 +171,93 @@ def test_a_held_window_counts_when_the_dao_releases_it():
 
 def test_more_sent_than_generated_holds_the_day():
     pair = Pair()
-    inputs = pair.inputs()
-    miner = inputs.parties[0]
-    from settlement.checks import not_generated_days
-    from settlement.replay import replay
-
-    facts = replay(inputs).facts[miner.device]
+    miner = pair.made().parties[0]
+    facts = pair.facts(miner.device)
     assert not_generated_days(miner, facts, limits, set()) == set()
     doubled = [
-        replace(f, readings=tuple(replace(r, energy_mws=2 * r.energy_mws) if r.role == 1 else r for r in f.readings))
+        f._replace(channels=tuple(m._replace(energy_mws=2 * m.energy_mws) if m.role == 1 else m for m in f.channels))
         for f in facts
     ]
     assert not_generated_days(miner, doubled, limits, set()) == {BEGIN_S}
 
 
 def test_a_reading_that_never_changes_is_a_stuck_sensor():
-    from settlement.checks import stuck_windows
-    from settlement.replay import replay
-
     pair = Pair()
-    inputs = pair.inputs()
-    facts = replay(inputs).facts[inputs.parties[0].device]
+    facts = pair.facts(pair.miner.device)
     assert stuck_windows(facts, 0, limits) | stuck_windows(facts, 1, limits) == set()
-    flat = [
-        replace(
-            f,
-            batch=replace(
-                f.batch,
-                channels=tuple(
-                    replace(c, voltage=struct.pack("<i", 5) * c.count, current=struct.pack("<i", 9_000) * c.count)
-                    for c in f.batch.channels
-                ),
-            ),
-        )
-        for f in facts
-    ]
+    made = Pair({"flat": True})
+    flat = made.facts(made.miner.device)
     assert stuck_windows(flat, 0, limits) == {BEGIN_S + 6 * WINDOW, BEGIN_S + 7 * WINDOW}  # after an hour
-    booted = [replace(f, batch=replace(f.batch, boot=bytes([k] * 16))) if k > 4 else f for k, f in enumerate(flat)]
+    booted = [f._replace(boot=bytes([k] * 16)) if k > 4 else f for k, f in enumerate(flat)]
     assert stuck_windows(booted, 1, limits) == set()
 
 
 @pytest.mark.rule("P-ING-1", "P-PCK-1")
 def test_the_audit_of_a_pack_gives_the_same_statement():
-    entries = Pair().pack()
-    report = audit(entries)
-    assert report.statement == entries["statement.json"]
-    assert audit(entries).text() == report.text()
-    assert Inputs.from_entries(entries).entries() == Pair().inputs().entries()
+    made = Pair().made()
+    report = audit(made.pack())
+    assert report.statement == made.entries()[RUN]
+    assert audit(made.pack()).text() == report.text()
+    pack = made.pack()
+    assert Inputs.from_entries(pack.entries(LINE)).entries() == made.inputs.entries()
+
+
+@pytest.mark.rule("P-PCK-3")
+@pytest.mark.parametrize("cuts", [(1,), (3, 4), (1, 2, 3, 4, 5, 6, 7, 8)])
+def test_however_chains_are_cut_into_segments_the_statement_is_the_same(cuts):
+    whole, parts = Pair().made(), Pair({"cuts": cuts}).made()
+    assert len(parts.segments) == 2 * (len(cuts) + 1)
+    assert parts.result().statement == whole.result().statement
+    assert parts.result().entries == whole.result().entries
+    assert audit(parts.pack()).payable_mws == audit(whole.pack()).payable_mws
+
+
+@pytest.mark.rule("P-PCK-3")
+def test_segments_that_do_not_lead_on_put_a_line_in_trouble():
+    made = Pair({"cuts": (3, 5)}).made()
+    first, _, last = made.inputs.segments[made.parties[0].device]
+    found = made.result(segments={**made.inputs.segments, made.parties[0].device: (first, last)})
+    assert "does not lead to it" in found.statement["trouble"]
+    assert int(found.statement["payable_mws"]) == 0
+    forged = replace(
+        Segment.parse(made.segments[last]), start=replace(Segment.parse(made.segments[last]).start, wall_ms=5)
+    )
+    made.segments[forged.digest] = forged.data
+    chain = (*made.inputs.segments[made.parties[0].device][:2], forged.digest)
+    found = made.result(segments={**made.inputs.segments, made.parties[0].device: chain})
+    assert "does not lead to it" in found.statement["trouble"]
 
 
 @pytest.mark.rule("P-PCK-1")
 def test_any_changed_entry_is_named():
-    entries = Pair().pack()
+    entries = Pair().entries()
     for name in entries:
         data = bytearray(entries[name])
         if not data:
             continue
         data[len(data) // 2] ^= 0x01
         with pytest.raises(PackError) as caught:
-            audit({**entries, name: bytes(data)})
-        assert name in str(caught.value) or name == "manifest.json"
-        with pytest.raises(PackError, match=name if name != "manifest.json" else "manifest"):
-            audit({k: v for k, v in entries.items() if k != name})
+            audit(pack_of({**entries, name: bytes(data)}))
+        own = name.rpartition("/")[2].removesuffix(".cbor")
+        assert own in str(caught.value) or own in {"manifest.json", RUN}
+        with pytest.raises(PackError, match=own):
+            audit(pack_of({k: v for k, v in entries.items() if k != name}))
 
 
 def test_a_statement_that_does_not_follow_is_a_difference_even_with_a_right_manifest():
-    entries = Pair().pack()
-    lie = entries["statement.json"].replace(b'"payable_mws":"', b'"payable_mws":"1')
-    forged = {**entries, "statement.json": lie}
-    forged["statement.cose"] = cose.sign(lie, BACKEND, NETWORK, "statement", detached=True)
-    forged["manifest.json"] = manifest_bytes(NETWORK, PERIOD, UNTIL_S, None, forged)
+    made = Pair().made()
+    result = made.result()
+    lie = result.entries["statement.json"].replace(b'"payable_mws":"', b'"payable_mws":"1')
+    statement = {**result.statement, "payable_mws": "1" + result.statement["payable_mws"]}
+    forged, _ = line_pack(
+        replace(result, statement=statement, entries={**result.entries, "statement.json": lie}), BACKEND
+    )
     with pytest.raises(Difference, match="statement.json"):
-        audit(forged)
+        audit(pack_of({**made.entries(), **forged}))
 
 
 def test_sums_over_split_packs_are_those_of_one():
-    [result] = derive(Pair().inputs()).lines
+    result = Pair().made().result()
     days = 5
     every = [
         Window(replace(w.measured, window_s=w.window_s + k * DAY_S), w.reasons)

@@ -8,9 +8,8 @@ from maxgreen.protocol.batch import Channel
 from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.meter import longest_segment_ms
 from maxgreen.verify.rules import Limits
-from maxgreen.verify.verdict import Growth, Reading
 from settlement.checks import stuck_windows
-from settlement.replay import Fact
+from settlement.facts import Fact, Metered, stretches_of
 from simulator.lab import BOOT, T0_MS, Lab
 
 DEAD_BAND_UA = 5_000
@@ -33,26 +32,29 @@ def story(rng):
             0, 0, [v for v, _ in picked], [i for _, i in picked], [t - times[0] for t in times], (0, 0, 0)
         )
         batch = lab.batch((), boot=boot, t0_boot_ms=times[0], interval_ms=interval_ms, channels=(channel,))
-        reading = Reading(0, 0, 0, 0, Growth(), DEAD_BAND_UA, True)
-        facts.append(Fact(None, batch, b"", 0, Reason.NONE, Reason.NONE, T0_MS + times[0], (reading,), 0, 0, False))
+        stretches = stretches_of(channel, times[0], interval_ms, DEAD_BAND_UA)
+        metered = Metered(0, 0, stretches=stretches)
+        t0_ms = T0_MS + times[0]
+        fact = Fact(lab.device, 0, 0, Reason.NONE, Reason.NONE, t0_ms, boot, interval_ms, (metered,))
+        facts.append((fact, batch))
     return facts
 
 
 def told(facts, stuck_ms):
     """Return the same, sample by sample."""
     found, run = set(), None
-    for fact in facts:
-        [channel] = fact.batch.channels
+    for fact, batch in facts:
+        [channel] = batch.channels
         for v, i, offset in zip(channel.voltage_uv, channel.current_ua, channel.offsets_ms, strict=True):
-            boot_ms = fact.batch.t0_boot_ms + offset
+            boot_ms = batch.t0_boot_ms + offset
             if abs(i) < DEAD_BAND_UA:
                 run = None
                 continue
-            near = run and run["boot"] == fact.batch.boot and run["value"] == (v, i)
-            if near and 0 < boot_ms - run["last"] <= longest_segment_ms(fact.batch.interval_ms):
+            near = run and run["boot"] == batch.boot and run["value"] == (v, i)
+            if near and 0 < boot_ms - run["last"] <= longest_segment_ms(batch.interval_ms):
                 run["last"] = boot_ms
             else:
-                run = {"boot": fact.batch.boot, "value": (v, i), "first": boot_ms, "last": boot_ms}
+                run = {"boot": batch.boot, "value": (v, i), "first": boot_ms, "last": boot_ms}
             if run["last"] - run["first"] >= stuck_ms:
                 found.add(fact.window_s)
     return found
@@ -63,4 +65,6 @@ def test_few_samples_tell_what_all_of_them_do(seed):
     rng = random.Random(seed)
     facts = story(rng)
     for stuck_s in (0, 5, 60, 400, 3_600):
-        assert stuck_windows(facts, 0, lambda _w, s=stuck_s: Limits(stuck_s=s)) == told(facts, stuck_s * 1_000)
+        assert stuck_windows([fact for fact, _ in facts], 0, lambda _w, s=stuck_s: Limits(stuck_s=s)) == told(
+            facts, stuck_s * 1_000
+        )

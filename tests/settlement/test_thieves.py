@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from maxgreen.protocol.batch import Role, parse_batch
+from maxgreen.protocol.batch import Role
 from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.rules import Action, Decision, Limits
-from settlement.inputs import Arrival, Base, Taken
+from maxgreen.verify.segment import Segment, Taking
+from settlement.inputs import Base
 from settlement.loss import Measured
-from settlement.statement import derive
 from settlement.windows import State
 from simulator.lab import T0_MS, Lab
 from tests.settlement.test_statement import BEGIN_S, PEAK_MW, RESISTANCE, WINDOW, Pair
@@ -38,19 +38,11 @@ class Thieves(Pair):
                 batch = replace(batch, work=lab.work(self.beacon))
             self.messages[lab.device].append(lab.sign(lab.attested(batch) if attested else batch))
 
-    def inputs(self, **changes):
-        arrived = T0_MS + 86_400_000
-        arrivals = {
-            d: tuple(
-                Arrival(seq, arrived, Taken.NOT if (d, seq) in self.ahead else Taken.NEXT)
-                for seq in (parse_batch(m).batch.seq for m in ms)
-            )
-            for d, ms in self.messages.items()
-        }
-        return super().inputs(**{"arrivals": arrivals, **changes})
+    def made(self, **changes):
+        return super().made(**{"ahead": self.ahead, **changes})
 
     def result(self, **changes):
-        [result] = derive(self.inputs(**changes)).lines
+        result = super().made(**{"ahead": self.ahead, **changes}).result()
         self.windows = {(w.window_s - BEGIN_S) // WINDOW: w for w in result.windows.windows}
         return result.statement
 
@@ -76,8 +68,7 @@ def test_skimming_is_disputed_and_so_stays_at_the_next_close(skim):
     honest = Thieves()
     for k in range(6):
         honest.both(attested=k == 5)
-    [line] = honest.inputs().lines
-    assert int(honest.result(windows_before={line.line: before})["payable_mws"]) == 0
+    assert int(honest.result(windows_before=before)["payable_mws"]) == 0
     assert int(honest.result()["payable_mws"]) > 0
 
 
@@ -148,7 +139,7 @@ def test_what_only_one_end_metered_is_charged_not_counted_and_too_much_of_it_is_
     assert pair.windows[3].state is State.COUNTED
     assert int(statement["payable_mws"]) == int(statement["received_mws"])
     short = Limits(pow_nbits_min=0x207FFFFF, unmetered_ppm=1_000)
-    rules = pair.inputs().rules
+    rules = pair.made().rules
     pair.result(rules=type(rules)(rules.network, limits=[(0, short)], beacons=rules.beacons))
     assert pair.windows[3].reasons == (Reason.UNMETERED,)
     assert {pair.windows[k].state for k in (2, 4)} == {State.COUNTED}
@@ -170,14 +161,8 @@ def test_nothing_measured_before_the_registration_counts():
     for k in range(6):
         pair.both(attested=k == 5)
     since_ms = (BEGIN_S + 3 * WINDOW) * 1000
-    parties = tuple(
-        replace(p, record=replace(p.record, statuses=((since_ms, "active"),))) for p in pair.inputs().parties
-    )
-    later = {
-        d: tuple(a._replace(received_ms=since_ms + 86_400_000) for a in rows)
-        for d, rows in pair.inputs().arrivals.items()
-    }
-    pair.result(parties=parties, arrivals=later)
+    parties = tuple(replace(p, record=replace(p.record, statuses=((since_ms, "active"),))) for p in pair.made().parties)
+    pair.result(parties=parties, received_ms=since_ms + 86_400_000)
     assert min(pair.windows) == 3
 
 
@@ -185,8 +170,7 @@ def test_sent_energy_that_is_called_generation_is_rejected_and_what_nobody_regis
     pair = Thieves()
     for k in range(6):
         pair.both(attested=k == 5)
-    inputs = pair.inputs()
-    miner, node = inputs.parties
+    miner, node = pair.made().parties
     roles = ((0, 1), (1, 0))
     lying = replace(miner, record=replace(miner.record, roles=roles))
     assert int(pair.result(parties=(lying, node))["payable_mws"]) == 0
@@ -247,32 +231,22 @@ def test_a_hole_of_years_costs_no_time():
     assert int(statement["payable_mws"]) > 0
 
 
-def test_one_lines_trouble_is_its_own():
-    pair, other = Thieves(), Lab(secret=7, roles=(Role.GENERATION, Role.SENT), interval_ms=STEP_MS)
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_batch_that_its_chain_does_not_lead_to_puts_the_line_in_trouble(who):
+    pair = Thieves()
     for k in range(4):
         pair.both(attested=k == 3)
-    inputs = pair.inputs()
-    miner, node = inputs.parties
-    party = replace(miner, device=other.device, record=other.record(), token=3)
-    [line] = inputs.lines
-    second = replace(line, line=bytes(32), miner=3)
-    broken = other.next(seq=5)  # what no chain begins with
-    found = derive(
-        replace(
-            inputs,
-            parties=(miner, node, party),
-            lines=(line, second),
-            batches={**inputs.batches, other.device: (broken,)},
-            arrivals={**inputs.arrivals, other.device: (Arrival(5, T0_MS + 86_400_000),)},
-            starts={**inputs.starts, other.device: inputs.starts[miner.device]},
-        )
-    )
-    troubled, well = found.lines
-    assert "seq 5: gap_before" in troubled.statement["trouble"]
-    assert (troubled.statement["payable_mws"], troubled.leaf) == ("0", None)
-    assert well.statement["trouble"] == ""
-    assert int(well.statement["payable_mws"]) > 0
-    assert [leaf.line for leaf in found.leaves] == [line.line]
+    made = pair.made()
+    device = made.parties[who].device
+    lab = Lab(secret=1 if who == 0 else 4, roles=(Role.GENERATION, Role.SENT), interval_ms=STEP_MS)
+    [digest] = made.inputs.segments[device]
+    whole = Segment.parse(made.segments[digest])
+    broken = replace(whole, batches=(Taking(lab.next(seq=5), T0_MS + 86_400_000),))
+    made.segments[broken.digest] = broken.data
+    found = made.result(segments={**made.inputs.segments, device: (broken.digest,)})
+    assert "seq 5: gap_before" in found.statement["trouble"]
+    assert (found.statement["payable_mws"], found.claim(bytes(32))) == ("0", None)
+    assert int(made.result().statement["payable_mws"]) > 0
 
 
 @pytest.mark.parametrize("spoilt", [False, True])
@@ -313,9 +287,9 @@ def test_a_line_counts_from_its_bases_on_by_time_too():
     pair = Thieves()
     for k in range(8):
         pair.both(attested=k == 7)
-    [line] = pair.inputs().lines
+    line = pair.made().line
     later = Base(BEGIN_S + 5 * WINDOW)  # attested by a clock that was ahead: an early seq, a late time
-    pair.result(lines=(replace(line, sent_base=later, received_base=later),))
+    pair.result(line=replace(line, sent_base=later, received_base=later))
     assert min(pair.windows) == 5
 
 
@@ -370,8 +344,7 @@ def test_a_dispute_outlives_another_reason():
     pair = Thieves()
     for k in range(6):
         pair.both(attested=k == 5)
-    [line] = pair.inputs().lines
-    before = {line.line: {BEGIN_S + 2 * WINDOW: ("held", "47"), BEGIN_S + 3 * WINDOW: ("held", "")}}
+    before = {BEGIN_S + 2 * WINDOW: ("held", "47"), BEGIN_S + 3 * WINDOW: ("held", "")}
     pair.result(windows_before=before)
     assert (pair.windows[2].state, pair.windows[2].dispute) == (State.DISPUTED, (Reason.LOSS_EXCEEDS_LIMIT,))
     assert pair.windows[3].counts

@@ -1,0 +1,180 @@
+"""From the ledger to the evidence store: cutting chains into segments (verify.segment), and finding them again."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from maxgreen.errors import MaxgreenError
+from maxgreen.ledger.book import Book, dated
+from maxgreen.ledger.engine import reader
+from maxgreen.ledger.schema import beacons, receipts, segments
+from maxgreen.protocol.backend import decode_receipt
+from maxgreen.protocol.batch import Batch, parse_batch
+from maxgreen.protocol.cose import parse
+from maxgreen.store import Store
+from maxgreen.verify.chain import ChainState
+from maxgreen.verify.replay import Replay
+from maxgreen.verify.rules import DeviceRecord, Rules
+from maxgreen.verify.segment import MAX_BATCHES, Segment, Taking, segment_name
+
+_ASKED: Final = 900  # numbers in one question to the database
+
+
+class Cut(NamedTuple):
+    """A segment as the ledger knows it; times in ms since the epoch, None where none of its batches has any."""
+
+    number: int
+    first_seq: int
+    next_seq: int
+    digest: bytes
+    first_ms: int | None
+    last_ms: int | None
+    state: ChainState  # of the chain after it
+
+    @property
+    def name(self) -> str:
+        """What it is called in the store."""
+        return segment_name(self.digest)
+
+
+def cut_segments(engine: Engine, store: Store, network: str, devices: Iterable[bytes]) -> int:
+    """Keep in the store what the chains of devices took since it was last done; return how many segments are new.
+
+    Another process may do so at the same time: what the first one wrote holds. Killed and done again, it goes on.
+    """
+    count = 0
+    for device in devices:
+        while (found := _next(engine, network, device)) is not None:
+            segment, cut = found
+            store.put(cut.name, segment.data)
+            try:
+                with engine.begin() as connection:
+                    connection.execute(insert(segments).values(device=device, **_values(cut)))
+            except IntegrityError:  # another was first: what it cut is gone on from
+                continue
+            count += 1
+    return count
+
+
+def cuts_of(connection: Connection, device: bytes) -> list[Cut]:
+    """Return a device's segments, oldest first."""
+    rows = connection.execute(select(segments).where(segments.c.device == device).order_by(segments.c.number))
+    return [_cut(row) for row in rows]
+
+
+def load(store: Store, cut: Cut) -> Segment:
+    """Return a segment from the store; MaxgreenError when it holds another one under this name."""
+    data = store.get(cut.name)
+    segment = Segment.parse(data)
+    if segment.digest != cut.digest:
+        raise MaxgreenError(f"evidence store: {cut.name} is not what was put there; restore it from a backup")
+    return segment
+
+
+def _next(engine: Engine, network: str, device: bytes) -> tuple[Segment, Cut] | None:
+    """Return the segment that is to be cut next, if the chain went on."""
+    with reader(engine).begin() as connection:
+        book = Book(connection)
+        newest = select(segments).where(segments.c.device == device).order_by(segments.c.number.desc()).limit(1)
+        row = connection.execute(newest).first()
+        last = None if row is None else _cut(row)
+        start = ChainState.start(network) if last is None else last.state
+        end = _end(book, device, start)
+        if end is None or end.next_seq <= start.next_seq:
+            return None
+        rows = list(book.chain_between(device, start.next_seq, min(end.next_seq, start.next_seq + MAX_BATCHES)))
+        record = book.device(device)
+        if record is None or not rows:
+            return None
+        signed = [parse_batch(bytes(row.message)).batch for row in rows]
+        predecessor = None
+        if signed[0].succeeds is not None and record.record.predecessor is not None:
+            predecessor = _went_on(book.state(record.record.predecessor))
+        if rows[-1].seq + 1 < end.next_seq:
+            rows, end = _first_part(rows, start, record.record, book.rules(network), predecessor, end)
+            if not rows:  # all of these wait for a date: a segment ends where none does
+                rows = list(book.chain_between(device, start.next_seq, end.next_seq))
+            signed = [parse_batch(bytes(row.message)).batch for row in rows]
+        segment = Segment(
+            network,
+            device,
+            None if last is None else last.digest,
+            start,
+            predecessor,
+            tuple(Taking(bytes(row.message), row.received_ms, bool(row.skipped_to)) for row in rows),
+            tuple(_beacons(connection, signed)),
+            tuple(_receipts(connection, device, start.next_seq, end.next_seq)),
+        )
+        times = [row.t0_ms for row in rows if row.t0_ms is not None and dated(row)]
+        number = 0 if last is None else last.number + 1
+        first_ms, last_ms = min(times, default=None), max(times, default=None)
+        return segment, Cut(number, rows[0].seq, end.next_seq, segment.digest, first_ms, last_ms, end)
+
+
+def _end(book: Book, device: bytes, start: ChainState) -> ChainState | None:
+    """Return the newest state of a chain in which no batch waits for a date."""
+    state = book.state(device)
+    if state is not None and state.undated_from is not None:
+        row = book.batch(device, state.undated_from)
+        if state.undated_from <= start.next_seq or row is None or row.state_before is None:
+            return None
+        state = ChainState.from_bytes(bytes(row.state_before))
+    return _went_on(state)
+
+
+def _went_on(state: ChainState | None) -> ChainState | None:
+    """Return a state as what is taken after it sees it: where a chain was halted, it went on by a decision."""
+    return None if state is None else replace(state, halted=False)
+
+
+def _first_part(
+    rows: Sequence[Any],
+    start: ChainState,
+    record: DeviceRecord,
+    rules: Rules,
+    predecessor: ChainState | None,
+    end: ChainState,
+) -> tuple[list[Any], ChainState]:
+    """Return as many rows as a segment may hold, and the state after them; none when it can end nowhere among them."""
+    chain, kept, state = Replay(start, record, rules), 0, start
+    for number, row in enumerate(rows, 1):
+        signed = parse_batch(bytes(row.message))
+        before = predecessor if signed.batch.succeeds is not None else None
+        chain.take(signed, row.received_ms, skipped_to=bool(row.skipped_to), predecessor=before)
+        if chain.state.undated_from is None:
+            kept, state = number, chain.state
+    return (list(rows[:kept]), state) if kept else ([], end)
+
+
+def _beacons(connection: Connection, signed: Sequence[Batch]) -> Iterator[bytes]:
+    """Yield the signed beacons that batches name, ascending."""
+    numbers = sorted({batch.work.beacon for batch in signed if batch.work is not None})
+    for start in range(0, len(numbers), _ASKED):
+        query = select(beacons.c.message).where(beacons.c.number.in_(numbers[start : start + _ASKED]))
+        yield from map(bytes, connection.execute(query.order_by(beacons.c.number)).scalars())
+
+
+def _receipts(connection: Connection, device: bytes, first_seq: int, next_seq: int) -> Iterator[bytes]:
+    """Yield the receipts of days that end in first < next seq ≤ the segment's end."""
+    query = select(receipts.c.message).where(receipts.c.device == device).order_by(receipts.c.server_ms)
+    for message in map(bytes, connection.execute(query).scalars()):
+        if first_seq < decode_receipt(parse(message).payload).next_seq <= next_seq:
+            yield message
+
+
+def _values(cut: Cut) -> dict[str, Any]:
+    return {**cut._asdict(), "state": cut.state.to_bytes()}
+
+
+def _cut(row: Any) -> Cut:
+    state = ChainState.from_bytes(bytes(row.state))
+    return Cut(row.number, row.first_seq, row.next_seq, bytes(row.digest), row.first_ms, row.last_ms, state)
+
+
+def newest_cuts(connection: Connection) -> dict[bytes, int]:
+    """Return up to which seq each device's chain is in the store."""
+    rows = connection.execute(select(segments.c.device, func.max(segments.c.next_seq)).group_by(segments.c.device))
+    return {bytes(device): int(next_seq) for device, next_seq in rows}

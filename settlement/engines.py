@@ -1,0 +1,78 @@
+"""What runs the tasks of an audit: this process, or more processes. One that dies loses nothing."""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Final, Self, TypeVar
+
+from maxgreen.errors import MaxgreenError
+
+T = TypeVar("T")
+R = TypeVar("R")
+_AHEAD: Final = 2  # tasks that wait for each worker: enough that none idles, few enough that memory stays
+_TRIES: Final = 5  # pools that may break before a task is given up: it breaks them
+
+
+class Processes:
+    """So many processes beside each other; tasks and results go through pipes."""
+
+    def __init__(self, jobs: int) -> None:
+        """`jobs`: 0 for as many as the machine has processors."""
+        self._jobs = jobs or os.cpu_count() or 1
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._end()
+
+    def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Yield what `work` makes of each task, in their order; few of them are under way at once."""
+        if self._jobs == 1:
+            yield from map(work, tasks)
+            return
+        waiting: deque[tuple[T, Future[R]]] = deque()
+        coming = iter(tasks)
+        tries = 0
+        while True:
+            while len(waiting) < self._jobs * _AHEAD and (task := next(coming, None)) is not None:
+                waiting.append((task, self._submit(work, task)))
+            if not waiting:
+                return
+            try:
+                result = waiting[0][1].result()
+            except BrokenProcessPool as error:
+                tries += 1
+                if tries >= _TRIES:
+                    raise MaxgreenError(
+                        "processes of the audit died again and again; is there enough memory?"
+                    ) from error
+                self._end()
+                waiting = deque((task, self._submit(work, task)) for task, _ in waiting)
+                continue
+            waiting.popleft()
+            tries = 0
+            yield result
+
+    def _submit(self, work: Callable[[T], R], task: T) -> "Future[R]":
+        try:
+            return self._open().submit(work, task)
+        except BrokenProcessPool as error:
+            failed: Future[R] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _open(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # forked before there are threads: a fresh interpreter would take a second to come here
+            self._pool = ProcessPoolExecutor(self._jobs, mp_context=multiprocessing.get_context("fork"))
+        return self._pool
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None

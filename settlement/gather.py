@@ -1,0 +1,209 @@
+"""What a line's statement follows from, gathered from the ledger and the chain."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from maxgreen.chain.orders import Line, Reading
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.registry import KnownDevice
+from maxgreen.ledger.segments import Cut, cuts_of
+from maxgreen.protocol.batch import parse_batch
+from maxgreen.verify.rules import Decision, Limits, Rules
+from settlement.inputs import (
+    STATES_AFTER,
+    Ahead,
+    Base,
+    ChannelTerms,
+    Inputs,
+    KnownRegister,
+    LineBase,
+    LineTerms,
+    Party,
+    read_decisions,
+    read_line,
+    read_manifest,
+    read_states,
+)
+from settlement.loss import WINDOW_S
+from settlement.periods import period_bounds
+from settlement.statement import WEI_DENOMINATOR, WEI_NUMERATOR, fold, read_windows
+from settlement.windows import DAY_S, Window
+
+
+@dataclass(frozen=True)
+class Before:
+    """A line as an earlier period closed it."""
+
+    manifest: bytes  # its SHA-256
+    revision: int  # of the newest verdict then
+    start_s: int
+    trouble: bool
+    base: LineBase
+    windows: Sequence[Window]
+    states: Mapping[int, tuple[str, str]]
+    decisions: frozenset[Decision]
+
+    @classmethod
+    def of(cls, entries: Mapping[str, bytes], manifest: bytes, revision: int, *, trouble: bool) -> "Before":
+        """Return what a line's evidence of an earlier period says."""
+        return cls(
+            manifest,
+            revision,
+            int(read_manifest(entries)["start"]),
+            trouble,
+            read_line(entries).base,
+            read_windows(entries),
+            read_states(entries, STATES_AFTER),
+            frozenset(read_decisions(entries)),
+        )
+
+
+class Gatherer:
+    """Gathers the inputs of the lines of one period from one state of the ledger."""
+
+    def __init__(self, book: Book, network: str, period: str, backend_keys: tuple[bytes, ...]) -> None:
+        self._book, self._network, self._period, self._backend_keys = book, network, period, backend_keys
+        self._begin_s, self._until_s = period_bounds(period)
+        self._limits = tuple(book.limits())
+        self._decisions: dict[bytes, list[Decision]] = {}
+        for decision in book.decisions():
+            self._decisions.setdefault(decision.device, []).append(decision)
+        self._parties: dict[int, list[Party]] = {}
+        for known in book.all_devices():
+            self._parties.setdefault(known.token, []).append(party_of(known))
+
+    def devices(self, line: Line) -> list[bytes]:
+        """Return the devices of both ends, a device for each key."""
+        return [party.device for party in self._of(line)]
+
+    def inputs(self, line: Line, before: Before | None) -> Inputs:
+        """Return the inputs of a line's statement; `before`: the last period that has it, closed."""
+        parties = self._of(line)
+        start_s, base = self._start(line, before, parties)
+        # what is judged by what was before: whether a reading stays the same, whether a neighbour is online
+        context_s = max(limits.stuck_s for _, limits in self._limits) + WINDOW_S
+        segments: dict[bytes, tuple[bytes, ...]] = {}
+        waiting: dict[bytes, tuple[Ahead, ...]] = {}
+        for party in parties:
+            cuts = cuts_of(self._book.connection, party.device)
+            wanted = _reaching(cuts, (start_s - context_s) * 1000, (self._until_s + WINDOW_S) * 1000)
+            segments[party.device] = tuple(cut.digest for cut in wanted)
+            ahead = self._ahead(party, cuts)
+            if ahead:
+                waiting[party.device] = ahead
+        node = max((p for p in parties if p.token == line.ends.node_token), key=lambda p: p.key_number)
+        return Inputs(
+            network=self._network,
+            period=self._period,
+            until_s=self._until_s,
+            start_s=start_s,
+            previous=before.manifest if before is not None else None,
+            parties=tuple(parties),
+            line=_terms(line, base, node.efficiency_ppm),
+            rules=Rules(
+                self._network,
+                limits=self._limits,
+                decisions=[d for party in parties for d in self._decisions.get(party.device, ())],
+            ),
+            backend_keys=self._backend_keys,
+            segments=segments,
+            waiting=waiting,
+            windows_before=before.states if before is not None else {},
+        )
+
+    def _of(self, line: Line) -> list[Party]:
+        tokens = {line.ends.miner_token, line.ends.node_token}
+        return [party for token in sorted(tokens) for party in self._parties.get(token, ())]
+
+    def _start(self, line: Line, before: Before | None, parties: Sequence[Party]) -> tuple[int, LineBase]:
+        """Return from which midnight on windows are listed, and the sums of those before."""
+        opened_s = line.base_sent.time_s // DAY_S * DAY_S
+        if before is None:
+            start_s = min(self._begin_s, opened_s)
+            return start_s, LineBase(start_s)
+        changed = [self._book.earliest_change(party.device, before.revision) for party in parties]
+        fresh = [d for p in parties for d in self._decisions.get(p.device, ()) if d not in before.decisions]
+        changed += [self._book.earliest_of(d.device, d.from_seq, d.to_seq) for d in fresh]
+        unpaid = [w.window_s for w in before.windows if not w.counts and w.measured.has_energy]
+        unpaid += [before.start_s] if before.trouble else []
+        start_s = min([self._begin_s, *unpaid, *(t_ms // 1000 for t_ms in changed if t_ms is not None)])
+        start_s = start_s // DAY_S * DAY_S
+        if start_s < before.start_s:  # something changed below the settled sums: add up everything again
+            start_s = min(start_s, opened_s)
+            return start_s, LineBase(start_s)
+        return start_s, fold(before.base, before.windows, start_s)
+
+    def _ahead(self, party: Party, cuts: Sequence[Cut]) -> tuple[Ahead, ...]:
+        """Return what waits behind a hole, unless the chain has passed the period anyway."""
+        state = cuts[-1].state if cuts else None
+        if state is not None and state.wall_ms >= (self._until_s + WINDOW_S) * 1000:
+            return ()
+        found = []
+        for row in self._book.ahead_of(party.device, state.next_seq if state is not None else 0):
+            batch = parse_batch(bytes(row.message)).batch
+            t0_ms = batch.t0_ms if batch.synchronised else None
+            found.append(Ahead(row.seq, row.received_ms, t0_ms, bytes(row.digest)))
+        return tuple(found)
+
+
+def _reaching(cuts: Sequence[Cut], from_ms: int, to_ms: int) -> Sequence[Cut]:
+    """Return the segments from the first to the last with a batch of from ≤ t0 < to."""
+    hits = [
+        k
+        for k, cut in enumerate(cuts)
+        if cut.first_ms is not None and cut.last_ms is not None and cut.first_ms < to_ms and cut.last_ms >= from_ms
+    ]
+    return cuts[hits[0] : hits[-1] + 1] if hits else ()
+
+
+def party_of(known: KnownDevice) -> Party:
+    """Return a device as devices.json has it, from the ledger's copy of the registry."""
+    system = known.system
+    since_ms = system["since_ms"]
+    place = system["place_deci"]
+    return Party(
+        device=known.record.device,
+        record=known.record,
+        kind=system["kind"],
+        token=known.token,
+        channels=tuple(
+            ChannelTerms(since_ms, c["number"], c["role"], c["peak_mw"], c["error_ppm"], c["offset_mw"])
+            for c in sorted(system["channels"], key=lambda c: c["number"])
+        ),
+        place=(place[0] / 10, place[1] / 10) if place else None,
+        efficiency_ppm=system["efficiency_ppm"],
+        battery_wh=system["battery_wh"],
+        online_required=system["online_required"],
+        key_number=system.get("key_number", 0),
+    )
+
+
+def limits_now(book: Book) -> Limits:
+    """Return the limits that hold now."""
+    return book.limits()[-1][1]
+
+
+def _base(reading: Reading) -> Base:
+    return Base(reading.time_s, reading.seq, reading.register_mws, reading.key_number)
+
+
+def _terms(line: Line, base: LineBase, efficiency_ppm: int) -> LineTerms:
+    return LineTerms(
+        line=line.ends.line_id,
+        miner=line.ends.miner_token,
+        miner_channel=line.ends.miner_channel,
+        node=line.ends.node_token,
+        node_channel=line.ends.node_channel,
+        resistance_uohm=line.loss.resistance_uohm,
+        loss_ppm=line.loss.loss_ppm,
+        max_loss_ppm=line.loss.max_loss_ppm,
+        sent_base=_base(line.base_sent),
+        received_base=_base(line.base_received),
+        base=base,
+        closed_s=line.closed_s,
+        known_sent=KnownRegister(line.sent.key_number, line.sent.register_mws, line.carried_sent_mws),
+        known_received=KnownRegister(line.received.key_number, line.received.register_mws, line.carried_received_mws),
+        paid_mws=line.paid_mws,
+        paid_until_s=line.until_s,
+        acc=line.minted_mws * efficiency_ppm * WEI_NUMERATOR % WEI_DENOMINATOR,
+    )
