@@ -90,10 +90,10 @@ class Book:
         query = select(batches).where(batches.c.device == device, batches.c.in_chain, batches.c.seq >= from_seq)
         yield from self._db.execute(query.order_by(batches.c.seq))
 
-    def chain_between(self, device: bytes, first: int, until: int) -> Iterator[Any]:
-        """Yield the rows of a device's chain with first ≤ seq < until, ascending."""
+    def chain_between(self, device: bytes, first: int, until: int, most: int | None = None) -> Iterator[Any]:
+        """Yield the rows of a device's chain with first ≤ seq < until, ascending; the first `most` of them."""
         own = (batches.c.device == device, batches.c.in_chain, batches.c.seq >= first, batches.c.seq < until)
-        yield from self._db.execute(select(batches).where(*own).order_by(batches.c.seq))
+        yield from self._db.execute(select(batches).where(*own).order_by(batches.c.seq).limit(most))
 
     def recent_batches(self, device: bytes, limit: int) -> list[Any]:
         """Return a device's newest batches, newest first."""

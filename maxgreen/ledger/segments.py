@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, insert, select
@@ -82,22 +83,24 @@ def _next(engine: Engine, network: str, device: bytes) -> tuple[Segment, Cut] | 
         row = connection.execute(newest).first()
         last = None if row is None else _cut(row)
         start = ChainState.start(network) if last is None else last.state
-        end = _end(book, device, start)
-        if end is None or end.next_seq <= start.next_seq:
+        known, state = book.device(device), book.state(device)
+        if known is None or state is None:
             return None
-        rows = list(book.chain_between(device, start.next_seq, min(end.next_seq, start.next_seq + MAX_BATCHES)))
-        record = book.device(device)
-        if record is None or not rows:
+        # where batches wait for a date at the end of the chain, the segment ends before them
+        until = state.next_seq if state.undated_from is None else state.undated_from
+        rows = list(book.chain_between(device, start.next_seq, until, MAX_BATCHES))
+        predecessor = _predecessor(book, known.record, rows)
+        end = _leads_to(rows, state)
+        if end is None:
+            judge = partial(_first_part, start, known.record, book.rules(network), predecessor)
+            part, end = judge(rows)
+            if not part and rows and rows[-1].seq + 1 < until:  # all of these waited for a date
+                rows = list(book.chain_between(device, start.next_seq, until))
+                part, end = judge(rows)
+            rows = part
+        if not rows:
             return None
         signed = [parse_batch(bytes(row.message)).batch for row in rows]
-        predecessor = None
-        if signed[0].succeeds is not None and record.record.predecessor is not None:
-            predecessor = _went_on(book.state(record.record.predecessor))
-        if rows[-1].seq + 1 < end.next_seq:
-            rows, end = _first_part(rows, start, record.record, book.rules(network), predecessor, end)
-            if not rows:  # all of these wait for a date: a segment ends where none does
-                rows = list(book.chain_between(device, start.next_seq, end.next_seq))
-            signed = [parse_batch(bytes(row.message)).batch for row in rows]
         segment = Segment(
             network,
             device,
@@ -114,31 +117,27 @@ def _next(engine: Engine, network: str, device: bytes) -> tuple[Segment, Cut] | 
         return segment, Cut(number, rows[0].seq, end.next_seq, segment.digest, first_ms, last_ms, end)
 
 
-def _end(book: Book, device: bytes, start: ChainState) -> ChainState | None:
-    """Return the newest state of a chain in which no batch waits for a date."""
-    state = book.state(device)
-    if state is not None and state.undated_from is not None:
-        row = book.batch(device, state.undated_from)
-        if state.undated_from <= start.next_seq or row is None or row.state_before is None:
-            return None
-        state = ChainState.from_bytes(bytes(row.state_before))
-    return _went_on(state)
+def _predecessor(book: Book, record: DeviceRecord, rows: Sequence[Any]) -> ChainState | None:
+    """Return the chain that the first of these rows succeeds (field 14)."""
+    if not rows or record.predecessor is None or parse_batch(bytes(rows[0].message)).batch.succeeds is None:
+        return None
+    state = book.state(record.predecessor)
+    return None if state is None else replace(state, halted=False, undated_from=None)
 
 
-def _went_on(state: ChainState | None) -> ChainState | None:
-    """Return a state as what is taken after it sees it: where a chain was halted, it went on by a decision."""
-    return None if state is None else replace(state, halted=False)
+def _leads_to(rows: Sequence[Any], state: ChainState) -> ChainState | None:
+    """Return the chain's state when it is the one after these rows.
+
+    Where it was halted, it went on by a decision: what is taken after it sees it so.
+    """
+    whole = rows and rows[-1].seq + 1 == state.next_seq and state.undated_from is None
+    return replace(state, halted=False) if whole else None
 
 
 def _first_part(
-    rows: Sequence[Any],
-    start: ChainState,
-    record: DeviceRecord,
-    rules: Rules,
-    predecessor: ChainState | None,
-    end: ChainState,
+    start: ChainState, record: DeviceRecord, rules: Rules, predecessor: ChainState | None, rows: Sequence[Any]
 ) -> tuple[list[Any], ChainState]:
-    """Return as many rows as a segment may hold, and the state after them; none when it can end nowhere among them."""
+    """Return the rows up to the last one after which none waits for a date, and the chain's state there."""
     chain, kept, state = Replay(start, record, rules), 0, start
     for number, row in enumerate(rows, 1):
         signed = parse_batch(bytes(row.message))
@@ -146,7 +145,7 @@ def _first_part(
         chain.take(signed, row.received_ms, skipped_to=bool(row.skipped_to), predecessor=before)
         if chain.state.undated_from is None:
             kept, state = number, chain.state
-    return (list(rows[:kept]), state) if kept else ([], end)
+    return list(rows[:kept]), state
 
 
 def _beacons(connection: Connection, signed: Sequence[Batch]) -> Iterator[bytes]:

@@ -126,7 +126,12 @@ def _state(value: Any) -> ChainState:
         known = [_channel(channel) for channel in channels]
     except (TypeError, ValueError) as error:
         raise Malformed("a state that is none") from error
-    if type(halted) is not bool or len(known) > MAX_SENSORS or (birth is not None and type(birth) is not bytes):
+    if (
+        halted is not False
+        or undated_from is not None
+        or len(known) > MAX_SENSORS
+        or (birth is not None and type(birth) is not bytes)
+    ):
         raise Malformed("a state that is none")
     if type(boot) is not bytes or len(boot) not in {0, 16}:
         raise Malformed("a state of no boot")
@@ -140,8 +145,6 @@ def _state(value: Any) -> ChainState:
         _optional(date_ms, -_TIME),
         None if birth is None else decode_birth(birth),
         {channel.channel: channel for channel in known},
-        None if undated_from is None else cbor.check_integer(undated_from, "seq", 0, MAX_SEQ),
-        halted,
     )
 
 

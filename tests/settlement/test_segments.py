@@ -1,0 +1,211 @@
+"""From the ledger to the store and back: whatever a chain went through, its segments give the ledger's verdicts again."""
+
+import random
+from dataclasses import replace
+from multiprocessing import get_context
+
+import pytest
+
+from maxgreen.ledger import segments
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import open_engine
+from maxgreen.ledger.segments import cut_segments, cuts_of
+from maxgreen.protocol.backend import sign_beacon
+from maxgreen.protocol.batch import Role
+from maxgreen.protocol.pack import PackError
+from maxgreen.protocol.reasons import Malformed, Reason, Verdict
+from maxgreen.store import FolderStore
+from maxgreen.verify.rules import Action, Limits, Rules
+from maxgreen.verify.segment import Segment, segment_name
+from settlement.evidence import Judge, Task, judge
+from settlement.inputs import Base, ChannelTerms, Inputs, KnownRegister, LineBase, LineTerms, Party
+from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
+from tests.ingest.desks import BACKEND, Bench, made, rows
+
+MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+
+
+def party(lab):
+    terms = tuple(ChannelTerms(0, n, int(role), 40_000, 5_000, 0) for n, role in enumerate(lab.roles))
+    return Party(lab.device, lab.record(), "miner", 1, terms, None, 10**6, 0, False)
+
+
+def inputs(engine, lab):
+    """Return a line's inputs that need this device alone."""
+    with engine.begin() as connection:
+        found = tuple(cut.digest for cut in cuts_of(connection, lab.device))
+        rules = Book(connection).rules(NETWORK)
+    base = Base(T0_MS // 1000)
+    line = LineTerms(
+        bytes(32), 1, 1, 1, 0, 0, 0, 0, base, base, LineBase(0), 0, KnownRegister(), KnownRegister(), 0, 0, 0
+    )
+    return Inputs(
+        NETWORK, "2026-01", 1_769_904_000, T0_MS // 1000, None, (party(lab),), line,
+        Rules(NETWORK, limits=rules.limits, decisions=rules.decisions), (BACKEND.spki,), {lab.device: found}, {}, {},
+    )  # fmt: skip
+
+
+def again(engine, store, lab):
+    """Return what the segments of a device give."""
+    return Judge(lambda digest: store.get(segment_name(digest))).evidence(inputs(engine, lab))
+
+
+def live(engine, rng, cut):
+    """Let a device have a life, with cuts in between."""
+    bench, lab = Bench(engine), Lab(roles=(Role.GENERATION, Role.SENT))
+    challenge, now_ms, boots, lost = beacon(valid_s=40 * 86_400), T0_MS + HOUR_MS, 0, None
+    with engine.begin() as connection:
+        book = Book(connection)
+        book.set_limits(0, Limits(pow_nbits_min=EASY, shares_per_window=1))
+        book.add_beacon(challenge, sign_beacon(challenge, BACKEND, NETWORK))
+    for _ in range(rng.randrange(20, 60)):
+        now_ms += MINUTE_MS
+        what = rng.choice(["batch"] * 8 + ["undated"] * 2 + ["boot", "bad", "hole", "fill", "twin", "cut", "cut"])
+        if what == "cut":
+            cut()
+        elif what == "boot":
+            boots += 1
+            lab.reboot(bytes([boots] * 16), wall_ms=T0_MS + boots * 2 * HOUR_MS)
+        elif what == "hole" and lost is None:
+            lost = lab.seq, lab.next()
+        elif what == "fill" and lost is not None:
+            seq, message = lost
+            lost = None
+            if rng.random() < 0.5:
+                bench.send(message, received_ms=now_ms)
+            elif lab.seq > seq + 1:
+                bench.decide(Action.SKIP, seq, seq + 1, device=lab.device, at_ms=now_ms)
+            bench.settle()
+        elif what == "twin" and lab.seq and lost is None:
+            twin = Lab(roles=lab.roles, seq=lab.seq - 1, head=bytes(32))
+            bench.send(twin.next(), received_ms=now_ms)
+            bench.decide(Action.CONTINUE, 0, lab.seq + 9, device=lab.device, at_ms=now_ms)
+        else:
+            changes = {"undated": {"synchronised": False, "t0_ms": 0}, "bad": {"interval_ms": 900}}.get(what, {})
+            batch = lab.batch([(18_000_000 + k, 1_000_000 + k) for k in range(10)], **changes)
+            if rng.random() < 0.5:
+                batch = replace(batch, work=lab.work(challenge))
+            bench.send(lab.sign(batch), received_ms=now_ms)
+            bench.settle()
+    return lab
+
+
+@pytest.mark.rule("P-PCK-3", "P-BAT-7", "P-ING-4")
+@pytest.mark.parametrize("seed", range(40))
+def test_segments_give_the_ledgers_verdicts_again(tmp_path, monkeypatch, seed):
+    rng = random.Random(seed)
+    monkeypatch.setattr(segments, "MAX_BATCHES", rng.choice([1, 3, 7, 4_096]))
+    engine, store = made(f"sqlite:///{tmp_path}/ledger.db"), FolderStore(tmp_path / "store")
+    device = [Lab().device]
+    lab = live(engine, rng, lambda: cut_segments(engine, store, NETWORK, device))
+    cut_segments(engine, store, NETWORK, device)
+    assert cut_segments(engine, store, NETWORK, device) == 0
+    with engine.begin() as connection:
+        cuts, state = cuts_of(connection, lab.device), Book(connection).state(lab.device)
+    kept = [row for row in rows(engine, lab.device) if cuts and row.seq < cuts[-1].next_seq]
+    waits = [row for row in rows(engine, lab.device) if row.seq >= (cuts[-1].next_seq if cuts else 0)]
+    assert all(row.verdict == Verdict.HELD.value for row in waits) or state.undated_from is not None
+    found = again(engine, store, lab)
+    assert found.troubles == {}
+    assert found.batches == len(kept)
+    facts = {fact.seq: fact for fact in found.facts[lab.device]}
+    assert set(facts) == {row.seq for row in kept if row.t0_ms is not None}
+    for row in kept:
+        if row.t0_ms is not None:
+            fact = facts[row.seq]
+            assert (fact.reason, fact.t0_ms, fact.shares) == (Reason(row.reason), row.t0_ms, row.shares)
+    if state is not None and state.undated_from is None and cuts:
+        assert found.lasts[lab.device].end == replace(state, halted=False)
+
+
+def test_a_segment_never_changes_and_the_next_one_goes_on(tmp_path):
+    engine, store, lab = made(f"sqlite:///{tmp_path}/ledger.db"), FolderStore(tmp_path / "store"), Lab()
+    bench = Bench(engine)
+    bench.send(*[lab.next() for _ in range(5)])
+    assert cut_segments(engine, store, NETWORK, [lab.device]) == 1
+    [first] = list(store.names("segments/"))
+    data = store.get(first)
+    bench.send(*[lab.next() for _ in range(5)])
+    assert cut_segments(engine, store, NETWORK, [lab.device]) == 1
+    assert store.get(first) == data
+    with engine.begin() as connection:
+        one, two = (Segment.parse(store.get(cut.name)) for cut in cuts_of(connection, lab.device))
+    assert (two.previous, len(one.batches), len(two.batches)) == (one.digest, 5, 5)
+    assert one.start.next_seq == 0
+    assert two.start.next_seq == 5
+    assert [len(s.receipts) for s in (one, two)] == [1, 1]  # what the day's receipt was when each was cut
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_a_process_that_dies_while_it_cuts_leaves_nothing_half_done(tmp_path, at):
+    engine, store, lab = made(f"sqlite:///{tmp_path}/ledger.db"), FolderStore(tmp_path / "store"), Lab()
+    Bench(engine).send(*[lab.next() for _ in range(5)])
+
+    class Dies(FolderStore):
+        def put(self, name, data):
+            if at == "after":
+                super().put(name, data)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_segments(engine, Dies(tmp_path / "store"), NETWORK, [lab.device])
+    assert cut_segments(engine, store, NETWORK, [lab.device]) == 1
+    assert len(list(store.names(""))) == 1
+    assert again(engine, store, lab).batches == 5
+
+
+def _cut_in_a_process(url, folder, device):
+    cut_segments(open_engine(url), FolderStore(folder), NETWORK, [device])
+
+
+def test_processes_that_cut_at_once_agree(ledger_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "MAX_BATCHES", 3)
+    engine, store, lab = made(ledger_url), FolderStore(tmp_path / "store"), Lab()
+    Bench(engine).send(*[lab.next([(1, 1)]) for _ in range(30)])
+    url = engine.url.render_as_string(hide_password=False)
+    engine.dispose()
+    context = get_context("fork")
+    workers = [context.Process(target=_cut_in_a_process, args=(url, tmp_path / "store", lab.device)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert cut_segments(engine, store, NETWORK, [lab.device]) == 0
+    found = again(engine, store, lab)
+    assert (found.batches, found.troubles) == (30, {})
+    assert len(list(store.names("segments/"))) == 10
+    engine.dispose()
+
+
+@pytest.mark.rule("P-PCK-3")
+def test_any_other_bytes_are_no_segment(tmp_path):
+    engine, store, lab = made(f"sqlite:///{tmp_path}/ledger.db"), FolderStore(tmp_path / "store"), Lab()
+    Bench(engine).send(*[lab.next() for _ in range(3)])
+    cut_segments(engine, store, NETWORK, [lab.device])
+    [name] = store.names("segments/")
+    data, rng = store.get(name), random.Random(1)
+    whole = Segment.parse(data)
+    assert whole.data == data
+    for _ in range(3_000):
+        broken = bytearray(data)
+        for _ in range(rng.choice([1, 1, 2])):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            del broken[rng.randrange(len(broken)) :]
+        try:
+            found = Segment.parse(bytes(broken))
+        except Malformed:
+            continue
+        assert found.data == bytes(broken)
+        task = Task(
+            NETWORK, lab.record(), 0, ((0, Limits(pow_nbits_min=EASY)),), (), (BACKEND.spki,), found.digest, found.data
+        )
+        try:
+            judged = judge(task)
+        except PackError:
+            continue
+        assert (
+            judged.trouble or bytes(broken) == data or judged.start != whole.start or judged.previous or judged.batches
+        )
