@@ -1,8 +1,8 @@
 """Named checks of windows, version 2: each returns what it holds (settlement.md, 3)."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.reasons import Reason
@@ -20,6 +20,17 @@ Held = defaultdict[int, set[Reason]]
 _WINDOW_S = 600
 _DAY_S = 86_400
 _PPM = 10**6
+
+
+class ChannelSum(NamedTuple):
+    """What a channel adds up to in a window: mW·s, ms counted, ms of its longest segment."""
+
+    energy_mws: int
+    counted_ms: int
+    longest_ms: int
+
+
+_NOTHING: Final = ChannelSum(0, 0, 0)
 
 
 def not_generated_days(
@@ -57,40 +68,35 @@ def not_generated_days(
 
 
 def over_capacity_windows(
-    party: Party, facts: Iterable[Fact], channel: int, limits: Callable[[int], Limits]
+    party: Party, channel: int, sums: Mapping[int, ChannelSum], limits: Callable[[int], Limits]
 ) -> set[int]:
     """Return the windows in which a channel grew by more than the panel's peak allows in ten minutes."""
     found = set()
-    for window_s, (energy_mws, counted_ms) in _by_window(facts, channel).items():
+    for window_s, one in sums.items():
         terms = party.terms(channel, window_s * 1000)
-        most_ms = min(counted_ms, WINDOW_MS)
-        if terms and energy_mws * 1000 * _PPM > terms.peak_mw * limits(window_s).capacity_ppm * most_ms:
+        most_ms = min(one.counted_ms, WINDOW_MS)
+        if terms and one.energy_mws * 1000 * _PPM > terms.peak_mw * limits(window_s).capacity_ppm * most_ms:
             found.add(window_s)
     return found
 
 
-def overfull_windows(facts: Sequence[Fact], channel: int) -> set[int]:
+def overfull_windows(sums: Mapping[int, ChannelSum]) -> set[int]:
     """Return the windows in which more time was metered on a channel than ten minutes and its longest segment."""
-    longest: defaultdict[int, int] = defaultdict(int)
-    for fact in facts:
-        longest[fact.window_s] = max(longest[fact.window_s], fact.channel(channel).longest_ms)
-    return {
-        window_s
-        for window_s, (_, counted_ms) in _by_window(facts, channel).items()
-        if counted_ms > WINDOW_MS + longest[window_s]
-    }
+    return {window_s for window_s, one in sums.items() if one.counted_ms > WINDOW_MS + one.longest_ms}
 
 
-def night_windows(party: Party, facts: Iterable[Fact], channel: int, limits: Callable[[int], Limits]) -> set[int]:
+def night_windows(
+    party: Party, channel: int, sums: Mapping[int, ChannelSum], limits: Callable[[int], Limits]
+) -> set[int]:
     """Return the windows with energy while the sun is below the horizon; without a place there is no check."""
     if party.place is None:
         return set()
     found = set()
-    for window_s, (energy_mws, counted_ms) in _by_window(facts, channel).items():
+    for window_s, one in sums.items():
         terms = party.terms(channel, window_s * 1000)
         # 1 % of the peak, but at least 1 mW; in 1/100 mW to stay in integers
         limit_cmw = max(terms.peak_mw if terms else 0, 100)
-        if energy_mws * 100_000 > limit_cmw * counted_ms and all(
+        if one.energy_mws * 100_000 > limit_cmw * one.counted_ms and all(
             elevation_mdeg(t, *party.place) < limits(window_s).night_mdeg for t in (window_s, window_s + _WINDOW_S)
         ):
             found.add(window_s)
@@ -126,11 +132,17 @@ def stuck_windows(facts: Iterable[Fact], number: int, limits: Callable[[int], Li
     return found
 
 
-def _by_window(facts: Iterable[Fact], channel: int) -> dict[int, tuple[int, int]]:
-    """Return a channel's energy (mW·s) and counted time (ms) by window."""
-    sums: dict[int, tuple[int, int]] = {}
+def channel_sums(facts: Iterable[Fact], channel: int) -> dict[int, ChannelSum]:
+    """Return what a channel adds up to by window, of the batches that were accepted."""
+    sums: dict[int, ChannelSum] = {}
     for fact in facts:
-        energy_mws, counted_ms = sums.get(fact.window_s, (0, 0))
-        metered = fact.channel(channel)
-        sums[fact.window_s] = energy_mws + metered.energy_mws, counted_ms + metered.counted_ms
+        for metered in fact.channels:
+            if metered.channel == channel:
+                window_s = fact.window_s
+                energy_mws, counted_ms, longest_ms = sums.get(window_s, _NOTHING)
+                sums[window_s] = ChannelSum(
+                    energy_mws + metered.energy_mws,
+                    counted_ms + metered.counted_ms,
+                    max(longest_ms, metered.longest_ms),
+                )
     return sums

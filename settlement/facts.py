@@ -88,7 +88,10 @@ class Fact(NamedTuple):
 
     def channel(self, number: int) -> Metered:
         """Return what the batch adds on a channel; nothing where it was not accepted."""
-        return next((metered for metered in self.channels if metered.channel == number), _NOTHING)
+        for metered in self.channels:
+            if metered.channel == number:
+                return metered
+        return _NOTHING
 
 
 def fact_of(device: bytes, key_number: int, batch: Batch, judgement: Judgement, t0_ms: int) -> Fact:

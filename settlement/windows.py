@@ -13,7 +13,9 @@ from maxgreen.protocol.reasons import DATED, DISPUTES, RELEASABLE, Reason
 from maxgreen.protocol.work import window_of
 from maxgreen.verify.rules import Limits
 from settlement.checks import (
+    ChannelSum,
     Held,
+    channel_sums,
     night_windows,
     not_generated_days,
     over_capacity_windows,
@@ -22,7 +24,7 @@ from settlement.checks import (
 )
 from settlement.ends import End
 from settlement.facts import Fact
-from settlement.inputs import Inputs, LineTerms
+from settlement.inputs import Inputs
 from settlement.loss import PPM, WINDOW_S, Measured, add_up, exceeds, measure
 from settlement.periods import period_bounds
 from settlement.sums import Sums
@@ -136,37 +138,39 @@ def _limits_by_day(inputs: Inputs) -> Callable[[int], Limits]:
 def _held(inputs: Inputs, ends: tuple[End, End], seconds: Sequence[int], limits: Callable[[int], Limits]) -> Held:
     """Return every reason to hold a window that does not come from comparing both ends."""
     held: Held = defaultdict(set)
-    for end in ends:
+    sums = [channel_sums(end.facts, end.channel) for end in ends]
+    for end, own in zip(ends, sums, strict=True):
         _hold_by_batches(held, end)
         _hold_unattested(held, end, line_end(inputs))
         _hold_incomplete(held, end, seconds)
         if end.online_required:
             _hold_offline(held, end)
-        for window_s in overfull_windows(end.facts, end.channel):
+        for window_s in overfull_windows(own):
             held[window_s].add(Reason.OVERFULL)
-    for reason, windows in _plausibility(ends[0], inputs.line, limits).items():
+    for reason, windows in _plausibility(ends[0], sums[0], limits).items():
         for window_s in windows:
             held[window_s].add(reason)
     return held
 
 
-def _plausibility(miner: End, line: LineTerms, limits: Callable[[int], Limits]) -> dict[Reason, set[int]]:
-    """Run the named checks of windows (settlement.md, 3)."""
-    facts, generation = miner.facts, miner.party.numbers(Role.GENERATION)
+def _plausibility(
+    miner: End, sent: Mapping[int, ChannelSum], limits: Callable[[int], Limits]
+) -> dict[Reason, set[int]]:
+    """Run the named checks of windows (settlement.md, 3); `sent`: what the line's channel adds up to."""
+    party, facts, generation = miner.party, miner.facts, miner.party.numbers(Role.GENERATION)
+    sums = {miner.channel: sent, **{channel: channel_sums(facts, channel) for channel in generation}}
     implausible = {
         channel: {
-            Reason.OVER_CAPACITY: over_capacity_windows(miner.party, facts, channel, limits),
-            Reason.AT_NIGHT: night_windows(miner.party, facts, channel, limits),
+            Reason.OVER_CAPACITY: over_capacity_windows(party, channel, own, limits),
+            Reason.AT_NIGHT: night_windows(party, channel, own, limits),
             Reason.STUCK_SENSOR: stuck_windows(facts, channel, limits),
         }
-        for channel in {line.miner_channel, *generation}
+        for channel, own in sums.items()
     }
     without = {window_s for channel in generation for found in implausible[channel].values() for window_s in found}
     days = not_generated_days(miner.party, facts, limits, without)
     held: dict[Reason, set[int]] = defaultdict(set)
-    held[Reason.NOT_GENERATED] = {
-        f.window_s for f in facts if f.window_s // DAY_S * DAY_S in days and f.channel(miner.channel).energy_mws > 0
-    }
+    held[Reason.NOT_GENERATED] = {w for w, one in sent.items() if w // DAY_S * DAY_S in days and one.energy_mws > 0}
     for reasons in implausible.values():
         for reason, windows in reasons.items():
             held[reason] |= windows

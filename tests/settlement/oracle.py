@@ -185,9 +185,7 @@ class Oracle:
                 if terms and growth * 1000 > Fraction(terms.peak_mw * limits.capacity_ppm, 10**6) * min(600_000, time):
                     reasons.add(43)
                 least = max(Fraction(terms.peak_mw if terms else 0, 100), 1)
-                dark = party.place and all(
-                    elevation_mdeg(t, *party.place) < limits.night_mdeg for t in (w, w + WINDOW)
-                )
+                dark = party.place and all(elevation_mdeg(t, *party.place) < limits.night_mdeg for t in (w, w + WINDOW))
                 if dark and growth > least * Fraction(time, 1000):
                     reasons.add(44)
                 for reason in reasons:
