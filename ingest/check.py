@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from maxgreen.errors import UsageError
-from maxgreen.ledger.book import Book
+from maxgreen.ledger.book import Book, Verbatim
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.rulings import Rulings
 from maxgreen.ledger.schema import REVISION, batches, chains, counters, verdicts
@@ -31,6 +31,10 @@ _NO_PLACE: Final = {
 }  # fmt: skip
 
 
+_OTHER_BYTES: Final = "the message is not the one that was kept (its SHA-256 is another)"
+_NO_BYTES: Final = "its bytes were pruned; name the store that has them in the settings (evidence)"
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What was found: damages, verdicts that would be others today, and counters and sums that were wrong."""
@@ -48,9 +52,17 @@ class Checked:
 
 
 def check(
-    engine: Engine, network: str, *, repair: bool = False, progress: Callable[[int], object] = lambda _count: None
+    engine: Engine,
+    network: str,
+    verbatim: Verbatim | None = None,
+    *,
+    repair: bool = False,
+    progress: Callable[[int], object] = lambda _count: None,
 ) -> Checked:
-    """Check a ledger, also beside the running service; `repair` makes counters and sums again, while it is stopped."""
+    """Check a ledger, also beside the running service; `repair` makes counters and sums again, while it is stopped.
+
+    `verbatim` finds the bytes of batches that were pruned.
+    """
     readers = reader(engine)
     damages: list[str] = []
     differing: list[str] = []
@@ -58,7 +70,7 @@ def check(
     wrong_sums: dict[bytes, Sums] = {}
     count = devices = 0
     with readers.begin() as connection:
-        book = Book(connection)
+        book = Book(connection, verbatim)
         revision = book.revision()
         rules = Rulings(readers, network).rules(connection)
         known = {device.record.device: device.record for device in book.all_devices()}
@@ -104,7 +116,7 @@ def _chain(
         yield row.seq, "", ""
         message = bytes(row.message)
         if hashlib.sha256(message).digest() != bytes(row.digest):
-            yield row.seq, "damage", "the message is not the one that was kept (its SHA-256 is another)"
+            yield row.seq, "damage", _OTHER_BYTES if message else _NO_BYTES
             return
         try:
             signed = parse_batch(message)

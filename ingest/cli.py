@@ -23,11 +23,14 @@ from maxgreen.keyfile import load_key_file
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine, reader
 from maxgreen.ledger.registry import KnownDevice
+from maxgreen.ledger.segments import prune as pruned
+from maxgreen.ledger.segments import verbatim_of
 from maxgreen.protocol.backend import CommandKind
 from maxgreen.protocol.batch import MAX_SEQ
 from maxgreen.protocol.reasons import RELEASABLE
 from maxgreen.service import collect_seldom, log_to_stderr
 from maxgreen.settings import config_commands, load
+from maxgreen.store import open_store
 from maxgreen.units import MWS_PER_KWH
 from maxgreen.verify.rules import Action, Decision
 
@@ -110,6 +113,7 @@ def check(
         found = checked(
             open_engine(settings.ledger),
             network,
+            verbatim_of(settings.evidence),
             repair=repair,
             progress=lambda done: progress.update(task, completed=done),
         )
@@ -125,6 +129,31 @@ def check(
         print(f"{found.devices} devices, {found.batches} batches: {'whole' if found.whole else 'not whole'}")
     if found.damages or (found.counters and not repair):
         raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    older_than: Annotated[float, typer.Option(min=7, max=36_500, help="days since a batch came")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say how much it would be")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Forget the bytes of old batches that the evidence store holds, after looking at them there.
+
+    The service may run. Verdicts, sums and everything else stay; check, rebuild-view and compare-view then read these bytes from the store.
+    """
+    settings = load(IngestSettings, config)
+    if not settings.evidence:
+        raise UsageError("name the evidence store in the settings first: evidence = the one of settlement.toml")
+    engine, store = open_engine(settings.ledger), open_store(settings.evidence)
+    before_ms = make_clock(settings.clock_file).now_ms() - round(older_than * 86_400_000)
+    with reader(engine).begin() as connection:
+        devices = [known.record.device for known in Book(connection).all_devices()]
+    count, size = pruned(engine, store, devices, before_ms, dry_run=dry_run)
+    if as_json:
+        print(json.dumps({"batches": count, "bytes": size, "dry_run": dry_run}))
+    else:
+        print(f"{count} batches, {size} bytes{' would be' if dry_run else ''} pruned; {settings.evidence} holds them")
 
 
 @app.command()
@@ -166,7 +195,7 @@ def rebuild_view(
 
     settings = _with_view(config)
     engine, sink, name = open_engine(settings.ledger), InfluxSink(settings.influx), rebuilding(settings.influx)
-    projector = Projector(engine, sink, name)
+    projector = Projector(engine, sink, name, verbatim=verbatim_of(settings.evidence))
     with Progress(SpinnerColumn(), "{task.completed} rows written", transient=True) as progress:
         task = progress.add_task("", total=None)
         count = projector.rebuild(afresh=afresh, progress=lambda done: progress.update(task, completed=done))
@@ -191,6 +220,7 @@ def compare_view(
             open_engine(settings.ledger),
             asker(settings.influx),
             running(settings.influx),
+            verbatim_of(settings.evidence),
             since_ms=since_ms,
             progress=lambda done: progress.update(task, completed=done),
         )

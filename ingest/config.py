@@ -60,6 +60,9 @@ class IngestSettings(ServiceSettings):
 
     ledger: str = Field(default="sqlite:///ledger.db", description="SQLAlchemy URL: SQLite or PostgreSQL")
     key_file: Path = Field(default=Path("backend.pem"), description="the backend's signing key; made when missing")
+    evidence: str = Field(
+        default="", description="settlement's evidence store, for what was pruned: a folder, or s3://… as there"
+    )
     clock_file: NoPath = Field(default=None, description="trials only: a file that holds the time, ms")
     processes: int = Field(
         default=1, ge=1, le=64, description="how many judge; for a fleet as many as there are processors"

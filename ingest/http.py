@@ -18,7 +18,7 @@ from maxgreen.clock import Clock
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.registry import KnownDevice
 from maxgreen.ledger.schema import periods
-from maxgreen.protocol.batch import parse_batch
+from maxgreen.protocol.batch import channels_of
 from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.chain import ChainState
 
@@ -160,7 +160,7 @@ def device_json(known: KnownDevice, chain: ChainState | None) -> dict[str, Any]:
 
 def _batch_json(row: Any) -> dict[str, Any]:
     reason = Reason(row.reason)
-    batch = parse_batch(bytes(row.message)).batch
+    channels = channels_of(bytes(row.message)) if row.message else ()  # else it was pruned
     return {
         "seq": row.seq,
         "verdict": row.verdict,
@@ -170,7 +170,7 @@ def _batch_json(row: Any) -> dict[str, Any]:
         "measured": _iso(row.t0_ms) if row.t0_ms is not None else None,
         "received": _iso(row.received_ms),
         "shares": row.shares,
-        "samples": sum(channel.count for channel in batch.channels),
+        "samples": sum(channel.count for channel in channels),
         "sha256": bytes(row.digest).hex(),
     }
 

@@ -27,6 +27,7 @@ from maxgreen.clock import Clock, make_clock
 from maxgreen.keyfile import create_key_file, load_key_file
 from maxgreen.ledger.engine import LedgerAwayError, open_engine, reader
 from maxgreen.ledger.lease import Lease
+from maxgreen.ledger.segments import verbatim_of
 from maxgreen.protocol.keys import Signer
 from maxgreen.service import notify, scrypt_kernel
 
@@ -61,7 +62,7 @@ class IngestService:
             name = running(settings.influx)
             self._view_lease = Lease(engine, name)
             sink = InfluxSink(settings.influx)
-            self._projector = Projector(engine, sink, name, self._may_write_view)
+            self._projector = Projector(engine, sink, name, self._may_write_view, verbatim_of(settings.evidence))
             self._days = Days(engine, sink, name, self._may_write_view)
         self._judging = Loop("judging", self._judge, self._stopping)
         self._beside = [Loop(name, step, self._stopping) for name, step in self._housekeeping.tasks().items()]

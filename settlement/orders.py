@@ -216,7 +216,7 @@ def first_attestation(book: Book, token: int, channel: int) -> Attestation:
     if known is None:
         raise MaxgreenError(f"system {token}: not registered, or the registry was not read yet")
     for row in book.chain_of(known.record.device):
-        if row.verdict == Verdict.ACCEPTED.value:
+        if row.verdict == Verdict.ACCEPTED.value and row.message:  # what was pruned is older than any need
             for attestation in parse_batch(bytes(row.message)).batch.attestations:
                 if attestation.channel == channel and attestation.unix_s * 1000 >= known.record.since_ms:
                     return attestation

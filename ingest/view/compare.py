@@ -14,7 +14,7 @@ from ingest.view.days import day_lines, days_position
 from ingest.view.lines import NS_PER_MS, batch_lines
 from ingest.view.sink import token_of
 from maxgreen.errors import Fatal, Retryable
-from maxgreen.ledger.book import Book
+from maxgreen.ledger.book import Book, Verbatim
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.sums import DAY_S, days_of
 
@@ -72,6 +72,7 @@ def compare(
     engine: Engine,
     ask: Ask,
     name: str,
+    verbatim: Verbatim | None = None,
     *,
     since_ms: int = 0,
     progress: Callable[[int], object] = lambda _n: None,
@@ -81,7 +82,7 @@ def compare(
     first_day_s = -(-since_ms // (DAY_S * 1000)) * DAY_S
     readers = reader(engine)
     with readers.begin() as connection:
-        book = Book(connection)
+        book = Book(connection, verbatim)
         for known in book.all_devices():
             device = known.record.device
             for page in _pages(book, device):

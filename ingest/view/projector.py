@@ -13,7 +13,7 @@ from ingest.config import InfluxSettings
 from ingest.view.lines import batch_text, rejected_line
 from ingest.view.sink import MAX_LINES, BadLinesError, Sink, TooLargeError, TooOldError, patiently, target_of
 from maxgreen.errors import Retryable
-from maxgreen.ledger.book import Book
+from maxgreen.ledger.book import Book, Verbatim
 from maxgreen.ledger.engine import reader
 
 _LOG: Final = logging.getLogger(__name__)
@@ -80,9 +80,18 @@ class Projector:
     """One reader of the ledger's changes; `name` is that of its position."""
 
     def __init__(
-        self, engine: Engine, sink: Sink, name: str = RUNNING, may_write: Callable[[], bool] = lambda: True
+        self,
+        engine: Engine,
+        sink: Sink,
+        name: str = RUNNING,
+        may_write: Callable[[], bool] = lambda: True,
+        verbatim: Verbatim | None = None,
     ) -> None:
-        """`may_write` is asked before each request: two writers would write what is old over what is new."""
+        """`may_write` is asked before each request: two writers would write what is old over what is new.
+
+        `verbatim` finds the bytes of batches that were pruned.
+        """
+        self._verbatim = verbatim
         self._may_write = may_write
         self._engine = engine
         self._readers = reader(engine)
@@ -98,7 +107,7 @@ class Projector:
         Retryable and Fatal when the database is away or does not let us in: then nothing moved.
         """
         with self._readers.begin() as connection:
-            book = Book(connection)
+            book = Book(connection, self._verbatim)
             rows = book.changed_since(book.position(self._name), _BATCHES)
             rejected = book.evidence_after(book.position(self._name + _EVIDENCE), _BATCHES)
         self._written = {(bytes(row.device), int(row.seq)) for row in rows}

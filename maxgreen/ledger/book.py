@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import Any, Final, Protocol
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, or_, select, update
 
@@ -38,11 +39,25 @@ from maxgreen.verify.rules import Action, Decision, Limits, Rules
 _RULES_CHANGE: Final = select(counters.c.value).where(counters.c.name == RULES)
 
 
+class Verbatim(Protocol):
+    """Finds the signed bytes of batches that the ledger no longer has."""
+
+    def message(self, connection: Connection, row: Any) -> bytes:
+        """Return the bytes of a batch's row."""
+
+
 class Book:
     """Reads the ledger within one transaction, and writes what is not judged."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._db = connection
+    def __init__(self, connection: Connection, verbatim: "Verbatim | None" = None) -> None:
+        """`verbatim` finds the bytes of batches that were pruned; without it these rows have none."""
+        self._db, self._verbatim = connection, verbatim
+
+    def _whole(self, row: Any) -> Any:
+        """Return a batch's row with its bytes, where they can be had."""
+        if row.message or self._verbatim is None:
+            return row
+        return SimpleNamespace(**{**row._asdict(), "message": self._verbatim.message(self._db, row)})
 
     @property
     def connection(self) -> Connection:
@@ -88,7 +103,7 @@ class Book:
     def chain_of(self, device: bytes, *, from_seq: int = 0) -> Iterator[Any]:
         """Yield the rows of a device's chain, ascending seq."""
         query = select(batches).where(batches.c.device == device, batches.c.in_chain, batches.c.seq >= from_seq)
-        yield from self._db.execute(query.order_by(batches.c.seq))
+        yield from map(self._whole, self._db.execute(query.order_by(batches.c.seq)))
 
     def chain_between(self, device: bytes, first: int, until: int, most: int | None = None) -> Iterator[Any]:
         """Yield the rows of a device's chain with first ≤ seq < until, ascending; the first `most` of them."""
@@ -103,12 +118,12 @@ class Book:
     def kept_from(self, device: bytes, from_seq: int, limit: int) -> list[Any]:
         """Return a device's batches from a seq on, in the chain or ahead of it."""
         query = select(batches).where(batches.c.device == device, batches.c.seq >= from_seq)
-        return list(self._db.execute(query.order_by(batches.c.seq).limit(limit)))
+        return list(map(self._whole, self._db.execute(query.order_by(batches.c.seq).limit(limit))))
 
     def changed_since(self, revision: int, limit: int) -> list[Any]:
         """Return batches whose verdict changed after `revision`, in that order."""
         query = select(batches).where(batches.c.revision > revision).order_by(batches.c.revision).limit(limit)
-        return list(self._db.execute(query))
+        return list(map(self._whole, self._db.execute(query)))
 
     def verdict_counts(self) -> dict[tuple[str, int], int]:
         """Return how many messages have each (verdict, reason)."""

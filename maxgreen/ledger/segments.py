@@ -1,27 +1,30 @@
-"""From the ledger to the evidence store: cutting chains into segments (verify.segment), and finding them again."""
+"""Between the ledger and the evidence store: cutting chains into segments (verify.segment), forgetting what they hold."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy import Connection, Engine, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from maxgreen.errors import MaxgreenError
+from maxgreen.errors import Fatal
 from maxgreen.ledger.book import Book, dated
 from maxgreen.ledger.engine import reader
-from maxgreen.ledger.schema import beacons, receipts, segments
+from maxgreen.ledger.schema import batches, beacons, receipts, segments
 from maxgreen.protocol.backend import decode_receipt
 from maxgreen.protocol.batch import Batch, parse_batch
 from maxgreen.protocol.cose import parse
-from maxgreen.store import Store
+from maxgreen.protocol.reasons import Malformed, Verdict
+from maxgreen.store import AbsentError, Store, open_store
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import DeviceRecord, Rules
 from maxgreen.verify.segment import MAX_BATCHES, Segment, Taking, segment_name
 
 _ASKED: Final = 900  # numbers in one question to the database
+_RECENT: Final = 1_000  # batches of a device whose bytes always stay: pages and commands look at them
 
 
 class Cut(NamedTuple):
@@ -67,12 +70,88 @@ def cuts_of(connection: Connection, device: bytes) -> list[Cut]:
 
 
 def load(store: Store, cut: Cut) -> Segment:
-    """Return a segment from the store; MaxgreenError when it holds another one under this name."""
-    data = store.get(cut.name)
-    segment = Segment.parse(data)
+    """Return a segment from the store; Fatal when it is not there, or another one is under its name."""
+    try:
+        segment = Segment.parse(store.get(cut.name))
+    except (AbsentError, Malformed) as error:
+        raise Fatal(f"{cut.name}: {error}; restore the evidence store from a backup") from error
     if segment.digest != cut.digest:
-        raise MaxgreenError(f"evidence store: {cut.name} is not what was put there; restore it from a backup")
+        raise Fatal(f"{cut.name}: the evidence store has other bytes under this name; restore it from a backup")
     return segment
+
+
+class StoredBytes:
+    """The signed bytes of batches that were pruned: from the segments that hold them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._digest = b""
+        self._messages: dict[bytes, bytes] = {}  # of the segment that was asked for last, by SHA-256
+
+    def message(self, connection: Connection, row: Any) -> bytes:
+        """Return the bytes of a batch's row; Fatal when the store has lost them."""
+        place = (segments.c.device == row.device, segments.c.first_seq <= row.seq, segments.c.next_seq > row.seq)
+        found = connection.execute(select(segments).where(*place)).first()
+        if found is None:
+            raise Fatal(f"device {bytes(row.device).hex()} seq {row.seq}: no bytes, and no segment has them")
+        cut = _cut(found)
+        if cut.digest != self._digest:
+            held = (taking.message for taking in load(self._store, cut).batches)
+            self._messages = {hashlib.sha256(message).digest(): message for message in held}
+            self._digest = cut.digest
+        if bytes(row.digest) not in self._messages:
+            raise Fatal(f"device {bytes(row.device).hex()} seq {row.seq}: {cut.name} does not have it")
+        return self._messages[bytes(row.digest)]
+
+
+def verbatim_of(evidence: str) -> StoredBytes | None:
+    """Return what finds pruned bytes in the evidence store of the settings; None without one."""
+    return StoredBytes(open_store(evidence)) if evidence else None
+
+
+def prune(
+    engine: Engine, store: Store, devices: Iterable[bytes], before_ms: int, *, dry_run: bool = False
+) -> tuple[int, int]:
+    """Forget the bytes of batches that came before a time and that segments hold; return how many, and of what size.
+
+    Each segment is read from the store and compared first. What may be judged again (suspended), and the newest
+    batches of a device, keep theirs.
+    """
+    count = size = 0
+    for device in devices:
+        with reader(engine).begin() as connection:
+            cuts = cuts_of(connection, device)
+        newest = cuts[-1].next_seq - _RECENT if cuts else 0
+        for cut in cuts:
+            if cut.next_seq > newest:
+                break
+            own = (
+                batches.c.device == device,
+                batches.c.seq >= cut.first_seq,
+                batches.c.seq < cut.next_seq,
+                batches.c.in_chain,
+                batches.c.received_ms < before_ms,
+                batches.c.verdict != Verdict.HELD.value,
+                func.length(batches.c.message) > 0,
+            )
+            with reader(engine).begin() as connection:
+                rows = {int(r.seq): (bytes(r.digest), int(r.size)) for r in connection.execute(_sized(own))}
+            if not rows:
+                continue
+            held = {hashlib.sha256(taking.message).digest() for taking in load(store, cut).batches}
+            if missing := [seq for seq, (digest, _) in rows.items() if digest not in held]:
+                raise Fatal(
+                    f"{cut.name}: it does not have seq {missing[0]} of device {device.hex()}; nothing was pruned"
+                )
+            count, size = count + len(rows), size + sum(one for _, one in rows.values())
+            if not dry_run:
+                with engine.begin() as connection:
+                    connection.execute(update(batches).where(*own).values(message=b""))
+    return count, size
+
+
+def _sized(own: tuple[Any, ...]) -> Any:
+    return select(batches.c.seq, batches.c.digest, func.length(batches.c.message).label("size")).where(*own)
 
 
 def _next(engine: Engine, network: str, device: bytes) -> tuple[Segment, Cut] | None:
@@ -171,9 +250,3 @@ def _values(cut: Cut) -> dict[str, Any]:
 def _cut(row: Any) -> Cut:
     state = ChainState.from_bytes(bytes(row.state))
     return Cut(row.number, row.first_seq, row.next_seq, bytes(row.digest), row.first_ms, row.last_ms, state)
-
-
-def newest_cuts(connection: Connection) -> dict[bytes, int]:
-    """Return up to which seq each device's chain is in the store."""
-    rows = connection.execute(select(segments.c.device, func.max(segments.c.next_seq)).group_by(segments.c.device))
-    return {bytes(device): int(next_seq) for device, next_seq in rows}

@@ -6,10 +6,12 @@ from multiprocessing import get_context
 
 import pytest
 
+from ingest.check import check
+from maxgreen.errors import Fatal
 from maxgreen.ledger import segments
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
-from maxgreen.ledger.segments import cut_segments, cuts_of
+from maxgreen.ledger.segments import StoredBytes, cut_segments, cuts_of, prune
 from maxgreen.protocol.backend import sign_beacon
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.pack import PackError
@@ -209,3 +211,46 @@ def test_any_other_bytes_are_no_segment(tmp_path):
         assert (
             judged.trouble or bytes(broken) == data or judged.start != whole.start or judged.previous or judged.batches
         )
+
+
+def test_what_was_pruned_is_checked_and_shown_from_the_store(ledger_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "_RECENT", 4)
+    engine, store, lab = made(ledger_url), FolderStore(tmp_path / "store"), Lab()
+    bench = Bench(engine)
+    bench.send(*[lab.next() for _ in range(5)])
+    cut_segments(engine, store, NETWORK, [lab.device])
+    bench.send(*[lab.next() for _ in range(5)])
+    cut_segments(engine, store, NETWORK, [lab.device])
+    before = [bytes(row.message) for row in rows(engine, lab.device)]
+    assert prune(engine, store, [lab.device], 0) == (0, 0)  # nothing is as old
+    told = prune(engine, store, [lab.device], 2**50, dry_run=True)
+    assert told == (5, sum(map(len, before[:5])))
+    assert prune(engine, store, [lab.device], 2**50) == told
+    assert prune(engine, store, [lab.device], 2**50) == (0, 0)
+    assert [bytes(row.message) for row in rows(engine, lab.device)] == [b""] * 5 + before[5:]
+    stored = StoredBytes(store)
+    with engine.begin() as connection:
+        assert [bytes(row.message) for row in Book(connection, stored).chain_of(lab.device)] == before
+    assert check(engine, NETWORK, stored).whole
+    assert "pruned" in check(engine, NETWORK).damages[0]
+    duplicate = bench.send(before[2])
+    assert duplicate.reason is Reason.NONE  # the digest stays: a device may send it again
+    twin = Lab(seq=2, head=bytes(32)).next()
+    assert bench.send(twin).reason is Reason.EQUIVOCATION
+    [first, _] = sorted(store.names("segments/"), key=lambda name: Segment.parse(store.get(name)).start.next_seq)
+    store.put(first, b"lost")
+    with pytest.raises(Fatal, match="restore it from a backup|restore the evidence store"):
+        check(engine, NETWORK, StoredBytes(store))
+    engine.dispose()
+
+
+def test_nothing_is_pruned_that_the_store_does_not_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "_RECENT", 0)
+    engine, store, lab = made(f"sqlite:///{tmp_path}/ledger.db"), FolderStore(tmp_path / "store"), Lab()
+    Bench(engine).send(*[lab.next() for _ in range(5)])
+    cut_segments(engine, store, NETWORK, [lab.device])
+    [name] = store.names("segments/")
+    (tmp_path / "store" / name).unlink()
+    with pytest.raises(Fatal, match="restore the evidence store"):
+        prune(engine, store, [lab.device], 2**50)
+    assert all(row.message for row in rows(engine, lab.device))
