@@ -140,7 +140,8 @@ def prune(
 ) -> None:
     """Forget the bytes of old batches that the evidence store holds, after looking at them there.
 
-    The service may run. Verdicts, sums and everything else stay; check, rebuild-view and compare-view then read these bytes from the store.
+    The service may run. Verdicts, sums and everything else stay; check, rebuild-view and compare-view then read these
+    bytes from the store.
     """
     settings = load(IngestSettings, config)
     if not settings.evidence:

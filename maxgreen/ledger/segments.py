@@ -1,4 +1,4 @@
-"""Between the ledger and the evidence store: cutting chains into segments (verify.segment), forgetting what they hold."""
+"""Between ledger and evidence store: cutting chains into segments (verify.segment), forgetting what they hold."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
