@@ -1,7 +1,7 @@
-"""`maxgreen settle`: run, revise, status, pack, explain, checks, modules, open-line, config."""
+"""`maxgreen settle`: run, revise, status, statement, pack, explain, checks, modules, open-line, config."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +15,7 @@ from maxgreen.chain.registry import module_history
 from maxgreen.clock import make_clock
 from maxgreen.errors import UsageError
 from maxgreen.ledger.engine import open_engine
+from maxgreen.lock import FolderLock
 from maxgreen.protocol.pack import PackError
 from maxgreen.service import log_to_stderr
 from maxgreen.settings import config_commands, load
@@ -29,6 +30,7 @@ from settlement.explain import explain
 from settlement.inputs import Inputs
 from settlement.orders import open_line
 from settlement.packs import Pack, open_pack, stored_pack, write_pack_of
+from settlement.page import statement_csv, statement_page, statement_pdf
 from settlement.periods import month_before, period_bounds
 from settlement.reports import VERSION, check_line
 from settlement.service import Settled, SettlementService
@@ -59,8 +61,12 @@ def run(
     if period == "last":
         period = month_before(make_clock(settings.clock_file).now_ms())
     period_bounds(period)
-    service = SettlementService.from_settings(settings)
-    _tell(period, lambda: service.run(period, wait=settings.wait), as_json=as_json)
+    _tell(
+        period,
+        lambda: SettlementService.from_settings(settings).run(period, wait=settings.wait),
+        settings,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -73,13 +79,19 @@ def revise(
     log_to_stderr()
     settings = load(SettlementSettings, config)
     period_bounds(period)
-    service = SettlementService.from_settings(settings)
-    _tell(period, lambda: service.revise(period, wait=settings.wait), as_json=as_json)
+    _tell(
+        period,
+        lambda: SettlementService.from_settings(settings).revise(period, wait=settings.wait),
+        settings,
+        as_json=as_json,
+    )
 
 
-def _tell(period: str, step: Callable[[], Settled], *, as_json: bool) -> None:
+def _tell(period: str, step: Callable[[], Settled], settings: SettlementSettings, *, as_json: bool) -> None:
+    """Do a step while no other run of this machine does, and say how far it came."""
     try:
-        settled = step()
+        with FolderLock(settings.output_dir, "maxgreen settle"):
+            settled = step()
     except NotReadyError as error:
         print(
             json.dumps({"period": period, "state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}"
@@ -195,6 +207,45 @@ def pack_command(
     )
 
 
+@app.command()
+def statement(
+    out: Annotated[Path, typer.Option(help="the file that is written: .html, .pdf, .csv or .json, by its name")],
+    line: Annotated[str, typer.Option(help="one line alone, by its id or the first digits")] = "",
+    period: Annotated[str, typer.Option(help="of the evidence store: YYYY-MM, or YYYY-MM-DD")] = "",
+    pack: Annotated[Path | None, typer.Option(help="an evidence pack, instead of the store")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Write a statement for people, of all lines of a period or of one: page, PDF, CSV, or JSON as it was signed."""
+    if pack is None and not period:
+        raise UsageError("name a period with --period, or an evidence pack with --pack")
+    try:
+        opened = open_pack(pack, period) if pack is not None else _stored(config, period)
+        names = [opened.line(_digits(line))] if line else sorted(opened.lines)
+        out.write_bytes(_statement(opened, names, out))
+    except PackError as error:
+        raise UsageError(str(error)) from error
+    print(f"{out}: {len(names)} line{'s' if len(names) != 1 else ''} of {opened.run.period}")
+
+
+def _statement(pack: Pack, names: Sequence[str], out: Path) -> bytes:
+    """Return a statement in the form that a file's name asks for."""
+    run = pack.run
+    said = [one for one in run.lines if one["line"] in names]
+    match out.suffix:
+        case ".csv":
+            return statement_csv(run.period, said).encode()
+        case ".json":
+            if len(names) != 1:
+                raise UsageError("--out …json: name one line with --line; what all lines come to is run.json")
+            return pack.entries(names[0])[STATEMENT]
+        case ".html" | ".pdf":
+            order = None if pack.order_data is None else json.loads(pack.order_data)
+            lines = [(one, read_windows(pack.entries(one["line"]))) for one in said]
+            page = statement_page(run.period, run.document["network"], lines, order)
+            return statement_pdf(page) if out.suffix == ".pdf" else page.encode()
+    raise UsageError(f"--out {out}: expected a name that ends in .html, .pdf, .csv or .json")
+
+
 @app.command("explain")
 def explain_command(
     line: Annotated[str, typer.Argument(help="the line's id, or its first digits; not needed where there is one")] = "",
@@ -210,8 +261,7 @@ def explain_command(
         opened = open_pack(pack, period) if pack is not None else _stored(config, period)
         name = opened.line(_digits(line))
         entries = opened.entries(name)
-        statement = json.loads(entries[STATEMENT])
-        explained = explain(opened.run.period, statement, read_windows(entries))
+        explained = explain(opened.run.period, json.loads(entries[STATEMENT]), read_windows(entries))
     except PackError as error:
         raise UsageError(str(error)) from error
     if as_json:

@@ -5,10 +5,12 @@ import io
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any, Final
 
 from jinja2 import Environment, FunctionLoader, select_autoescape
 
+from maxgreen.errors import UsageError
 from maxgreen.units import kwh
 from settlement.explain import Slot, explain
 from settlement.periods import period_bounds
@@ -24,8 +26,14 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
-def statement_page(period: str, network: str, lines: Sequence[Line]) -> str:
-    """Return the HTML page of a period's statements."""
+def statement_page(
+    period: str,
+    network: str,
+    lines: Sequence[Line],
+    order: Mapping[str, Any] | None = None,
+    owners: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Return the HTML page of a period's statements; `order`: order.json's values, `owners`: addresses by token."""
     pages = Environment(
         loader=FunctionLoader(lambda name: files("settlement").joinpath("templates", name).read_text()),
         autoescape=select_autoescape(default=True),
@@ -34,8 +42,21 @@ def statement_page(period: str, network: str, lines: Sequence[Line]) -> str:
         period=period,
         until=_date(period_bounds(period)[1]),
         network=network,
-        lines=[_readable(period, statement, windows) for statement, windows in lines],
+        order=order,
+        lines=[{**_readable(period, one, windows), "owner": owners.get(one["miner"])} for one, windows in lines],
     )
+
+
+def statement_pdf(page: str) -> bytes:
+    """Return the same as PDF; UsageError when WeasyPrint, or what it needs of the system, is not there."""
+    try:
+        from weasyprint import HTML  # noqa: PLC0415 - an extra
+    except (ImportError, OSError) as error:
+        raise UsageError(
+            "a PDF needs WeasyPrint: install maxgreen[pdf], and its libraries (apt-get install libpangoft2-1.0-0)"
+        ) from error
+    made: bytes = HTML(string=page).write_pdf()
+    return made
 
 
 def statement_csv(period: str, statements: Sequence[Mapping[str, Any]]) -> str:

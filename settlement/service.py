@@ -1,5 +1,6 @@
 """One settlement run: close, order, vote, pay, write statement and pack."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from maxgreen.chain.orders import OrderStatus, SettlementContract
 from maxgreen.clock import Clock, make_clock
 from maxgreen.errors import Fatal, UsageError
 from maxgreen.keyfile import load_key_file
-from maxgreen.ledger.engine import open_engine
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import open_engine, reader
 from maxgreen.protocol.keys import Signer
 from maxgreen.protocol.pack import ORDER, RUN
 from maxgreen.store import Store, open_store
@@ -162,7 +164,7 @@ class SettlementService:
         pack = folder / "pack.zip"
         write_pack_of(self._store, closed, order, pack)
         statement = _write(folder / RUN, closed.data)
-        page = _write(folder / "statement.html", self._page(closed).encode())
+        page = _write(folder / "statement.html", self._page(closed, order).encode())
         _write(folder / "statement.csv", statement_csv(closed.period, closed.lines).encode())
         return Settled(
             closed,
@@ -176,11 +178,14 @@ class SettlementService:
             page,
         )
 
-    def _page(self, closed: Run) -> str:
+    def _page(self, closed: Run, order: bytes | None) -> str:
+        with reader(self.engine).begin() as connection:
+            owners = {str(known.token): known.owner for known in Book(connection).all_devices()}
         lines = [
             (line, read_windows(line_entries(self._store, bytes.fromhex(line["manifest"])))) for line in closed.lines
         ]
-        return statement_page(closed.period, self.deployment.network, lines)
+        posted = None if order is None else json.loads(order)
+        return statement_page(closed.period, self.deployment.network, lines, posted, owners)
 
 
 def _write(path: Path, data: bytes) -> Path:

@@ -88,6 +88,12 @@ def test_status_and_explanation_say_where_everything_is(demo, tmp_path):
     assert "waits for nothing" in run("settle", "status", "--config", settings).stdout
     explained = json.loads(run("settle", "explain", "--period", "2015-11", "--config", settings, "--json").stdout)
     assert sum(part["energy_mws"] for part in explained["parts"]) == explained["sent_mws"] == result["sent_mws"]
+    for name, begins in {"s.csv": "period,line", "s.json": "{", "s.html": "<!doctype html>"}.items():
+        [line] = open_pack(Path(result["pack"])).lines
+        written = run("settle", "statement", "--pack", result["pack"], "--line", line[:6], "--out", tmp_path / name)
+        assert written.returncode == 0, written.stderr
+        assert (tmp_path / name).read_text().startswith(begins)
+    assert run("settle", "statement", "--pack", result["pack"], "--out", tmp_path / "s.doc").returncode == 2
     told = run("settle", "explain", "ffff", "--pack", result["pack"])
     assert told.returncode == 2
     assert "lines are meant" in told.stderr

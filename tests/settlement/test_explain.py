@@ -5,9 +5,10 @@ import io
 
 import pytest
 
+from maxgreen.errors import UsageError
 from maxgreen.protocol.reasons import RELEASABLE, Reason
 from settlement.explain import WHY, explain
-from settlement.page import statement_csv, statement_page
+from settlement.page import statement_csv, statement_page, statement_pdf
 from settlement.statement import read_windows
 from simulator.lab import NETWORK
 from tests.settlement.test_statement import PERIOD
@@ -65,7 +66,31 @@ def test_a_month_without_energy_looks_like_what_it_is():
     line, explained = told(Thieves())
     assert explained.sent_mws == 0
     assert sum(part.energy_mws for part in explained.parts) == 0
+    assert "Nothing was measured on this line" in statement_page(PERIOD, NETWORK, [line])
     assert "0.000000 kWh to pay" in statement_page(PERIOD, NETWORK, [line])
+
+
+def test_the_page_names_order_and_owner_and_prints(tmp_path):
+    line, _ = told(story())
+    order = {"order": 7, "contracts": {"settlement": "0x" + "ab" * 20}, "transactions": {"post": "0x" + "cd" * 32}}
+    page = statement_page(PERIOD, NETWORK, [line], order, {"1": "0x" + "ef" * 20})
+    for said in ("Order 7", "0x" + "ab" * 20, "posted by transaction", "0x" + "cd" * 32, "Owner", "0x" + "ef" * 20):
+        assert said in page
+    try:
+        made = statement_pdf(page)
+    except UsageError as error:
+        pytest.skip(str(error))
+    assert made.startswith(b"%PDF-")
+    assert len(made) > 5_000
+
+
+def test_what_is_all_held_says_so():
+    pair = Thieves()
+    for k in range(3):
+        pair.both(skim=0.9, attested=k == 2)
+    line, explained = told(pair)
+    assert explained.counted_windows == 0
+    assert "all 3 windows with measurements are held or disputed" in statement_page(PERIOD, NETWORK, [line])
 
 
 @pytest.mark.parametrize("reason", [reason for reason in Reason if 40 <= reason < 60])
