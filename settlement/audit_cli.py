@@ -15,7 +15,7 @@ from maxgreen.errors import UsageError
 from maxgreen.protocol.pack import PackError
 from settlement.audit import audit as audit_pack
 from settlement.audit_chain import Pinned
-from settlement.engines import Processes
+from settlement.engines import open_engine
 from settlement.packs import open_pack
 
 
@@ -35,6 +35,9 @@ def audit(
     ] = None,
     network: Annotated[str | None, typer.Option(help="the network that you mean, without a deployment file")] = None,
     settlement: Annotated[str | None, typer.Option(help="the settlement contract that you mean")] = None,
+    engine: Annotated[
+        str, typer.Option(help="what runs the tasks: local, or a Dask scheduler's address, tcp://HOST:PORT")
+    ] = "local",
     previous: Annotated[Path | None, typer.Option(help="the pack of the period before, or the store")] = None,
     previous_period: Annotated[str, typer.Option(help="where that is a store: its period")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
@@ -52,10 +55,8 @@ def audit(
         before = open_pack(previous, previous_period) if previous else None
         opened = open_pack(pack, period)
         lines = [opened.line(digits.lower().removeprefix("0x")) for digits in line] if line else None
-        with Processes(jobs) as processes:
-            report = audit_pack(
-                opened, previous=before, chain=chain, pinned=pinned, lines=lines, run_tasks=processes.run
-            )
+        with open_engine(engine, jobs) as tasks:
+            report = audit_pack(opened, previous=before, chain=chain, pinned=pinned, lines=lines, run_tasks=tasks.run)
     except PackError as error:
         print(json.dumps({"audit": str(error)}) if as_json else f"DIFFERENCE  {error}")  # noqa: T201
         raise typer.Exit(1) from error

@@ -1,4 +1,4 @@
-"""What runs the tasks of an audit: this process, or more processes. One that dies loses nothing."""
+"""What runs the tasks of an audit: this process, more processes, or a cluster. One that dies loses nothing."""
 
 import multiprocessing
 import os
@@ -6,14 +6,40 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Final, Self, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
-from maxgreen.errors import MaxgreenError
+from maxgreen.errors import MaxgreenError, UsageError
 
 T = TypeVar("T")
 R = TypeVar("R")
 _AHEAD: Final = 2  # tasks that wait for each worker: enough that none idles, few enough that memory stays
 _TRIES: Final = 5  # pools that may break before a task is given up: it breaks them
+
+
+class Engine(Protocol):
+    """What runs tasks; a context."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+
+    def __exit__(self, *error: object) -> None:
+        """End whatever was begun."""
+
+    def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Yield what `work` makes of each task, in their order."""
+
+
+def open_engine(engine: str, jobs: int) -> Engine:
+    """Return `local`, so many processes; or a Dask cluster by its scheduler's address, tcp://HOST:PORT or tls://…."""
+    if engine == "local":
+        return Processes(jobs)
+    if not engine.startswith(("tcp://", "tls://")):
+        raise UsageError(f"--engine {engine}: expected local, or a Dask scheduler's address, tcp://HOST:PORT")
+    try:
+        from settlement.dask_engine import DaskCluster  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--engine {engine}: install maxgreen[dask]") from error
+    return DaskCluster(engine)
 
 
 class Processes:
