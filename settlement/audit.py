@@ -5,27 +5,27 @@ What it cannot check it says, in one list: what is still believed.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from maxgreen.chain.client import Chain
 from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.merkle import LINE_LEAF, MerkleTree
-from maxgreen.chain.orders import Claim
-from maxgreen.errors import UsageError
+from maxgreen.chain.orders import Claim, Ends
 from maxgreen.protocol.backend import BackendKeys, Beacon
 from maxgreen.protocol.pack import MANIFEST, RUN, PackError
 from maxgreen.protocol.reasons import Rejected
+from maxgreen.verify.rules import Decision
+from settlement.audit_base import Histories, check_base
 from settlement.audit_chain import Pinned, check_chain
+from settlement.audit_line import check_period, compare, read_line
 from settlement.audit_order import check_order, read_order
-from settlement.evidence import Evidence, Judge, RunTasks
+from settlement.evidence import Evidence, Judge, Judged, RunTasks
 from settlement.findings import Difference, Findings, Report
-from settlement.inputs import STATES_AFTER, Inputs, entry, read_manifest, read_states
+from settlement.inputs import Inputs, Party, entry
 from settlement.packs import Pack
-from settlement.periods import period_bounds
 from settlement.run import Run, total_of
-from settlement.statement import SIGNATURE, STATEMENT, LineResult, derive, fold
-from settlement.sums import Sums
+from settlement.statement import SIGNATURE, STATEMENT, LineResult, derive
 
 # what bytes that are no evidence can do to whoever reads them as such
 _UNREADABLE: Final = (
@@ -46,6 +46,7 @@ class Audited:
     inputs: Inputs
     entries: Mapping[str, bytes]  # those that the DAO can register
     beacons: Mapping[int, Beacon]
+    chains: Mapping[bytes, Sequence[Judged]]  # without their facts
     claim: Claim | None
 
 
@@ -81,8 +82,11 @@ def _audit(
     run = _read_run(pack)
     if pinned is not None:
         pinned.check_network(str(run.document["network"]))
-    wanted = sorted(pack.lines if only is None else only)
+    if previous is not None and run.document["previous"] != previous.run.digest.hex():
+        raise Difference(f"{RUN}: its 'previous' is not the run of the previous pack")
+    wanted = sorted(set(pack.lines if only is None else only))
     audited = [_audit_line(pack, run, line, previous, found, run_tasks) for line in wanted]
+    _check_together(audited)
     claims = {one.inputs.line.line: one.claim for one in audited if one.claim is not None}
     _check_run(run, wanted, claims, found)
     order = read_order(pack.order_data) if pack.order_data is not None else None
@@ -115,24 +119,33 @@ def _audit(
     )
 
 
+def _check_together(audited: Sequence[Audited]) -> None:
+    """Check that lines tell one story of the devices, decisions and rules that they share."""
+    histories, beacons = Histories(), dict[int, Beacon]()
+    parties: dict[bytes, tuple[Party, list[Decision]]] = {}
+    for one in audited:
+        for device, chain in one.chains.items():
+            histories.add(device, chain)
+        for beacon in one.beacons.values():
+            if beacons.setdefault(beacon.number, beacon) != beacon:
+                raise Difference(f"beacon {beacon.number}: two lines have it otherwise")
+        for party in one.inputs.parties:
+            said = party, [d for d in one.inputs.rules.decisions if d.device == party.device]
+            if parties.setdefault(party.device, said) != said:
+                raise Difference(f"devices.json, decisions.json: two lines have device {party.device.hex()} otherwise")
+        if one.entries != audited[0].entries:
+            raise Difference("limits.json, backend.json: two lines have them otherwise")
+
+
 def _read_run(pack: Pack) -> Run:
     run = pack.run
-    _check_period(RUN, run.period, run.until_s)
+    check_period(RUN, run.period, run.until_s)
     named = [one["line"] for one in run.lines]
     if named != sorted(set(named)):
         raise Difference(f"{RUN}: its lines are not sorted, or one is there twice")
     if run.total_mws != total_of(run.lines):
         raise Difference(f"{RUN}: total_mws is not its lines'")
     return run
-
-
-def _check_period(name: str, period: str, until_s: int) -> None:
-    try:
-        end_s = period_bounds(period)[1]
-    except UsageError as error:
-        raise PackError(f"{name}: {error}") from error
-    if until_s != end_s:
-        raise Difference(f"{name}: {period} does not end at {str(until_s)[:40]}")
 
 
 def _check_run(run: Run, wanted: Sequence[str], claims: Mapping[bytes, Claim], found: Findings) -> None:
@@ -162,43 +175,31 @@ def _checked_line(
     pack: Pack, run: Run, line: str, previous: Pack | None, found: Findings, run_tasks: RunTasks
 ) -> Audited:
     entries = pack.entries(line)
-    inputs = _read_line(entries)
+    inputs = read_line(entries)
     said = next((one for one in run.lines if one["line"] == line), None)
     manifest = hashlib.sha256(entry(entries, MANIFEST)).digest()
     if said is None or said["manifest"] != manifest.hex():
         raise Difference(f"{MANIFEST}: its SHA-256 is not the one in {RUN}")
     if (inputs.network, inputs.period, inputs.until_s) != (run.document["network"], run.period, run.until_s):
         raise Difference(f"{MANIFEST}: of another network or period than {RUN}")
-    if inputs.line.line.hex() != line:
-        raise Difference(f"line.json: it is line {inputs.line.line.hex()}")
+    terms = inputs.line
+    ends = Ends(terms.miner, terms.miner_channel, terms.node, terms.node_channel, terms.epoch)
+    if terms.line.hex() != line or ends.line_id != terms.line:
+        raise Difference(f"line.json: its id is not that of its ends, or of another line than {line}")
+    tokens = {terms.miner, terms.node}
+    if any(party.token not in tokens for party in inputs.parties):
+        raise Difference("devices.json: a device of neither end")
+    if {d.device for d in inputs.rules.decisions} - {party.device for party in inputs.parties}:
+        raise Difference("decisions.json: a decision on a device of neither end")
     judge = Judge(pack.segment, run_tasks)
     evidence = judge.evidence(inputs)
     result = _check_derived(inputs, evidence, entries, found)
     if {**result.statement, "manifest": manifest.hex()} != said:
         raise Difference(f"{RUN}: its statement of the line is another one")
-    _check_base(inputs, evidence, previous, found, run_tasks)
+    check_base(inputs, evidence, previous, found, run_tasks)
     files = {name: entry(entries, name) for name in ("limits.json", "backend.json")}
-    return Audited(inputs, files, evidence.beacons, result.claim(manifest))
-
-
-def _read_line(entries: Mapping[str, bytes]) -> Inputs:
-    """Read a line's inputs, whose bytes are those of the manifest, in the format's one form."""
-    manifest = read_manifest(entries)
-    _check_period(MANIFEST, manifest["period"], manifest["until"])
-    files = manifest["files"]
-    for name in sorted((set(entries) | set(files)) - {MANIFEST}):
-        data = entry(entries, name)
-        if name not in files:
-            raise Difference(f"{name}: not in the manifest")
-        if hashlib.sha256(data).hexdigest() != files[name]:
-            raise Difference(f"{name}: its SHA-256 is not the manifest's")
-    inputs = Inputs.from_entries(entries)
-    for name, data in sorted(inputs.entries().items()):
-        _compare(name, data, entry(entries, name))
-    for name, value in inputs.head.items():
-        if manifest[name] != value:
-            raise Difference(f"{MANIFEST}: {name} is not in its one form")
-    return inputs
+    chains = {device: [replace(judged, facts=()) for judged in chain] for device, chain in evidence.chains.items()}
+    return Audited(inputs, files, evidence.beacons, chains, result.claim(manifest))
 
 
 def _check_derived(inputs: Inputs, evidence: Evidence, entries: Mapping[str, bytes], found: Findings) -> LineResult:
@@ -208,9 +209,9 @@ def _check_derived(inputs: Inputs, evidence: Evidence, entries: Mapping[str, byt
     said = f"{evidence.batches} batches: signatures, chain, registers, shares and attestations judged again"
     found.ok(f"{name}: {len(entries)} entries and {_count(inputs)} segments have their SHA-256; {said}")
     for entry_name, data in sorted(result.entries.items()):
-        _compare(entry_name, data, entry(entries, entry_name))
-    if trouble := result.statement["trouble"]:
-        found.ok(f"{name} is in trouble, and is paid nothing: {trouble}")
+        compare(entry_name, data, entry(entries, entry_name))
+    for device, trouble in evidence.troubles.items():
+        found.ok(f"{name} is in trouble, and is paid nothing: device {device.hex()}: {trouble}")
     try:
         keys = BackendKeys(inputs.backend_keys, inputs.network)
         keys.open(entry(entries, SIGNATURE), "statement", detached_payload=entries[STATEMENT])
@@ -234,70 +235,3 @@ def _check_derived(inputs: Inputs, evidence: Evidence, entries: Mapping[str, byt
 
 def _count(inputs: Inputs) -> int:
     return sum(map(len, inputs.segments.values()))
-
-
-def _compare(name: str, expected: bytes, found: bytes) -> None:
-    if expected == found:
-        return
-    rows = zip(expected.splitlines(), found.splitlines(), strict=False)
-    number, (want, have) = next(
-        ((k, pair) for k, pair in enumerate(rows, 1) if pair[0] != pair[1]), (0, (b"another length", b""))
-    )
-    raise Difference(f"{name}: line {number}: the evidence gives {want[:120]!r}, the pack says {have[:120]!r}")
-
-
-def _check_base(
-    inputs: Inputs, evidence: Evidence, previous: Pack | None, found: Findings, run_tasks: RunTasks
-) -> None:
-    """Check what comes from earlier periods: sums, the chains' states, and how windows stood (P-PCK-1)."""
-    name = f"line {inputs.line.line.hex()[:8]}…"
-    stood = any(state != ("", "") for state in inputs.windows_before.values())
-    begun = [device for device, first in evidence.firsts.items() if first.previous is not None]
-    if inputs.line.base.sums == Sums() and not stood and not begun:
-        found.ok(f"{name}: its evidence begins where its chains and the line do")
-        return
-    if previous is None or (inputs.previous is None and begun):
-        found.believe(
-            f"{name}: sums, chain states and disputes of before this period (name the one before with --previous)"
-        )
-        return
-    if inputs.previous is None:
-        raise Difference(f"{MANIFEST}: no line of an earlier period, and yet sums or states of one")
-    entries = previous.entries(inputs.line.line.hex())
-    if inputs.previous != hashlib.sha256(entry(entries, MANIFEST)).digest():
-        raise Difference(f"{MANIFEST}: 'previous' is not the SHA-256 of the line's manifest in the previous pack")
-    before = _read_line(entries)
-    evidence_before = Judge(previous.segment, run_tasks).evidence(before)
-    result = derive(before, evidence_before)
-    for entry_name, data in result.entries.items():
-        _compare(f"the previous pack's {entry_name}", data, entry(entries, entry_name))
-    left = [w for w in result.windows.windows if not w.counts and w.measured.has_energy]
-    if any(w.window_s < inputs.start_s for w in left):
-        raise Difference(f"{MANIFEST}: start: windows that did not count are left out")
-    # or it adds up again all that there is since the line opened
-    whole = inputs.line.base.sums == Sums() and inputs.start_s <= inputs.line.sent_base.time_s
-    if inputs.line.base != fold(before.line.base, result.windows.windows, inputs.start_s) and not whole:
-        raise Difference("line.json: the base is not the previous pack's sums")
-    states = read_states(entries, STATES_AFTER)
-    if inputs.windows_before != {w: states.get(w, ("", "")) for w in inputs.windows_before}:
-        raise Difference("windows.csv: the states before are not the previous pack's")
-    for device in begun:
-        if not _leads_on(device, inputs, before, evidence, evidence_before):
-            found.believe(
-                f"{name}: the state of chain {device.hex()} before its first batch here (no earlier pack reaches it)"
-            )
-    found.ok(f"{name}: base, chain states and disputes follow from the previous pack")
-
-
-def _leads_on(device: bytes, inputs: Inputs, before: Inputs, evidence: Evidence, evidence_before: Evidence) -> bool:
-    """Tell whether the previous pack reaches the first segment of a device; Difference when it leads elsewhere."""
-    digests, first = before.segments.get(device, ()), evidence.firsts[device]
-    if inputs.segments[device][0] in digests:
-        return True
-    if not digests or digests[-1] != first.previous:
-        return False
-    if evidence_before.lasts[device].end != first.start:
-        raise Difference(
-            f"chain {device.hex()}: the previous pack leads to another state at seq {first.start.next_seq}"
-        )
-    return True

@@ -8,9 +8,10 @@ from maxgreen.chain.deployment import Addresses
 from maxgreen.chain.merkle import LINE_LEAF, leaf_hash, root_of
 from maxgreen.chain.orders import Claim, Posting
 from maxgreen.errors import UsageError
-from maxgreen.protocol.pack import ORDER, RUN, PackError, read_canonical
+from maxgreen.protocol.pack import ORDER, RUN, PackError
 from settlement.findings import Difference
 from settlement.run import Run
+from settlement.shapes import ORDER_SHAPE, read_shape
 
 
 @dataclass(frozen=True)
@@ -31,28 +32,22 @@ class PackedOrder:
 
 def read_order(data: bytes) -> PackedOrder:
     """Read an order.json; PackError when it is none."""
-    order = read_canonical(ORDER, data)
+    order = read_shape({ORDER: data}, ORDER, ORDER_SHAPE)
+    value = order["posting"]
+    posting = Posting(
+        value["until"],
+        bytes.fromhex(value["root"]),
+        value["count"],
+        int(value["total_mws"]),
+        bytes.fromhex(value["manifest"]),
+        value["evidence"],
+    )
     try:
-        value = order["posting"]
-        posting = Posting(
-            _whole(value["until"]),
-            bytes.fromhex(value["root"]),
-            _whole(value["count"]),
-            int(value["total_mws"]),
-            bytes.fromhex(value["manifest"]),
-            str(value["evidence"]),
-        )
-        contracts = {str(name): str(address) for name, address in order["contracts"].items()}
-        return PackedOrder(
-            number=_whole(order["order"]),
-            addresses=Addresses(chain_id=_whole(order["chain_id"]), **contracts),
-            contracts=contracts,
-            posting=posting,
-            claims=parse_claims(data),
-            transactions={str(name): str(digest) for name, digest in order["transactions"].items()},
-        )
-    except (AttributeError, LookupError, TypeError, ValueError, UsageError) as error:
-        raise PackError(f"{ORDER}: {type(error).__name__}: {error}") from error
+        addresses = Addresses(chain_id=order["chain_id"], **order["contracts"])
+        claims = parse_claims(data)
+    except (TypeError, UsageError) as error:
+        raise PackError(f"{ORDER}: {error}") from error
+    return PackedOrder(order["order"], addresses, order["contracts"], posting, claims, order["transactions"])
 
 
 def check_order(order: PackedOrder, run: Run, claims: Mapping[bytes, Claim]) -> None:
@@ -76,9 +71,3 @@ def check_order(order: PackedOrder, run: Run, claims: Mapping[bytes, Claim]) -> 
             raise Difference(f"{ORDER}: the claim of line {claim.line.hex()} is not what its evidence gives")
         if root_of(leaf_hash(LINE_LEAF, claim.leaf(posting.until_s)), list(claim.proof)) != posting.root:
             raise Difference(f"{ORDER}: the proof of line {claim.line.hex()} does not lead to the root")
-
-
-def _whole(value: object) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{str(value)[:40]!r} is no whole number")
-    return value

@@ -164,7 +164,7 @@ def modules(
     try:
         opened = open_pack(pack, period)
         found = module_files(opened.entries(min(opened.lines)))
-    except (PackError, KeyError) as error:
+    except (PackError, KeyError, ValueError) as error:
         raise UsageError(f"{pack}: not an evidence pack: {error}") from error
     into.mkdir(parents=True, exist_ok=True)
     for module, (name, data) in found.items():

@@ -6,6 +6,7 @@ and begun again, the same comes of it, or what another process closed in the mea
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Engine
@@ -28,6 +29,8 @@ from settlement.periods import period_bounds
 from settlement.run import Run, make_run
 from settlement.statement import LineResult, derive
 from settlement.windows import DAY_S
+
+_log = logging.getLogger(__name__)
 
 
 class NotReadyError(Exception):
@@ -73,8 +76,8 @@ class Closer:
         with reader(self._engine).begin() as connection:
             if Book(connection).period_after(before.until_s) is not None:
                 raise UsageError(f"{before.period}: a later period is closed already, and contains what was left out")
-        run, revision = self._make(lines, before.period)
-        if run.digest == before.digest:
+        run, revision = self._make(lines, before.period, int(before.document["revision"]) + 1)
+        if run.document["lines"] == before.document["lines"]:
             raise UsageError(
                 f"{before.period}: it would be the same again; first record what the DAO found: maxgreen ingest decide"
             )
@@ -85,8 +88,11 @@ class Closer:
             _keep(book, run, now_ms, revision)
         return run
 
-    def _make(self, lines: Sequence[Line], period: str) -> tuple[Run, int]:
-        """Derive every line of a period and keep its evidence; return the run and the revision that it follows from."""
+    def _make(self, lines: Sequence[Line], period: str, times: int = 0) -> tuple[Run, int]:
+        """Derive every line of a period and keep its evidence; return the run and the revision that it follows from.
+
+        `times`: how often it was closed before.
+        """
         _, until_s = period_bounds(period)
         with reader(self._engine).begin() as connection:  # what is committed from here on has a later revision
             book = Book(connection)
@@ -94,7 +100,7 @@ class Closer:
             gatherer = Gatherer(book, self._network, period, (self._signer.spki,))
             devices = sorted({device for line in lines for device in gatherer.devices(line)})
         cut_segments(self._engine, self.store, self._network, devices)
-        judge = Judge(lambda digest: self.store.get(segment_name(digest)))
+        judge = Judge(lambda digest: self.store.get(segment_name(digest)), patient=True)
         statements, claims = [], []
         with reader(self._engine).begin() as connection:
             book = Book(connection)
@@ -104,10 +110,15 @@ class Closer:
             for line in sorted(lines, key=lambda line: (line.ends.node_token, line.ends.line_id)):
                 before = None if past is None else self._before(past, int(row.revision), line)
                 inputs = gatherer.inputs(line, before)
-                statement, claim = self._keep_line(derive(inputs, judge.evidence(inputs)))
+                evidence = judge.evidence(inputs)
+                for device, text in evidence.troubles.items():
+                    _log.error("line %s: device %s: %s", line.ends.line_id.hex(), device.hex(), text)
+                statement, claim = self._keep_line(derive(inputs, evidence))
                 statements.append(statement)
                 claims += [claim] if claim is not None else []
-        return make_run(self._network, period, until_s, past.digest if past else None, statements, claims), revision
+        previous = None if past is None else past.digest
+        run = make_run(self._network, period, until_s, previous, statements, claims, revision=times)
+        return run, revision
 
     def _before(self, past: Run, revision: int, line: Line) -> Before | None:
         """Return a line as the period before closed it; None when it was not there."""

@@ -1,7 +1,9 @@
 """What runs the tasks of an audit: this process, more processes, or a cluster. One that dies loses nothing."""
 
+import ctypes
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,6 +14,7 @@ from maxgreen.errors import MaxgreenError, UsageError
 
 T = TypeVar("T")
 R = TypeVar("R")
+_PR_SET_PDEATHSIG: Final = 1
 _AHEAD: Final = 2  # tasks that wait for each worker: enough that none idles, few enough that memory stays
 _TRIES: Final = 5  # pools that may break before a task is given up: it breaks them
 
@@ -95,10 +98,22 @@ class Processes:
     def _open(self) -> ProcessPoolExecutor:
         if self._pool is None:
             # forked before there are threads: a fresh interpreter would take a second to come here
-            self._pool = ProcessPoolExecutor(self._jobs, mp_context=multiprocessing.get_context("fork"))
+            self._pool = ProcessPoolExecutor(
+                self._jobs,
+                mp_context=multiprocessing.get_context("fork"),
+                initializer=_end_with,
+                initargs=(os.getpid(),),
+            )
         return self._pool
 
     def _end(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = None
+
+
+def _end_with(parent: int) -> None:
+    """Let a worker end when its parent does, however that ends (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that was said
+        os._exit(1)

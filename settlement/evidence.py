@@ -47,6 +47,7 @@ class Task:
 class Judged:
     """A segment, judged: its facts, and the states that it leads between. `trouble`: what does not hold in it."""
 
+    digest: bytes
     facts: tuple[Fact, ...]
     previous: bytes | None
     start: ChainState
@@ -64,23 +65,29 @@ class Evidence:
 
     facts: Mapping[bytes, tuple[Fact, ...]]
     troubles: Mapping[bytes, str]
-    firsts: Mapping[bytes, Judged]  # of the devices that have a segment here
-    lasts: Mapping[bytes, Judged]
+    chains: Mapping[bytes, Sequence[Judged]]  # of the devices that have a segment here
     beacons: Mapping[int, Beacon]
     batches: int
     receipts: Mapping[bytes, int]
 
     def trouble(self, parties: Sequence[Party]) -> str:
-        """Return what does not hold with these devices; nothing when all is well."""
-        return next((self.troubles[party.device] for party in parties if party.device in self.troubles), "")
+        """Return in fixed words that the evidence of one of these devices does not hold; nothing when all is well."""
+        for party in parties:
+            if party.device in self.troubles:
+                return f"the evidence of device {party.device.hex()} does not hold together"
+        return ""
 
 
 class Judge:
     """Judges the segments of lines; those that it saw last stay in memory, since lines share their ends."""
 
-    def __init__(self, fetch: Fetch, run_tasks: RunTasks = map) -> None:
-        """`run_tasks` is `map`, or one that uses other processors; tasks get their bytes when it asks for them."""
+    def __init__(self, fetch: Fetch, run_tasks: RunTasks = map, *, patient: bool = False) -> None:
+        """`run_tasks` is `map`, or one that uses other processors; tasks get their bytes when it asks for them.
+
+        `patient`: what is no segment is the trouble of its device, instead of a PackError.
+        """
         self._fetch, self._run = fetch, run_tasks
+        self._work = _judge_patiently if patient else judge
         self._known: OrderedDict[Task, Judged] = OrderedDict()
 
     def evidence(self, inputs: Inputs) -> Evidence:
@@ -99,9 +106,8 @@ class Judge:
                 if party.device not in troubles
             },
             troubles,
-            {device: chain[0] for device, chain in found.items() if chain},
-            {device: chain[-1] for device, chain in found.items() if chain},
-            {beacon.number: beacon for chain in found.values() for judged in chain for beacon in judged.beacons},
+            {device: chain for device, chain in found.items() if chain},
+            _beacons(judged for chain in found.values() for judged in chain),
             sum(judged.batches for chain in found.values() for judged in chain),
             {device: sum(judged.receipts for judged in chain) for device, chain in found.items() if chain},
         )
@@ -109,7 +115,7 @@ class Judge:
     def _judged(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Judged]]:
         """Yield each task, which has no bytes yet, with what came of it."""
         fresh = [task for task in tasks if task not in self._known]
-        found = dict(zip(fresh, self._run(judge, (self._loaded(task) for task in fresh)), strict=True))
+        found = dict(zip(fresh, self._run(self._work, (self._loaded(task) for task in fresh)), strict=True))
         for task in tasks:
             judged = found[task] if task in found else self._known[task]
             self._known[task] = judged
@@ -120,6 +126,14 @@ class Judge:
 
     def _loaded(self, task: Task) -> Task:
         return replace(task, data=self._fetch(task.digest))
+
+
+def _judge_patiently(task: Task) -> Judged:
+    try:
+        return judge(task)
+    except PackError as error:
+        start = ChainState.start(task.network)
+        return Judged(task.digest, (), None, start, start, None, (), 0, 0, str(error))
 
 
 def judge(task: Task) -> Judged:
@@ -138,6 +152,8 @@ def judge(task: Task) -> Judged:
         beacons = keys.open_beacons(segment.beacons)
     except Rejected as error:
         raise PackError(f"{name}: beacons: {error}") from error
+    if len({beacon.number for beacon in beacons}) != len(beacons):
+        raise PackError(f"{name}: two beacons of one number")
     rules = Rules(
         task.network,
         limits=task.limits,
@@ -156,6 +172,7 @@ def judge(task: Task) -> Judged:
     except PackError as error:
         trouble = f"{name}: {error}"
     return Judged(
+        task.digest,
         () if trouble else tuple(facts),
         segment.previous,
         segment.start,
@@ -182,6 +199,16 @@ def _tasks(inputs: Inputs) -> Iterator[Task]:
                 digest,
                 b"",
             )
+
+
+def _beacons(judged: Iterable[Judged]) -> dict[int, Beacon]:
+    """Return beacons by number; PackError when two of one number differ."""
+    found: dict[int, Beacon] = {}
+    for one in judged:
+        for beacon in one.beacons:
+            if found.setdefault(beacon.number, beacon) != beacon:
+                raise PackError(f"segment {one.digest.hex()}: another beacon {beacon.number} than elsewhere")
+    return found
 
 
 def _broken(inputs: Inputs, device: bytes, chain: Sequence[Judged]) -> str:
@@ -283,7 +310,8 @@ def _read(taking: Taking, record: DeviceRecord) -> SignedBatch:
         raise PackError(f"a batch: {error.reason.label}: {error}") from error
     if signed.envelope.key_id != record.device:
         raise PackError(f"seq {signed.batch.seq}: of another device")
-    return signed
+    # what the backend did not look at then is no work now, whatever beacons came later
+    return replace(signed, batch=replace(signed.batch, work=None)) if taking.idle else signed
 
 
 def _check_receipts(segment: Segment, keys: BackendKeys, heads: Mapping[int, bytes]) -> None:

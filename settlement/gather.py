@@ -127,7 +127,7 @@ class Gatherer:
         unpaid = [w.window_s for w in before.windows if not w.counts and w.measured.has_energy]
         unpaid += [before.start_s] if before.trouble else []
         start_s = min([self._begin_s, *unpaid, *(t_ms // 1000 for t_ms in changed if t_ms is not None)])
-        start_s = start_s // DAY_S * DAY_S
+        start_s = max(0, start_s) // DAY_S * DAY_S
         if start_s < before.start_s:  # something changed below the settled sums: add up everything again
             start_s = min(start_s, opened_s)
             return start_s, LineBase(start_s)
@@ -206,4 +206,5 @@ def _terms(line: Line, base: LineBase, efficiency_ppm: int) -> LineTerms:
         paid_mws=line.paid_mws,
         paid_until_s=line.until_s,
         acc=line.minted_mws * efficiency_ppm * WEI_NUMERATOR % WEI_DENOMINATOR,
+        epoch=line.ends.epoch,
     )

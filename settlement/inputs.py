@@ -122,6 +122,7 @@ class LineTerms:
     paid_mws: int
     paid_until_s: int
     acc: int
+    epoch: int = 0  # of the lines that there were between these ends
 
 
 @dataclass(frozen=True)
@@ -351,6 +352,7 @@ def _line_json(line: LineTerms) -> dict[str, Any]:
         "miner_channel": line.miner_channel,
         "node": str(line.node),
         "node_channel": line.node_channel,
+        "epoch": line.epoch,
         "resistance_uohm": line.resistance_uohm,
         "loss_ppm": line.loss_ppm,
         "max_loss_ppm": line.max_loss_ppm,
@@ -384,6 +386,7 @@ def _line(value: Mapping[str, Any]) -> LineTerms:
         paid_mws=int(value["paid_mws"]),
         paid_until_s=value["paid_until"],
         acc=int(value["acc"]),
+        epoch=value["epoch"],
     )
 
 

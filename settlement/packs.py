@@ -28,7 +28,7 @@ from settlement.run import Run, read_run
 from settlement.statement import SIGNATURE, STATEMENT, LineResult
 
 _LINE: Final = re.compile(r"([0-9a-f]{64})/(.+)")
-_RUN_NAME: Final = re.compile(r"runs/(\d{4}-\d{2}(?:-\d{2})?)/([0-9a-f]{64})\.json")
+_RUN_NAME: Final = re.compile(r"runs/(\d{4}-\d{2}(?:-\d{2})?)/(\d{5})-([0-9a-f]{64})\.json")
 
 
 class Pack:
@@ -97,7 +97,7 @@ def stored_pack(store: Store, period: str = "") -> Pack:
     if period not in periods:
         raise UsageError(f"name one of the store's periods with --period: {', '.join(periods) or 'it has none'}")
     own = [name for name in names if name.startswith(f"runs/{period}/")]
-    newest = max(own, key=lambda name: (_order_number(store, name), name))
+    newest = max(own)  # of the last revision
     run = store.get(newest)
     return Pack(run, _order(store, newest), _StoredLines(store, read_run({RUN: run})), _segments(store))
 
@@ -113,7 +113,7 @@ def keep_run(store: Store, run: Run, order: bytes | None) -> None:
 
 def run_name(run: Run) -> str:
     """Return what a run is called in a store."""
-    return f"runs/{run.period}/{run.digest.hex()}.json"
+    return f"runs/{run.period}/{run.document['revision']:05}-{run.digest.hex()}.json"
 
 
 def evidence_entries(result: LineResult, signer: Signer) -> dict[str, bytes]:
@@ -194,8 +194,3 @@ def _order_name(run: str) -> str:
 def _order(store: Store, run: str) -> bytes | None:
     name = _order_name(run)
     return store.get(name) if store.has(name) else None
-
-
-def _order_number(store: Store, run: str) -> int:
-    order = _order(store, run)
-    return 0 if order is None else int(read_canonical(ORDER, order).get("order", 0))

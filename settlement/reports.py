@@ -55,8 +55,8 @@ def check_line(result: LineResult, evidence: Evidence, releases: Mapping[bytes, 
     begin_s = period_start(inputs)
     for where, end in (("miner", result.windows.miner), ("node", result.windows.node)):
         facts = [fact for fact in end.facts if begin_s <= fact.window_s < inputs.until_s]
-        firsts = [evidence.firsts.get(party.device) for party in inputs.keys(end.party.token)]
-        before = (first.start.birth for first in firsts if first is not None)
+        chains = [evidence.chains.get(party.device, ()) for party in inputs.keys(end.party.token)]
+        before = (chain[0].start.birth for chain in chains if chain)
         births = [birth for birth in (*before, *(fact.birth for fact in facts)) if birth is not None]
         for check, found, said in _end(end, facts, births, releases):
             yield Check(name, where, check, found, said)

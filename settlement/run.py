@@ -68,8 +68,13 @@ def make_run(
     previous: bytes | None,
     lines: Sequence[Mapping[str, Any]],
     claims: Sequence[Claim],
+    *,
+    revision: int = 0,
 ) -> Run:
-    """Return the run of these lines; `lines` are statements with manifests, `claims` have no proofs yet."""
+    """Return the run of these lines; `lines` are statements with manifests, `claims` have no proofs yet.
+
+    `revision`: how often the period was closed before.
+    """
     lines = sorted(lines, key=lambda line: line["line"])
     claims = sorted(claims, key=lambda claim: claim.line)
     tree = MerkleTree.of(LINE_LEAF, [claim.leaf(until_s) for claim in claims])
@@ -78,6 +83,7 @@ def make_run(
         "network": network,
         "period": period,
         "until": until_s,
+        "revision": revision,
         "previous": previous.hex() if previous else None,
         "lines": list(lines),
         "root": tree.root.hex() if claims else None,

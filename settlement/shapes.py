@@ -3,18 +3,24 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field, StrictBool, TypeAdapter, ValidationError
+from pydantic import ConfigDict, FailFast, Field, StrictBool, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from maxgreen.protocol.batch import MAX_SENSORS, MAX_SEQ
-from maxgreen.protocol.pack import PackError, read_canonical
+from maxgreen.protocol.pack import ORDER, RUN, PackError, read_canonical
 
 _CONFIG: Final = ConfigDict(strict=True, extra="forbid")
 _TEXT_BYTES: Final = 4_096
 _MOST: Final = 100_000  # elements of an array
 
 
-_LINES: Final = 10_000_000
+_LINES: Final = 1_000_000
+_KEYS: Final = 1_024  # of both ends
+_FILES: Final = 64
+_REASONS: Final = 64
+_ENTRY_BYTES: Final = 4 * 2**20
+_RUN_BYTES: Final = 2**30
+_BYTES_A_VALUE: Final = 6  # no entry has more values to its bytes: what would fill memory is refused before
 _SMALL: Final = 65_535
 
 Seconds = Annotated[int, Field(strict=True, ge=0, le=2**40)]
@@ -32,7 +38,10 @@ Text = Annotated[str, Field(strict=True, max_length=_TEXT_BYTES)]
 Degrees = Annotated[float, Field(strict=True, ge=-180, le=180, allow_inf_nan=False)]
 Device = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{32}$")]
 Hash = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{64}$")]
+Hashes = Annotated[list[Hash], Field(max_length=_MOST), FailFast()]
 Spki = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{182}$")]
+Address = Annotated[str, Field(strict=True, pattern=r"^0x[0-9a-fA-F]{40}$")]
+Transaction = Annotated[str, Field(strict=True, pattern=r"^0x[0-9a-f]{64}$")]
 Network = Annotated[str, Field(strict=True, pattern=r"^eip155:[0-9]{1,20}:0x[0-9a-f]{40}$")]
 Period = Annotated[str, Field(strict=True, pattern=r"^[0-9]{4}-[0-9]{2}(-[0-9]{2})?$")]
 
@@ -60,8 +69,8 @@ class _Party(_Strict):
     spki: Spki
     kind: Literal["miner", "storage_node"]
     token: Number
-    status: Annotated[list[_Status], Field(min_length=1, max_length=_MOST)]
-    channels: Annotated[list[_Channel], Field(max_length=MAX_SENSORS)]
+    status: Annotated[list[_Status], Field(min_length=1, max_length=_MOST), FailFast()]
+    channels: Annotated[list[_Channel], Field(max_length=MAX_SENSORS), FailFast()]
     latitude: Degrees | None
     longitude: Degrees | None
     efficiency_ppm: Ppm
@@ -111,6 +120,7 @@ class _Line(_Strict):
     miner_channel: Small
     node: Number
     node_channel: Small
+    epoch: Annotated[int, Field(strict=True, ge=0, lt=2**32)]
     resistance_uohm: Word
     loss_ppm: Ppm
     max_loss_ppm: Ppm
@@ -160,8 +170,10 @@ class _Manifest(_Strict):
     start: Seconds
     line: Hash
     previous: Hash | None
-    segments: Annotated[dict[Device, Annotated[list[Hash], Field(max_length=_MOST)]], Field(max_length=_SMALL)]
-    files: Annotated[dict[str, Hash], Field(max_length=_MOST)]
+    segments: Annotated[
+        dict[Device, Annotated[list[Hash], Field(max_length=_MOST), FailFast()]], Field(max_length=_KEYS)
+    ]
+    files: Annotated[dict[str, Hash], Field(max_length=_FILES)]
 
 
 class _RunLine(_Strict):
@@ -175,8 +187,8 @@ class _RunLine(_Strict):
     expected_loss_mws: Number
     error_mws: Number
     counted_windows: Seconds
-    held: Annotated[dict[str, Number], Field(max_length=_SMALL)]
-    disputed: Annotated[dict[str, Number], Field(max_length=_SMALL)]
+    held: Annotated[dict[str, Number], Field(max_length=_REASONS)]
+    disputed: Annotated[dict[str, Number], Field(max_length=_REASONS)]
     sent_reverse_mws: Number
     received_reverse_mws: Number
     payable_total_mws: Number
@@ -187,8 +199,50 @@ class _RunLine(_Strict):
     hashes: Number
     to_register: Number
     received_to: Number
-    decisions: Annotated[list[_Decision], Field(max_length=_MOST)]
+    decisions: Annotated[list[_Decision], Field(max_length=_MOST), FailFast()]
     trouble: Text
+
+
+class _Attestation(_Strict):
+    channel: Small
+    time: Seconds
+    register: Number
+    seq: Seq
+    signature: Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{128}$")]
+
+
+class _Closing(_Strict):
+    miner_end: StrictBool
+    key: Small
+    attestation: _Attestation | None
+
+
+class _Claim(_Strict):
+    line: Hash
+    payable_total_mws: Number
+    manifest: Hash
+    proof: Annotated[list[Hash], Field(max_length=64), FailFast()]
+    sent: _Attestation
+    received: _Attestation
+    closings: Annotated[list[_Closing], Field(max_length=_SMALL), FailFast()]
+
+
+class _Posting(_Strict):
+    until: Seconds
+    root: Hash
+    count: Seconds
+    total_mws: Number
+    manifest: Hash
+    evidence: Text
+
+
+class _Order(_Strict):
+    chain_id: Word
+    contracts: Annotated[dict[str, Address], Field(max_length=64)]
+    order: Word
+    posting: _Posting
+    claims: Annotated[list[_Claim], Field(max_length=_LINES), FailFast()]
+    transactions: Annotated[dict[str, Transaction], Field(max_length=8)]
 
 
 class _Run(_Strict):
@@ -196,31 +250,42 @@ class _Run(_Strict):
     network: Network
     period: Period
     until: Seconds
+    revision: Small
     previous: Hash | None
-    lines: Annotated[list[_RunLine], Field(max_length=_LINES)]
+    lines: Annotated[list[_RunLine], Field(max_length=_LINES), FailFast()]
     root: Hash | None
     count: Seconds
     total_mws: Number
 
 
 def _array(shape: Any, most: int = _MOST) -> TypeAdapter[Any]:
-    return TypeAdapter(Annotated[list[shape], Field(max_length=most)])
+    return TypeAdapter(Annotated[list[shape], Field(max_length=most), FailFast()])
 
 
 MANIFEST_SHAPE: Final = TypeAdapter[Any](_Manifest)
+ORDER_SHAPE: Final = TypeAdapter[Any](_Order)
 RUN_SHAPE: Final = TypeAdapter[Any](_Run)
 DEVICES_SHAPE: Final = _array(_Party)
 LINE_SHAPE: Final = TypeAdapter[Any](_Line)
-LIMITS_SHAPE: Final = TypeAdapter[Any](Annotated[list[_Limits], Field(min_length=1, max_length=_MOST)])
+LIMITS_SHAPE: Final = TypeAdapter[Any](Annotated[list[_Limits], Field(min_length=1, max_length=_MOST), FailFast()])
 DECISIONS_SHAPE: Final = _array(_Decision)
 KEYS_SHAPE: Final = _array(Spki)
+
+
+def bounded(name: str, data: bytes) -> bytes:
+    """Return the bytes of a JSON entry; PackError where reading them would take memory out of all proportion."""
+    most = _RUN_BYTES if name in {RUN, ORDER} else _ENTRY_BYTES
+    values = sum(map(data.count, (b",", b"[", b"{")))
+    if len(data) > most or values > 1_000 + len(data) // _BYTES_A_VALUE:
+        raise PackError(f"{name}: {len(data)} bytes, {values} values: more than it may have")
+    return data
 
 
 def read_shape(entries: Mapping[str, bytes], name: str, shape: TypeAdapter[Any]) -> Any:
     """Return the value of a JSON entry that has a shape; PackError says where it has another."""
     if name not in entries:
         raise PackError(f"{name}: missing")
-    value = read_canonical(name, entries[name])
+    value = read_canonical(name, bounded(name, entries[name]))
     try:
         return shape.validate_python(value)
     except ValidationError as error:

@@ -332,12 +332,18 @@ class Book:
         return None if found is None else int(found)
 
     def earliest_of(self, device: bytes, first: int, last: int) -> int | None:
-        """Return the earliest t0 (ms) among the batches with first ≤ seq ≤ last."""
+        """Return the earliest t0 (ms) among the batches with first ≤ seq ≤ last, where it is known to be right."""
         query = select(func.min(batches.c.t0_ms)).where(
-            batches.c.device == device, batches.c.seq >= first, batches.c.seq <= last
+            batches.c.device == device, batches.c.seq >= first, batches.c.seq <= last, _dated()
         )
         found = self._db.execute(query).scalar()
         return None if found is None else int(found)
+
+    def seq_of(self, device: bytes, digest: bytes) -> int | None:
+        """Return the seq of a device's batch by its SHA-256."""
+        found = select(batches.c.seq).where(batches.c.device == device, batches.c.digest == digest)
+        seq: int | None = self._db.scalar(found)
+        return seq
 
     def ahead_of(self, device: bytes, seq: int) -> list[Any]:
         """Return the batches from a seq on that wait for a place in the chain, ascending."""

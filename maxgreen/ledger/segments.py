@@ -1,9 +1,10 @@
 """Between ledger and evidence store: cutting chains into segments (verify.segment), forgetting what they hold."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, insert, select, update
@@ -14,16 +15,19 @@ from maxgreen.ledger.book import Book, dated
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.schema import batches, beacons, receipts, segments
 from maxgreen.protocol.backend import decode_receipt
-from maxgreen.protocol.batch import Batch, parse_batch
+from maxgreen.protocol.batch import Batch, SignedBatch, parse_batch
 from maxgreen.protocol.cose import parse
-from maxgreen.protocol.reasons import Malformed, Verdict
+from maxgreen.protocol.reasons import Malformed, Reason, Verdict
 from maxgreen.store import AbsentError, Store, open_store
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import DeviceRecord, Rules
-from maxgreen.verify.segment import MAX_BATCHES, Segment, Taking, segment_name
+from maxgreen.verify.segment import CUT_BYTES, MAX_BATCHES, Segment, Taking, segment_name
 
 _ASKED: Final = 900  # numbers in one question to the database
+_WAITING_BYTES: Final = 128 * 2**20  # that wait for one date; a week of honest batches is a tenth of it
+_IDLE: Final = {int(Reason.WEAK_WORK), int(Reason.STALE_WORK)}
+_log = logging.getLogger(__name__)
 _RECENT: Final = 1_000  # batches of a device whose bytes always stay: pages and commands look at them
 
 
@@ -167,26 +171,31 @@ def _next(engine: Engine, network: str, device: bytes) -> tuple[Segment, Cut] | 
             return None
         # where batches wait for a date at the end of the chain, the segment ends before them
         until = state.next_seq if state.undated_from is None else state.undated_from
-        rows = list(book.chain_between(device, start.next_seq, until, MAX_BATCHES))
-        predecessor = _predecessor(book, known.record, rows)
+        most = _most(connection, device, start.next_seq, until)
+        rows = list(book.chain_between(device, start.next_seq, until, most))
+        rules = cache(lambda: book.rules(network))  # of all beacons: seldom needed
+        predecessor = _predecessor(book, known.record, rows, rules)
         end = _leads_to(rows, state)
         if end is None:
-            judge = partial(_first_part, start, known.record, book.rules(network), predecessor)
+            judge = partial(_first_part, start, known.record, rules(), predecessor)
             part, end = judge(rows)
             if not part and rows and rows[-1].seq + 1 < until:  # all of these waited for a date
+                if _bytes_between(connection, device, start.next_seq, until) > _WAITING_BYTES:
+                    _log.warning("device %s: too much waits for a date to be kept as evidence", device.hex())
+                    return None
                 rows = list(book.chain_between(device, start.next_seq, until))
                 part, end = judge(rows)
             rows = part
         if not rows:
             return None
-        signed = [parse_batch(bytes(row.message)).batch for row in rows]
+        signed = [_looked_at(row).batch for row in rows]
         segment = Segment(
             network,
             device,
             None if last is None else last.digest,
             start,
             predecessor,
-            tuple(Taking(bytes(row.message), row.received_ms, bool(row.skipped_to)) for row in rows),
+            tuple(Taking(bytes(r.message), r.received_ms, bool(r.skipped_to), r.remark in _IDLE) for r in rows),
             tuple(_beacons(connection, signed)),
             tuple(_receipts(connection, device, start.next_seq, end.next_seq)),
         )
@@ -196,11 +205,52 @@ def _next(engine: Engine, network: str, device: bytes) -> tuple[Segment, Cut] | 
         return segment, Cut(number, rows[0].seq, end.next_seq, segment.digest, first_ms, last_ms, end)
 
 
-def _predecessor(book: Book, record: DeviceRecord, rows: Sequence[Any]) -> ChainState | None:
-    """Return the chain that the first of these rows succeeds (field 14)."""
-    if not rows or record.predecessor is None or parse_batch(bytes(rows[0].message)).batch.succeeds is None:
+def _most(connection: Connection, device: bytes, first: int, until: int) -> int:
+    """Return how many batches a segment has: as many as it may by their number and their bytes."""
+    own = (batches.c.device == device, batches.c.in_chain, batches.c.seq >= first, batches.c.seq < until)
+    query = select(func.length(batches.c.message)).where(*own).order_by(batches.c.seq).limit(MAX_BATCHES)
+    size = count = 0
+    for one in connection.execute(query).scalars():
+        size += int(one)
+        if count and size > CUT_BYTES:
+            break
+        count += 1
+    return count
+
+
+def _bytes_between(connection: Connection, device: bytes, first: int, until: int) -> int:
+    own = (batches.c.device == device, batches.c.in_chain, batches.c.seq >= first, batches.c.seq < until)
+    return int(connection.execute(select(func.sum(func.length(batches.c.message))).where(*own)).scalar() or 0)
+
+
+def _looked_at(row: Any) -> SignedBatch:
+    """Return a batch with the work that was looked at when it was judged: beacons that came later change nothing."""
+    signed = parse_batch(bytes(row.message))
+    return replace(signed, batch=replace(signed.batch, work=None)) if row.remark in _IDLE else signed
+
+
+def _predecessor(
+    book: Book, record: DeviceRecord, rows: Sequence[Any], rules: Callable[[], Rules]
+) -> ChainState | None:
+    """Return the chain that the first of these rows succeeds (field 14), as it was then."""
+    succeeds = parse_batch(bytes(rows[0].message)).batch.succeeds if rows else None
+    before = None if succeeds is None or record.predecessor is None else book.device(record.predecessor)
+    if succeeds is None or before is None:
         return None
-    state = book.state(record.predecessor)
+    device = before.record.device
+    state = book.state(device)
+    if state is not None and state.head != succeeds[1]:  # it went on since, by a decision
+        reached = [cut.state for cut in cuts_of(book.connection, device)]
+        last = book.seq_of(device, succeeds[1])
+        start = max(
+            (one for one in reached if last is not None and one.next_seq <= last + 1),
+            key=lambda one: one.next_seq,
+            default=ChainState.start(rules().network),
+        )
+        chain = Replay(start, before.record, rules())
+        for row in book.chain_between(device, start.next_seq, -1 if last is None else last + 1):
+            chain.take(_looked_at(row), row.received_ms, skipped_to=bool(row.skipped_to))
+        state = chain.state
     return None if state is None else replace(state, halted=False, undated_from=None)
 
 
@@ -219,7 +269,7 @@ def _first_part(
     """Return the rows up to the last one after which none waits for a date, and the chain's state there."""
     chain, kept, state = Replay(start, record, rules), 0, start
     for number, row in enumerate(rows, 1):
-        signed = parse_batch(bytes(row.message))
+        signed = _looked_at(row)
         before = predecessor if signed.batch.succeeds is not None else None
         chain.take(signed, row.received_ms, skipped_to=bool(row.skipped_to), predecessor=before)
         if chain.state.undated_from is None:

@@ -1,7 +1,7 @@
 """Verdicts, reasons and remarks, by their numbers (P-ING-3, settlement)."""
 
 from enum import IntEnum, StrEnum
-from typing import Final
+from typing import Any, Final
 
 from maxgreen.errors import MaxgreenError
 
@@ -110,6 +110,16 @@ class Rejected(MaxgreenError):  # noqa: N818 - the third kind of error
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let it pass between processes, whatever its class asks for when it is made."""
+        return _rejected, (type(self), self.reason, str(self))
+
+
+def _rejected(kind: type[Rejected], reason: Reason, message: str) -> Rejected:
+    error = kind.__new__(kind, message)
+    error.args, error.reason = (message,), reason
+    return error
 
 
 class Malformed(Rejected):

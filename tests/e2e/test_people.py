@@ -216,7 +216,7 @@ def test_the_guide_works_word_for_word(town):
     engine = open_engine(f"sqlite:///{town.folder}/ledger.db")
     with engine.begin() as connection:
         [old] = Book(connection).replaced(1_448_928_000)
-        assert bytes(old.manifest) != bytes(Book(connection).period(1_448_928_000).manifest)
+        assert bytes(old.run) != bytes(Book(connection).period(1_448_928_000).run)
     engine.dispose()
 
 

@@ -118,7 +118,7 @@ def test_segments_give_the_ledgers_verdicts_again(tmp_path, monkeypatch, seed):
             fact = facts[row.seq]
             assert (fact.reason, fact.t0_ms, fact.shares) == (Reason(row.reason), row.t0_ms, row.shares)
     if state is not None and state.undated_from is None and cuts:
-        assert found.lasts[lab.device].end == replace(state, halted=False)
+        assert found.chains[lab.device][-1].end == replace(state, halted=False)
 
 
 def test_a_segment_never_changes_and_the_next_one_goes_on(tmp_path):

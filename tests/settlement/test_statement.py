@@ -215,17 +215,17 @@ def test_however_chains_are_cut_into_segments_the_statement_is_the_same(cuts):
 @pytest.mark.rule("P-PCK-3")
 def test_segments_that_do_not_lead_on_put_a_line_in_trouble():
     made = Pair({"cuts": (3, 5)}).made()
-    first, _, last = made.inputs.segments[made.parties[0].device]
-    found = made.result(segments={**made.inputs.segments, made.parties[0].device: (first, last)})
-    assert "does not lead to it" in found.statement["trouble"]
-    assert int(found.statement["payable_mws"]) == 0
-    forged = replace(
-        Segment.parse(made.segments[last]), start=replace(Segment.parse(made.segments[last]).start, wall_ms=5)
-    )
+    device = made.parties[0].device
+    first, second, last = made.inputs.segments[device]
+    whole = Segment.parse(made.segments[last])
+    forged = replace(whole, start=replace(whole.start, wall_ms=5))
     made.segments[forged.digest] = forged.data
-    chain = (*made.inputs.segments[made.parties[0].device][:2], forged.digest)
-    found = made.result(segments={**made.inputs.segments, made.parties[0].device: chain})
-    assert "does not lead to it" in found.statement["trouble"]
+    for chain in ((first, last), (first, second, second, last), (second, first, last), (first, second, forged.digest)):
+        changed = {**made.inputs.segments, device: chain}
+        assert "does not lead to it" in made.evidence(segments=changed).troubles[device]
+        found = made.result(segments=changed)
+        assert "does not hold together" in found.statement["trouble"]
+        assert int(found.statement["payable_mws"]) == 0
 
 
 @pytest.mark.rule("P-PCK-1")

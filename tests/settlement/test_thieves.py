@@ -243,8 +243,10 @@ def test_a_batch_that_its_chain_does_not_lead_to_puts_the_line_in_trouble(who):
     whole = Segment.parse(made.segments[digest])
     broken = replace(whole, batches=(Taking(lab.next(seq=5), T0_MS + 86_400_000),))
     made.segments[broken.digest] = broken.data
-    found = made.result(segments={**made.inputs.segments, device: (broken.digest,)})
-    assert "seq 5: gap_before" in found.statement["trouble"]
+    changed = {**made.inputs.segments, device: (broken.digest,)}
+    found = made.result(segments=changed)
+    assert "seq 5: gap_before" in made.evidence(segments=changed).troubles[device]
+    assert found.statement["trouble"] == f"the evidence of device {device.hex()} does not hold together"
     assert (found.statement["payable_mws"], found.claim(bytes(32))) == ("0", None)
     assert int(made.result().statement["payable_mws"]) > 0
 

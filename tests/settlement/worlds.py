@@ -161,7 +161,7 @@ class World:
 
 
 def evidence_of(facts):
-    return Evidence(facts, {}, {}, {}, {}, 0, {})
+    return Evidence(facts, {}, {}, {}, 0, {})
 
 
 def check(seed, days):
