@@ -15,6 +15,7 @@ from settlement.shapes import (
     LIMITS_SHAPE,
     LINE_SHAPE,
     MANIFEST_SHAPE,
+    bounded,
     read_shape,
 )
 from settlement.sums import Sums
@@ -276,7 +277,7 @@ def _waiting_csv(waiting: Mapping[bytes, tuple[Ahead, ...]]) -> bytes:
 def _read_waiting(data: bytes) -> dict[bytes, tuple[Ahead, ...]]:
     found: dict[bytes, list[Ahead]] = {}
     try:
-        header, *rows = data.decode("ascii").splitlines()
+        header, *rows = bounded(_WAITING, data).decode("ascii").splitlines()
         if header != WAITING_HEADER:
             raise PackError(f"{_WAITING}: its header is not {WAITING_HEADER}")
         for row in rows:
