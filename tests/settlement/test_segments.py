@@ -11,18 +11,19 @@ from maxgreen.errors import Fatal
 from maxgreen.ledger import segments
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
+from maxgreen.ledger.registry import KnownDevice, put_devices
 from maxgreen.ledger.segments import StoredBytes, cut_segments, cuts_of, prune
 from maxgreen.protocol.backend import sign_beacon
-from maxgreen.protocol.batch import Role
+from maxgreen.protocol.batch import Role, Work
 from maxgreen.protocol.pack import PackError
 from maxgreen.protocol.reasons import Malformed, Reason, Verdict
 from maxgreen.store import FolderStore
-from maxgreen.verify.rules import Action, Limits, Rules
+from maxgreen.verify.rules import Action, DeviceRecord, Limits, Rules
 from maxgreen.verify.segment import Segment, segment_name
 from settlement.evidence import Judge, Task, judge
 from settlement.inputs import Base, ChannelTerms, Inputs, KnownRegister, LineBase, LineTerms, Party
 from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
-from tests.ingest.desks import BACKEND, Bench, made, rows
+from tests.ingest.desks import BACKEND, NOBODY, SYSTEM, Bench, made, rows
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
@@ -254,3 +255,79 @@ def test_nothing_is_pruned_that_the_store_does_not_hold(tmp_path, monkeypatch):
     with pytest.raises(Fatal, match="restore the evidence store"):
         prune(engine, store, [lab.device], 2**50)
     assert all(row.message for row in rows(engine, lab.device))
+
+
+def test_a_beacon_that_comes_later_changes_no_verdict(tmp_path):
+    engine, store, lab = made(f"sqlite:///{tmp_path}/ledger.db"), FolderStore(tmp_path / "store"), Lab()
+    bench, later = Bench(engine), beacon(number=8, issued_s=T0_MS // 1000 + 30, valid_s=40 * 86_400)
+    bench.send(lab.next())
+    guessed = replace(lab.batch(), work=Work(8, 0x1F400000, (1, 2)))  # no work was done for it
+    assert bench.send(lab.sign(guessed)).reason is Reason.NONE
+    with engine.begin() as connection:
+        Book(connection).add_beacon(later, sign_beacon(later, BACKEND, NETWORK))
+    bench.send(lab.next())
+    cut_segments(engine, store, NETWORK, [lab.device])
+    bench.send(lab.next())
+    cut_segments(engine, store, NETWORK, [lab.device])
+    found = again(engine, store, lab)
+    assert found.troubles == {}
+    assert [(fact.reason, fact.shares) for fact in found.facts[lab.device]] == [(Reason.NONE, 0)] * 4
+
+
+def test_segments_are_bounded_in_bytes_and_what_waits_too_large_for_a_date_stops_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "CUT_BYTES", 4_000)
+    monkeypatch.setattr(segments, "_WAITING_BYTES", 30_000)
+    lab, other = Lab(), Lab(secret=5)
+    engine, store = made(f"sqlite:///{tmp_path}/ledger.db", lab, other), FolderStore(tmp_path / "store")
+    bench = Bench(engine)
+    bench.send(*[lab.next() for _ in range(30)])
+    assert cut_segments(engine, store, NETWORK, [lab.device]) > 2
+    assert max(len(store.get(name)) for name in store.names("segments/")) < 6_000
+    lab.reboot(bytes([2] * 16), wall_ms=lab.boot_ms + lab.wall_offset_ms)
+    undated = [lab.next([(1, k)] * 100, synchronised=False, t0_ms=0) for k in range(60)]
+    bench.send(*undated[:5])
+    bench.send(*undated[5:], lab.next())
+    bench.settle()
+    bench.send(other.next())
+    assert cut_segments(engine, store, NETWORK, [lab.device, other.device]) == 1  # the other's
+    monkeypatch.setattr(segments, "_WAITING_BYTES", 2**30)
+    assert cut_segments(engine, store, NETWORK, [lab.device]) > 0
+    assert again(engine, store, lab).troubles == {}
+
+
+def test_a_decision_on_a_batch_of_no_real_date_moves_no_start(tmp_path):
+    engine, lab = made(f"sqlite:///{tmp_path}/ledger.db"), Lab()
+    bench = Bench(engine)
+    bench.send(lab.next([(18_000_000, 1)] * 2, synchronised=False, t0_ms=0))
+    lab.boot_ms = 10 * 31_557_600_000 - 10**6
+    bench.send(lab.sign(replace(lab.batch([(18_000_000, 1)] * 2), t0_ms=1_000)))
+    bench.settle()
+    assert [(row.reason, row.t0_ms < 0) for row in rows(engine)] == [(Reason.TIME_OVERLAP, True), (0, False)]
+    with engine.begin() as connection:
+        assert Book(connection).earliest_of(lab.device, 0, 5) == 1_000
+
+
+def test_a_key_that_follows_begins_where_the_old_chain_was_then(tmp_path):
+    old, new = Lab(secret=1), Lab(secret=9)
+    engine, store = made(f"sqlite:///{tmp_path}/ledger.db", old), FolderStore(tmp_path / "store")
+    following = DeviceRecord(new.signer.spki, ((0, "active"),), old.record().roles, old.device)
+    with engine.begin() as connection:
+        rotated = replace(old.record(), until_ms=T0_MS + HOUR_MS)
+        known = [
+            KnownDevice(rotated, 1, NOBODY, SYSTEM),
+            KnownDevice(following, 1, NOBODY, {**SYSTEM, "key_number": 1}),
+        ]
+        put_devices(connection, known)
+    bench = Bench(engine)
+    bench.send(*[old.next() for _ in range(3)])
+    new.reboot(bytes([5] * 16), wall_ms=T0_MS + HOUR_MS)
+    assert bench.send(new.sign(replace(new.batch(), succeeds=(old.device, old.head)))).reason is Reason.NONE
+    bench.decide(Action.CONTINUE, 0, 99, device=old.device)
+    assert bench.send(old.next()).reason is Reason.NONE
+    cut_segments(engine, store, NETWORK, [old.device, new.device])
+    with engine.begin() as connection:
+        [cut] = cuts_of(connection, new.device)
+    limits = ((0, Limits(pow_nbits_min=EASY)),)
+    judged = judge(Task(NETWORK, following, 1, limits, (), (BACKEND.spki,), cut.digest, store.get(cut.name)))
+    assert judged.trouble == ""
+    assert judged.predecessor.next_seq == 3
