@@ -286,7 +286,7 @@ def test_segments_are_bounded_in_bytes_and_what_waits_too_large_for_a_date_stops
     lab.reboot(bytes([2] * 16), wall_ms=lab.boot_ms + lab.wall_offset_ms)
     undated = [lab.next([(1, k)] * 100, synchronised=False, t0_ms=0) for k in range(60)]
     bench.send(*undated[:5])
-    bench.send(*undated[5:], lab.next())
+    bench.send(*undated[5:], lab.next(), received_ms=T0_MS + 9 * HOUR_MS)
     bench.settle()
     bench.send(other.next())
     assert cut_segments(engine, store, NETWORK, [lab.device, other.device]) == 1  # the other's
