@@ -13,7 +13,7 @@ from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.chain.orders import Ends
 from maxgreen.chain.registry import module_history
 from maxgreen.clock import make_clock
-from maxgreen.errors import UsageError
+from maxgreen.errors import Retryable, UsageError
 from maxgreen.ledger.engine import open_engine
 from maxgreen.lock import FolderLock
 from maxgreen.protocol.pack import PackError
@@ -90,7 +90,7 @@ def revise(
 def _tell(period: str, step: Callable[[], Settled], settings: SettlementSettings, *, as_json: bool) -> None:
     """Do a step while no other run of this machine does, and say how far it came."""
     try:
-        with FolderLock(settings.output_dir, "maxgreen settle"):
+        with _alone(settings.output_dir):
             settled = step()
     except NotReadyError as error:
         print(
@@ -108,6 +108,14 @@ def _tell(period: str, step: Callable[[], Settled], settings: SettlementSettings
     for line, text in refused.items():
         print(f"line {line}: {text}")
     print(f"next: {then}")
+
+
+def _alone(folder: Path) -> FolderLock:
+    """Hold the folder of a settlement; NotReadyError names the run that has it."""
+    try:
+        return FolderLock(folder, "maxgreen settle")
+    except Retryable as error:
+        raise NotReadyError(f"another run is under way: {error}") from error
 
 
 @app.command()
