@@ -65,7 +65,7 @@ def test_a_close_that_dies_anywhere_comes_to_the_same(tmp_path, after):
     expected = made(tmp_path_of(tmp_path, "calm")).closer.close(PERIOD, NOW_MS)
     site, died = made(tmp_path_of(tmp_path, "rough")), 0
     for left in range(1, 20):
-        store = Dying(tmp_path / "rough" / "evidence", left, after=after)
+        store = Dying(tmp_path / "rough" / "evidence-ledger.db", left, after=after)
         closer = Closer(site.engine, store, site, BACKEND, NETWORK)
         try:
             run = closer.close(PERIOD, NOW_MS)
