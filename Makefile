@@ -79,7 +79,7 @@ vectors: venv ## write docs/vectors again
 lock: venv ## write constraints.txt again, with the newest versions
 	@$(BIN)/pip install --quiet uv
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --no-annotate --upgrade \
-		--extra dev --extra pi --extra postgres --extra nats --extra s3 --extra pdf --extra dask --extra bench --extra pkcs11 --extra tpm pyproject.toml -o constraints.txt
+		--extra dev --extra pi --extra postgres --extra nats --extra s3 --extra pdf --extra dask --extra checks --extra bench --extra pkcs11 --extra tpm pyproject.toml -o constraints.txt
 
 clean: ## remove what was built, but no cache outside this folder
 	@rm -rf $(VENV) build dist *.egg-info native/_scrypt* native/_p256* .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage contracts/node_modules

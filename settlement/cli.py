@@ -32,7 +32,7 @@ from settlement.orders import open_line
 from settlement.packs import Pack, open_pack, stored_pack, write_pack_of
 from settlement.page import statement_csv, statement_page, statement_pdf
 from settlement.periods import month_before, period_bounds
-from settlement.reports import VERSION, check_line
+from settlement.reports import VERSION, Check, check_line, check_neighbours, yield_of
 from settlement.service import Settled, SettlementService
 from settlement.statement import STATEMENT, LineResult, derive, read_windows
 from settlement.status import look
@@ -150,7 +150,11 @@ def checks(
             raise UsageError("--rpc: name the contracts with --deployment")
         there = Deployment(open_chain(rpc), Addresses.load(deployment))
         releases = dict.fromkeys(module_history(there, "agent"), "agent")
-    found = [check for result, evidence in _derived(pack, period) for check in check_line(result, evidence, releases)]
+    found, yields = list[Check](), []
+    for result, evidence in _derived(pack, period):
+        found += check_line(result, evidence, releases)
+        yields.append(yield_of(result))
+    found = sorted([*found, *check_neighbours(yields)], key=lambda check: check.line)
     if as_json:
         print(json.dumps({"version": VERSION, "checks": [asdict(check) for check in found]}))
         return
