@@ -16,6 +16,7 @@ from maxgreen.protocol.backend import BackendKeys, Beacon
 from maxgreen.protocol.pack import MANIFEST, RUN, PackError
 from maxgreen.protocol.reasons import Rejected
 from maxgreen.verify.rules import Decision
+from maxgreen.verify.segment import segment_name
 from settlement.audit_base import Histories, check_base
 from settlement.audit_chain import Pinned, check_chain
 from settlement.audit_line import check_period, compare, read_line
@@ -87,6 +88,9 @@ def _audit(
     wanted = sorted(set(pack.lines if only is None else only))
     audited = [_audit_line(pack, run, line, previous, found, run_tasks) for line in wanted]
     _check_together(audited)
+    named = {segment_name(d) for one in audited for chain in one.inputs.segments.values() for d in chain}
+    if spare := sorted(pack.segments - named) if only is None else ():
+        raise Difference(f"{spare[0]}: no manifest names it")
     claims = {one.inputs.line.line: one.claim for one in audited if one.claim is not None}
     _check_run(run, wanted, claims, found)
     order = read_order(pack.order_data) if pack.order_data is not None else None

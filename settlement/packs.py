@@ -1,7 +1,7 @@
 """Packs: a file, or a store, with the evidence of a period's lines; a line's entries stand in a folder of its name."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -40,9 +40,14 @@ class Pack:
         order: bytes | None,
         lines: Mapping[str, Mapping[str, bytes]],
         segment: Callable[[bytes], bytes],
+        segments: Iterable[str] = (),
     ) -> None:
-        """`lines`: entries by the line's id in hex; `segment` returns a segment's bytes by its SHA-256."""
+        """`lines`: entries by the line's id in hex; `segment` returns a segment's bytes by its SHA-256.
+
+        `segments`: the names of all segments of a file, where the pack is one.
+        """
         self.run_data, self.order_data, self.lines, self.segment = run, order, lines, segment
+        self.segments = frozenset(segments)
 
     @property
     def run(self) -> Run:
@@ -67,9 +72,9 @@ class Pack:
 def pack_of(entries: Mapping[str, bytes]) -> Pack:
     """Return the pack of a file's entries; PackError names what has no place in one."""
     lines: dict[str, dict[str, bytes]] = {}
-    for name, data in entries.items():
+    for name in entries:
         if found := _LINE.fullmatch(name):
-            lines.setdefault(found[1], {})[found[2]] = data
+            lines.setdefault(found[1], {})[found[2]] = entries[name]
         elif name not in {RUN, ORDER} and not name.startswith("segments/"):
             raise PackError(f"{name}: no entry of a pack")
     if not lines:
@@ -78,7 +83,8 @@ def pack_of(entries: Mapping[str, bytes]) -> Pack:
     def segment(digest: bytes) -> bytes:
         return entry(entries, segment_name(digest))
 
-    return Pack(entry(entries, RUN), entries.get(ORDER), lines, segment)
+    segments = (name for name in entries if name.startswith("segments/"))
+    return Pack(entry(entries, RUN), entries.get(ORDER), lines, segment, segments)
 
 
 def open_pack(where: Path, period: str = "") -> Pack:

@@ -244,6 +244,15 @@ def test_any_changed_entry_is_named():
             audit(pack_of({k: v for k, v in entries.items() if k != name}))
 
 
+def test_a_segment_that_no_manifest_names_has_no_place():
+    entries = Pair().entries()
+    for name in ("segments/" + "0" * 64 + ".cbor", "segments/evil"):
+        with pytest.raises(Difference, match="no manifest names it"):
+            audit(pack_of({**entries, name: b"x"}))
+    with pytest.raises(PackError, match="no entry of a pack"):
+        pack_of({**entries, "more.txt": b"x"})
+
+
 def test_a_statement_that_does_not_follow_is_a_difference_even_with_a_right_manifest():
     made = Pair().made()
     result = made.result()
