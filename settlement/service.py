@@ -1,6 +1,7 @@
 """One settlement run: close, order, vote, pay, write statement and pack."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from maxgreen.keyfile import load_key_file
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine, reader
 from maxgreen.protocol.keys import Signer
-from maxgreen.protocol.pack import ORDER, RUN
+from maxgreen.protocol.pack import ORDER, RUN, PackError
 from maxgreen.store import Store, open_store
 from settlement.close import Closer
 from settlement.config import SettlementSettings
@@ -29,6 +30,8 @@ from settlement.packs import keep_run, line_entries, write_pack_of
 from settlement.page import statement_csv, statement_page
 from settlement.run import Run
 from settlement.statement import read_windows
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class SettlementService:
         return self._settle(self._closer.revise(before, now_ms), wait=wait)
 
     def _settle(self, closed: Run, *, wait: bool) -> Settled:
+        keep_run(self._store, closed, None)  # whoever sees an order finds its evidence
         posted = self._payer.post(closed)
         if posted is not None:
             self._payer.wait_final(posted)
@@ -159,10 +163,11 @@ class SettlementService:
         folder.mkdir(parents=True, exist_ok=True)
         order = None if posted is None else self._payer.order_entry(closed, posted)
         keep_run(self._store, closed, order)
+        pack = folder / "pack.zip"
+        if not (pack.exists() and _holds(folder / RUN, closed.data) and _holds(folder / ORDER, order)):
+            self._write_pack(closed, order, pack)
         if order is not None:  # for whoever claims; it says nothing of a household's profile
             _write(folder / ORDER, order)
-        pack = folder / "pack.zip"
-        write_pack_of(self._store, closed, order, pack)
         statement = _write(folder / RUN, closed.data)
         page = _write(folder / "statement.html", self._page(closed, order).encode())
         _write(folder / "statement.csv", statement_csv(closed.period, closed.lines).encode())
@@ -178,6 +183,13 @@ class SettlementService:
             page,
         )
 
+    def _write_pack(self, closed: Run, order: bytes | None, pack: Path) -> None:
+        try:
+            write_pack_of(self._store, closed, order, pack)
+        except PackError as error:  # too large for one file
+            pack.unlink(missing_ok=True)
+            _log.warning("%s is not written: %s", pack, error)
+
     def _page(self, closed: Run, order: bytes | None) -> str:
         with reader(self.engine).begin() as connection:
             owners = {str(known.token): known.owner for known in Book(connection).all_devices()}
@@ -186,6 +198,10 @@ class SettlementService:
         ]
         posted = None if order is None else json.loads(order)
         return statement_page(closed.period, self.deployment.network, lines, posted, owners)
+
+
+def _holds(path: Path, data: bytes | None) -> bool:
+    return (path.read_bytes() if path.exists() else None) == data
 
 
 def _write(path: Path, data: bytes) -> Path:

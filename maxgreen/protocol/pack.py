@@ -71,11 +71,19 @@ def write_pack(entries: Mapping[str, bytes]) -> bytes:
 
 
 def save_pack(path: Path, parts: Mapping[str, Callable[[], bytes]]) -> None:
-    """Write such an archive to a file, whole or not at all; each part is asked for when it is its turn."""
+    """Write such an archive to a file, whole or not at all; each part is asked for when it is its turn.
+
+    PackError when it would be larger than an archive may be.
+    """
     fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        _write(file, parts)
-    fresh.replace(path)
+    try:
+        with fresh.open("wb") as file:
+            _write(file, parts)
+        if len(parts) > _MOST or fresh.stat().st_size > _MOST_BYTES:
+            raise PackError(f"over {_MOST} entries, or 4 GiB: ask for one line's, or give the store")
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _write(file: IO[bytes], parts: Mapping[str, Callable[[], bytes]]) -> None:
