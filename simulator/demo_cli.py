@@ -1,6 +1,7 @@
 """`maxgreen demo`: a day of measured sunlight becomes tokens."""
 
 import json
+import shutil
 import logging
 import signal
 import sys
@@ -94,7 +95,8 @@ def _show(result: DemoResult, *, as_json: bool, folder: Path) -> None:
         table.add_row(name, text)
     Console(width=max(120, Console().width)).print(table)
     there = f"--rpc {folder / 'chain.db'} --deployment {folder / 'deployment.json'}"
-    print(f"\ncheck the mint yourself:  maxgreen audit {value['pack']} {there}")  # noqa: T201
+    program = "maxgreen" if shutil.which("maxgreen") == sys.argv[0] else sys.argv[0]  # as it was called
+    print(f"\ncheck the mint yourself:  {program} audit {value['pack']} {there}")  # noqa: T201
 
 
 def _turned(value: dict[str, Any]) -> str:
