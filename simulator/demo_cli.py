@@ -1,8 +1,8 @@
 """`maxgreen demo`: a day of measured sunlight becomes tokens."""
 
 import json
-import shutil
 import logging
+import shutil
 import signal
 import sys
 from importlib.resources import files
