@@ -85,6 +85,8 @@ def _audit(
         pinned.check_network(str(run.document["network"]))
     if previous is not None and run.document["previous"] != previous.run.digest.hex():
         raise Difference(f"{RUN}: its 'previous' is not the run of the previous pack")
+    if previous is not None and (lost := {one["line"] for one in previous.run.lines} - {x["line"] for x in run.lines}):
+        raise Difference(f"{RUN}: line {min(lost)} of the previous run is left out")
     wanted = sorted(set(pack.lines if only is None else only))
     audited = [_audit_line(pack, run, line, previous, found, run_tasks) for line in wanted]
     _check_together(audited)

@@ -1,7 +1,8 @@
 """What an audit holds against the period before: sums, chain states, windows and decisions (P-PCK-1)."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from maxgreen.protocol.pack import MANIFEST, RUN
 from settlement.audit_line import compare, read_line
@@ -12,6 +13,8 @@ from settlement.loss import WINDOW_S
 from settlement.packs import Pack
 from settlement.statement import LineResult, derive, fold
 from settlement.sums import Sums
+
+_STAYS: Final = ("sent_base", "received_base", "resistance_uohm", "loss_ppm", "max_loss_ppm")
 
 
 def check_base(inputs: Inputs, evidence: Evidence, previous: Pack | None, found: Findings, run_tasks: RunTasks) -> None:
@@ -54,15 +57,18 @@ def _check_follows(inputs: Inputs, evidence: Evidence, previous: Pack, found: Fi
     if inputs.line.base != fold(before.line.base, result.windows.windows, inputs.start_s) and not whole:
         raise Difference("line.json: the base is not the previous pack's sums")
     _check_windows_before(inputs, result, read_states(entries, STATES_AFTER))
-    _check_start(inputs, before, evidence, evidence_before)
+    _check_terms(inputs, before)
+    for believed in _check_start(inputs, before, evidence, evidence_before, whole=whole):
+        found.believe(f"{name}: {believed}")
     histories = Histories()
     for device, chain in (*evidence_before.chains.items(), *evidence.chains.items()):
         histories.add(device, chain)
     for device, chain in evidence.chains.items():
         if chain[0].previous is not None and not _leads_on(device, chain[0], evidence_before):
-            found.believe(
-                f"{name}: the state of chain {device.hex()} before its first batch here (no earlier pack reaches it)"
-            )
+            seq, there = chain[0].start.next_seq, evidence_before.chains.get(device)
+            last = there[-1].end.next_seq if there else 0
+            between = f"; batches {last} to {seq - 1} are in neither pack" if there and last < seq else ""
+            found.believe(f"{name}: the state of chain {device.hex()} before its batch {seq}{between}")
     found.ok(f"{name}: base, chain states and disputes follow from the previous pack")
 
 
@@ -78,23 +84,61 @@ def _check_windows_before(inputs: Inputs, before: LineResult, states: Mapping[in
             raise Difference(f"{MANIFEST}: start: windows that did not count are left out")
 
 
-def _check_start(inputs: Inputs, before: Inputs, evidence: Evidence, evidence_before: Evidence) -> None:
-    """Check that what came or was decided on since the period before is listed, and that no segment is left out."""
-    known = {(f.device, f.seq) for facts in evidence_before.facts.values() for f in facts}
+def _check_start(
+    inputs: Inputs, before: Inputs, evidence: Evidence, evidence_before: Evidence, *, whole: bool
+) -> Iterator[str]:
+    """Check that what came or was decided on since the period before is listed, and that no segment is left out.
+
+    Yield what cannot be checked.
+    """
+    if inputs.start_s > before.until_s:
+        raise Difference(f"{MANIFEST}: start: days since the period before are left out")
+    known = {(f.device, f.seq) for chain in evidence_before.chains.values() for judged in chain for f in judged.facts}
+    reached = {device: chain[0].start.next_seq for device, chain in evidence_before.chains.items()}
     fresh = [d for d in inputs.rules.decisions if d not in before.rules.decisions]
     for fact in (f for found in (evidence, evidence_before) for facts in found.facts.values() for f in facts):
         decided = any(d.device == fact.device and d.covers(fact.seq) for d in fresh)
-        if fact.dated and fact.window_s < inputs.start_s and (decided or (fact.device, fact.seq) not in known):
+        # what is older than the evidence of then is seen now since more of the past is looked at
+        came = (fact.device, fact.seq) not in known and fact.seq >= reached.get(fact.device, fact.seq + 1)
+        if fact.dated and fact.window_s < inputs.start_s and (decided or came):
             what = "was decided on" if decided else "came"
-            raise Difference(
-                f"{MANIFEST}: start: batch {fact.seq} of device {fact.device.hex()} {what} since, and is before it"
-            )
+            batch = f"batch {fact.seq} of device {fact.device.hex()}"
+            raise Difference(f"{MANIFEST}: start: {batch} {what} since, and is before it")
+    for decision in fresh:
+        chain = evidence.chains.get(decision.device)
+        if chain and decision.from_seq < chain[0].start.next_seq and not whole:
+            batches = f"batches {decision.from_seq} to {chain[0].start.next_seq - 1} of device {decision.device.hex()}"
+            yield f"that the decision on {batches}, which are not here, changes nothing that was counted"
     context_s = max(limits.stuck_s for _, limits in inputs.rules.limits) + WINDOW_S
     for device, chain in evidence_before.chains.items():
         for judged in chain:
             reaches = any(f.dated and f.t0_ms >= (inputs.start_s - context_s) * 1000 for f in judged.facts)
             if reaches and judged.digest not in inputs.segments.get(device, ()):
                 raise Difference(f"{MANIFEST}: segment {judged.digest.hex()} of the previous pack is left out")
+
+
+def _check_terms(inputs: Inputs, before: Inputs) -> None:
+    """Check that what held before holds still: the line's terms, its devices, decisions, and limits of then."""
+    for field in _STAYS:
+        if getattr(inputs.line, field) != getattr(before.line, field):
+            raise Difference(f"line.json: {field} is not the previous pack's")
+    if before.line.closed_s and inputs.line.closed_s != before.line.closed_s:
+        raise Difference("line.json: closed is not the previous pack's")
+    if inputs.line.paid_mws < before.line.paid_mws:
+        raise Difference("line.json: paid_mws is less than in the previous pack")
+    parties = {party.device: party for party in inputs.parties}
+    for party in before.parties:
+        now = parties.get(party.device)
+        statuses = party.record.statuses
+        if now is None or now.channels != party.channels or now.record.statuses[: len(statuses)] != statuses:
+            raise Difference(f"devices.json: device {party.device.hex()} is not what the previous pack has")
+    if lost := [d for d in before.rules.decisions if d not in inputs.rules.decisions]:
+        said = f"{lost[0].action.value} of batches {lost[0].from_seq} to {lost[0].to_seq}"
+        raise Difference(f"decisions.json: {said} of device {lost[0].device.hex()} is left out")
+    then_ms = before.until_s * 1000
+    was, now_ = ([entry for entry in one.rules.limits if entry[0] < then_ms] for one in (before, inputs))
+    if was != now_:
+        raise Difference("limits.json: the limits of before are not the previous pack's")
 
 
 class Histories:

@@ -8,12 +8,15 @@ from maxgreen.protocol.pack import MANIFEST, PackError
 from settlement.findings import Difference
 from settlement.inputs import Inputs, entry, read_manifest
 from settlement.periods import period_bounds
+from settlement.windows import DAY_S
 
 
 def read_line(entries: Mapping[str, bytes]) -> Inputs:
     """Read a line's inputs, whose bytes are those of the manifest, in the format's one form."""
     manifest = read_manifest(entries)
     check_period(MANIFEST, manifest["period"], manifest["until"])
+    if manifest["start"] % DAY_S:
+        raise Difference(f"{MANIFEST}: start: {manifest['start']} is no midnight")
     files = manifest["files"]
     for name in sorted((set(entries) | set(files)) - {MANIFEST}):
         data = entry(entries, name)

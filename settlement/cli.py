@@ -23,11 +23,12 @@ from maxgreen.store import open_store
 from maxgreen.units import kwh
 from settlement.audit_chain import module_files
 from settlement.audit_cli import open_chain
+from settlement.audit_order import read_order
 from settlement.close import NotReadyError
 from settlement.config import SettlementSettings
 from settlement.evidence import Evidence, Judge
 from settlement.explain import explain
-from settlement.inputs import Inputs
+from settlement.inputs import Inputs, entry
 from settlement.orders import open_line
 from settlement.packs import Pack, open_pack, stored_pack, write_pack_of
 from settlement.page import statement_csv, statement_page, statement_pdf
@@ -178,9 +179,13 @@ def modules(
         found = module_files(opened.entries(min(opened.lines)))
     except (PackError, KeyError, ValueError) as error:
         raise UsageError(f"{pack}: not an evidence pack: {error}") from error
-    into.mkdir(parents=True, exist_ok=True)
-    for module, (name, data) in found.items():
-        (into / name).write_bytes(data)
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        for name, data in found.values():
+            (into / name).write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"--into {into}: {error.strerror}") from error
+    for module, (name, _) in found.items():
         print(f"maxgreen dao module '{module}' VERSION {into / name}")
 
 
@@ -214,6 +219,8 @@ def pack_command(
         write_pack_of(kept, pack.run, pack.order_data, out, name)
     except PackError as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror}") from error
     print(
         f"{out}: {'line ' + name[:8] + '…' if name else f'{len(pack.lines)} lines'} of {period}; maxgreen audit {out}"
     )
@@ -236,22 +243,27 @@ def statement(
         out.write_bytes(_statement(opened, names, out))
     except PackError as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror}") from error
     print(f"{out}: {len(names)} line{'s' if len(names) != 1 else ''} of {opened.run.period}")
 
 
 def _statement(pack: Pack, names: Sequence[str], out: Path) -> bytes:
     """Return a statement in the form that a file's name asks for."""
     run = pack.run
-    said = [one for one in run.lines if one["line"] in names]
+    said = [pack.statement(name) for name in names]
     match out.suffix:
         case ".csv":
             return statement_csv(run.period, said).encode()
         case ".json":
             if len(names) != 1:
                 raise UsageError("--out …json: name one line with --line; what all lines come to is run.json")
-            return pack.entries(names[0])[STATEMENT]
+            return entry(pack.entries(names[0]), STATEMENT)
         case ".html" | ".pdf":
-            order = None if pack.order_data is None else json.loads(pack.order_data)
+            order = None
+            if pack.order_data is not None:
+                read = read_order(pack.order_data)
+                order = {"order": read.number, "contracts": read.contracts, "transactions": read.transactions}
             lines = [(one, read_windows(pack.entries(one["line"]))) for one in said]
             page = statement_page(run.period, run.document["network"], lines, order)
             return statement_pdf(page) if out.suffix == ".pdf" else page.encode()
@@ -272,8 +284,7 @@ def explain_command(
     try:
         opened = open_pack(pack, period) if pack is not None else _stored(config, period)
         name = opened.line(_digits(line))
-        entries = opened.entries(name)
-        explained = explain(opened.run.period, json.loads(entries[STATEMENT]), read_windows(entries))
+        explained = explain(opened.run.period, opened.statement(name), read_windows(opened.entries(name)))
     except PackError as error:
         raise UsageError(str(error)) from error
     if as_json:

@@ -14,16 +14,17 @@ from sqlalchemy.exc import IntegrityError
 
 from maxgreen.chain.claims import claim_json, parse_claims
 from maxgreen.chain.orders import Claim, Line, SettlementContract
-from maxgreen.errors import UsageError
+from maxgreen.errors import Fatal, UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.segments import cut_segments
 from maxgreen.protocol.keys import Signer
-from maxgreen.protocol.pack import MANIFEST, canonical_json, write_pack
-from maxgreen.store import Store
+from maxgreen.protocol.pack import MANIFEST, PackError, canonical_json, write_pack
+from maxgreen.store import AbsentError, Store
 from maxgreen.verify.segment import segment_name
-from settlement.evidence import Judge
+from settlement.evidence import Evidence, Judge
 from settlement.gather import Before, Gatherer, limits_now
+from settlement.inputs import Inputs
 from settlement.packs import evidence_entries, line_entries, line_name
 from settlement.periods import period_bounds
 from settlement.run import Run, make_run
@@ -61,7 +62,7 @@ class Closer:
         run, revision = self._make(lines, period)
         try:
             with self._engine.begin() as connection:
-                _keep(Book(connection), run, now_ms, revision)
+                self._keep(Book(connection), run, now_ms, revision)
         except IntegrityError:  # another closed it in the meantime: its run is the one
             with reader(self._engine).begin() as connection:
                 return _reopened(Book(connection).period(until_s))
@@ -85,8 +86,18 @@ class Closer:
             book = Book(connection)
             if not book.replace_period(before.until_s, before.digest, now_ms):
                 raise NotReadyError(f"{before.period}: another run revised it in the meantime")
-            _keep(book, run, now_ms, revision)
+            self._keep(book, run, now_ms, revision)
         return run
+
+    def _keep(self, book: Book, run: Run, now_ms: int, revision: int) -> None:
+        """Keep a run; NotReadyError when another period was closed meanwhile, before or after it."""
+        book.lock_periods()
+        before = book.period_before(run.until_s)
+        named = None if before is None else bytes(before.run).hex()
+        if book.period_after(run.until_s) is not None or run.document["previous"] != named:
+            raise NotReadyError(f"{run.period}: another period was closed meanwhile; the next run closes this one")
+        claims = canonical_json({"claims": [claim_json(claim) for claim in run.claims]}).decode()
+        book.add_period(run.until_s, run.period, run.digest, run.data.decode(), claims, now_ms, revision)
 
     def _make(self, lines: Sequence[Line], period: str, times: int = 0) -> tuple[Run, int]:
         """Derive every line of a period and keep its evidence; return the run and the revision that it follows from.
@@ -100,7 +111,7 @@ class Closer:
             gatherer = Gatherer(book, self._network, period, (self._signer.spki,))
             devices = sorted({device for line in lines for device in gatherer.devices(line)})
         cut_segments(self._engine, self.store, self._network, devices)
-        judge = Judge(lambda digest: self.store.get(segment_name(digest)), patient=True)
+        judge = Judge(self._segment)
         statements, claims = [], []
         with reader(self._engine).begin() as connection:
             book = Book(connection)
@@ -110,7 +121,7 @@ class Closer:
             for line in sorted(lines, key=lambda line: (line.ends.node_token, line.ends.line_id)):
                 before = None if past is None else self._before(past, int(row.revision), line)
                 inputs = gatherer.inputs(line, before)
-                evidence = judge.evidence(inputs)
+                evidence = self._evidence(judge, inputs)
                 for device, text in evidence.troubles.items():
                     _log.error("line %s: device %s: %s", line.ends.line_id.hex(), device.hex(), text)
                 statement, claim = self._keep_line(derive(inputs, evidence))
@@ -119,6 +130,19 @@ class Closer:
         previous = None if past is None else past.digest
         run = make_run(self._network, period, until_s, previous, statements, claims, revision=times)
         return run, revision
+
+    def _segment(self, digest: bytes) -> bytes:
+        try:
+            return self.store.get(segment_name(digest))
+        except AbsentError as error:
+            raise Fatal(f"{error}; restore the evidence store from a backup, or name the one that has it") from error
+
+    def _evidence(self, judge: Judge, inputs: Inputs) -> Evidence:
+        """Judge a line's segments; Fatal where the store has other bytes than were put there."""
+        try:
+            return judge.evidence(inputs)
+        except PackError as error:
+            raise Fatal(f"the evidence store: {error}; restore it from a backup") from error
 
     def _before(self, past: Run, revision: int, line: Line) -> Before | None:
         """Return a line as the period before closed it; None when it was not there."""
@@ -134,11 +158,6 @@ class Closer:
         manifest = hashlib.sha256(entries[MANIFEST]).digest()
         self.store.put(line_name(manifest), write_pack(entries))
         return {**result.statement, "manifest": manifest.hex()}, result.claim(manifest)
-
-
-def _keep(book: Book, run: Run, now_ms: int, revision: int) -> None:
-    claims = canonical_json({"claims": [claim_json(claim) for claim in run.claims]}).decode()
-    book.add_period(run.until_s, run.period, run.digest, run.data.decode(), claims, now_ms, revision)
 
 
 def _reopened(row: object) -> Run:

@@ -81,13 +81,9 @@ class Evidence:
 class Judge:
     """Judges the segments of lines; those that it saw last stay in memory, since lines share their ends."""
 
-    def __init__(self, fetch: Fetch, run_tasks: RunTasks = map, *, patient: bool = False) -> None:
-        """`run_tasks` is `map`, or one that uses other processors; tasks get their bytes when it asks for them.
-
-        `patient`: what is no segment is the trouble of its device, instead of a PackError.
-        """
+    def __init__(self, fetch: Fetch, run_tasks: RunTasks = map) -> None:
+        """`run_tasks` is `map`, or one that uses other processors; tasks get their bytes when it asks for them."""
         self._fetch, self._run = fetch, run_tasks
-        self._work = _judge_patiently if patient else judge
         self._known: OrderedDict[Task, Judged] = OrderedDict()
 
     def evidence(self, inputs: Inputs) -> Evidence:
@@ -115,7 +111,7 @@ class Judge:
     def _judged(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Judged]]:
         """Yield each task, which has no bytes yet, with what came of it."""
         fresh = [task for task in tasks if task not in self._known]
-        found = dict(zip(fresh, self._run(self._work, (self._loaded(task) for task in fresh)), strict=True))
+        found = dict(zip(fresh, self._run(judge, (self._loaded(task) for task in fresh)), strict=True))
         for task in tasks:
             judged = found[task] if task in found else self._known[task]
             self._known[task] = judged
@@ -126,14 +122,6 @@ class Judge:
 
     def _loaded(self, task: Task) -> Task:
         return replace(task, data=self._fetch(task.digest))
-
-
-def _judge_patiently(task: Task) -> Judged:
-    try:
-        return judge(task)
-    except PackError as error:
-        start = ChainState.start(task.network)
-        return Judged(task.digest, (), None, start, start, None, (), 0, 0, str(error))
 
 
 def judge(task: Task) -> Judged:

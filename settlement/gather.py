@@ -37,6 +37,7 @@ class Before:
     manifest: bytes  # its SHA-256
     revision: int  # of the newest verdict then
     start_s: int
+    until_s: int
     trouble: bool
     base: LineBase
     windows: Sequence[Window]
@@ -50,6 +51,7 @@ class Before:
             manifest,
             revision,
             int(read_manifest(entries)["start"]),
+            int(read_manifest(entries)["until"]),
             trouble,
             read_line(entries).base,
             read_windows(entries),
@@ -126,7 +128,8 @@ class Gatherer:
         changed += [self._book.earliest_of(d.device, d.from_seq, d.to_seq) for d in fresh]
         unpaid = [w.window_s for w in before.windows if not w.counts and w.measured.has_energy]
         unpaid += [before.start_s] if before.trouble else []
-        start_s = min([self._begin_s, *unpaid, *(t_ms // 1000 for t_ms in changed if t_ms is not None)])
+        # days that no period names are in the next one
+        start_s = min([self._begin_s, before.until_s, *unpaid, *(t_ms // 1000 for t_ms in changed if t_ms is not None)])
         start_s = max(0, start_s) // DAY_S * DAY_S
         if start_s < before.start_s:  # something changed below the settled sums: add up everything again
             start_s = min(start_s, opened_s)

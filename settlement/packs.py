@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from maxgreen.chain.claims import claim_json, parse_claims
 from maxgreen.errors import UsageError
@@ -60,6 +60,13 @@ class Pack:
             raise PackError(f"{line}: no evidence of this line")
         return self.lines[line]
 
+    def statement(self, line: str) -> Mapping[str, Any]:
+        """Return a line's statement, as the run has it; PackError when it does not have the line."""
+        found = next((one for one in self.run.lines if one["line"] == line), None)
+        if found is None:
+            raise PackError(f"{RUN}: it has no line {line}")
+        return found
+
     def line(self, digits: str) -> str:
         """Return the id of the line that is meant by its first digits; UsageError unless there is one."""
         found = [line for line in sorted(self.lines) if line.startswith(digits)]
@@ -91,7 +98,10 @@ def open_pack(where: Path, period: str = "") -> Pack:
     """Return the pack of a file, or of a period in a folder that is a store; PackError, UsageError."""
     if where.is_dir():
         return stored_pack(FolderStore(where), period)
-    return pack_of(read_pack(where))
+    pack = pack_of(read_pack(where))
+    if period and pack.run.period != period:
+        raise UsageError(f"{where} is of {pack.run.period}, not of {period}")
+    return pack
 
 
 def stored_pack(store: Store, period: str = "") -> Pack:

@@ -108,7 +108,7 @@ class Book:
     def chain_between(self, device: bytes, first: int, until: int, most: int | None = None) -> Iterator[Any]:
         """Yield the rows of a device's chain with first ≤ seq < until, ascending; the first `most` of them."""
         own = (batches.c.device == device, batches.c.in_chain, batches.c.seq >= first, batches.c.seq < until)
-        yield from self._db.execute(select(batches).where(*own).order_by(batches.c.seq).limit(most))
+        yield from map(self._whole, self._db.execute(select(batches).where(*own).order_by(batches.c.seq).limit(most)))
 
     def recent_batches(self, device: bytes, limit: int) -> list[Any]:
         """Return a device's newest batches, newest first."""
@@ -301,6 +301,10 @@ class Book:
         """Keep a closed period, with the revision that it was made from: its document never changes."""
         values = {"until_s": until_s, "period": period, "run": run, "document": document, "claims": claims}
         self._db.execute(insert(periods).values(**values, closed_ms=closed_ms, revision=revision))
+
+    def lock_periods(self) -> None:
+        """Let nobody else close a period until the commit."""
+        self._db.execute(update(counters).where(counters.c.name == RULES).values(value=counters.c.value))
 
     def replace_period(self, until_s: int, run: bytes, replaced_ms: int) -> bool:
         """Set a closed period aside for a revision; False when it is not this run's any more."""

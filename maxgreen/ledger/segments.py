@@ -55,7 +55,7 @@ def cut_segments(engine: Engine, store: Store, network: str, devices: Iterable[b
     """
     count = 0
     for device in devices:
-        while (found := _next(engine, network, device)) is not None:
+        while (found := _next(engine, store, network, device)) is not None:
             segment, cut = found
             store.put(cut.name, segment.data)
             try:
@@ -158,10 +158,10 @@ def _sized(own: tuple[Any, ...]) -> Any:
     return select(batches.c.seq, batches.c.digest, func.length(batches.c.message).label("size")).where(*own)
 
 
-def _next(engine: Engine, network: str, device: bytes) -> tuple[Segment, Cut] | None:
+def _next(engine: Engine, store: Store, network: str, device: bytes) -> tuple[Segment, Cut] | None:
     """Return the segment that is to be cut next, if the chain went on."""
     with reader(engine).begin() as connection:
-        book = Book(connection)
+        book = Book(connection, StoredBytes(store))
         newest = select(segments).where(segments.c.device == device).order_by(segments.c.number.desc()).limit(1)
         row = connection.execute(newest).first()
         last = None if row is None else _cut(row)

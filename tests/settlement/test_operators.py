@@ -5,12 +5,16 @@ from dataclasses import replace
 
 import pytest
 
+from maxgreen.chain.orders import Reading
+from maxgreen.ledger.book import Book
 from maxgreen.protocol.backend import decode_beacon, sign_beacon
 from maxgreen.protocol.cose import parse
 from maxgreen.protocol.pack import MANIFEST, PackError
 from maxgreen.verify.rules import Action, Decision, Rules
 from maxgreen.verify.segment import Segment
 from settlement.audit import audit
+from settlement.audit_base import _check_terms
+from settlement.close import Closer, NotReadyError
 from settlement.evidence import Judge
 from settlement.findings import Difference
 from settlement.inputs import Inputs, LineBase
@@ -195,3 +199,79 @@ def test_an_entry_of_another_line_has_no_place(site):
     pack, _ = lie(site, replace(inputs, line=replace(inputs.line, epoch=1)))
     with pytest.raises(Difference, match="not that of its ends"):
         audit(pack, previous=before)
+
+
+def test_what_held_before_holds_still(site):
+    before, honest = site.packs
+    inputs = inputs_of(honest)
+    decision = Decision(site.miner.device, 0, 0, Action.RELEASE, "41", "dao", T0_MS, "")
+    decided = replace(inputs_of(before), rules=Rules(NETWORK, limits=inputs.rules.limits, decisions=[decision]))
+    limits = [(0, replace(inputs.rules.limits[0][1], unmetered_ppm=10**6))]
+    lies = {
+        "resistance_uohm": replace(inputs, line=replace(inputs.line, resistance_uohm=10**6)),
+        "max_loss_ppm": replace(inputs, line=replace(inputs.line, max_loss_ppm=10**6)),
+        "limits of before": replace(inputs, rules=Rules(NETWORK, limits=limits)),
+        "start: days since the period before": replace(inputs, start_s=inputs.until_s, windows_before={}),
+        "is no midnight": replace(inputs, start_s=inputs.start_s + 600),
+        "is not what the previous pack has": replace(
+            inputs, parties=tuple(replace(p, channels=p.channels[:1]) for p in inputs.parties)
+        ),
+    }
+    for said, lied in lies.items():
+        pack, _ = lie(site, lied)
+        with pytest.raises(PackError, match=rf"{said}|base"):
+            audit(pack, previous=before)
+    _check_terms(decided, decided)
+    with pytest.raises(Difference, match=r"release of batches 0 to 0 .* is left out"):
+        _check_terms(inputs, decided)
+
+
+@pytest.mark.parametrize("action", [Action.RELEASE, Action.REJECT])
+def test_an_honest_operator_is_believed_though_more_of_the_past_is_looked_at(tmp_path, action):
+    """The chains are older than the line; a decision, or longer limits, let evidence reach back to before it."""
+    site = Site(f"sqlite:///{tmp_path}/ledger.db", tmp_path)
+    base = Reading((T0_MS + DAY_MS) // 1000, 0, 2)
+    site.line = replace(site.line, opened_s=base.time_s, base_sent=base, base_received=base)
+    for day in range(5):
+        for lab in (site.miner, site.node):
+            lab.reboot(bytes([day + 1, lab.secret] * 8), wall_ms=T0_MS + day * DAY_MS)
+        for number in range(3):
+            for lab in (site.miner, site.node):
+                lost = 200_000 if lab is site.node else 0
+                batch = lab.batch([(18_000_000 + k - lost, 1_000_000 + k) for k in range(20)])
+                if lab is site.miner:
+                    batch = replace(batch, work=lab.work(site.beacon))
+                message = lab.sign(lab.attested(batch) if number in {0, 2} else batch)
+                site.bench.send(message, received_ms=T0_MS + day * DAY_MS + (number + 1) * WINDOW_MS)
+        if day == 3:
+            site.decide(site.miner, action, 4, 4, "43", at_ms=T0_MS + day * DAY_MS)
+        if day == 4:
+            with site.engine.begin() as connection:
+                book = Book(connection)
+                book.set_limits(T0_MS + 4 * DAY_MS, replace(book.limits()[-1][1], stuck_s=3 * 86_400))
+        if day:
+            site.close(f"2026-01-0{day + 1}", T0_MS + (day + 9) * DAY_MS)
+
+
+def test_two_periods_that_close_at_once_name_one_another_rightly(tmp_path, monkeypatch):
+    site = Site(f"sqlite:///{tmp_path}/ledger.db", tmp_path)
+    for day in range(2):
+        for lab in (site.miner, site.node):
+            lab.reboot(bytes([day + 1, lab.secret] * 8), wall_ms=T0_MS + day * DAY_MS)
+        for lab in (site.miner, site.node):
+            batch = lab.batch([(18_000_000, 1_000_000)] * 20)
+            site.bench.send(lab.sign(lab.attested(batch)), received_ms=T0_MS + day * DAY_MS + WINDOW_MS)
+    make, closed = Closer._make, []
+
+    def late(self, lines, period, times=0):
+        made = make(self, lines, period, times)
+        if period == "2026-01-02" and not closed:
+            closed.append(
+                Closer(site.engine, site.store, site, BACKEND, NETWORK).close("2026-01-01", T0_MS + 19 * DAY_MS)
+            )
+        return made
+
+    monkeypatch.setattr(Closer, "_make", late)
+    with pytest.raises(NotReadyError, match="another period was closed meanwhile"):
+        site.closer.close("2026-01-02", T0_MS + 19 * DAY_MS)
+    assert site.closer.close("2026-01-02", T0_MS + 19 * DAY_MS).document["previous"] == closed[0].digest.hex()

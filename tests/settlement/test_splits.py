@@ -149,6 +149,7 @@ WAYS = {
     "days": [(T0_MS + (k + 9) * DAY_MS, f"2026-01-{k + 1:02}") for k in range(DAYS)] + [(LAST, "2026-01-31")],
     "early days": [(T0_MS + (k + 1) * DAY_MS + 20 * 60_000, f"2026-01-{k + 1:02}") for k in range(1)]
     + [(T0_MS + 10 * DAY_MS, "2026-01-03"), (LAST, "2026-01-31")],
+    "gaps": [(T0_MS + 9 * DAY_MS, "2026-01-01"), (T0_MS + 12 * DAY_MS, "2026-01-04"), (LAST, "2026-01-31")],
     "mixed": [(T0_MS + 10 * DAY_MS, "2026-01-02"), (LAST, "2026-01")],
 }
 
