@@ -56,8 +56,9 @@ def _check_follows(inputs: Inputs, evidence: Evidence, previous: Pack, found: Fi
         raise Difference(f"{MANIFEST}: start: it lies before the previous pack's, and the base has sums of those days")
     if inputs.line.base != fold(before.line.base, result.windows.windows, inputs.start_s) and not whole:
         raise Difference("line.json: the base is not the previous pack's sums")
-    _check_windows_before(inputs, result, read_states(entries, STATES_AFTER))
     _check_terms(inputs, before)
+    for believed in _check_windows_before(inputs, result, read_states(entries, STATES_AFTER)):
+        found.believe(f"{name}: {believed}")
     for believed in _check_start(inputs, before, evidence, evidence_before, whole=whole):
         found.believe(f"{name}: {believed}")
     histories = Histories()
@@ -72,16 +73,21 @@ def _check_follows(inputs: Inputs, evidence: Evidence, previous: Pack, found: Fi
     found.ok(f"{name}: base, chain states and disputes follow from the previous pack")
 
 
-def _check_windows_before(inputs: Inputs, before: LineResult, states: Mapping[int, tuple[str, str]]) -> None:
-    """Check that windows stood as the previous pack has them, and that none is left out."""
+def _check_windows_before(inputs: Inputs, before: LineResult, states: Mapping[int, tuple[str, str]]) -> Iterator[str]:
+    """Check that windows stood as the previous pack has them, and that none is left out; yield what is believed."""
     if inputs.windows_before != {w: states.get(w, ("", "")) for w in inputs.windows_before}:
         raise Difference("windows.csv: the states before are not the previous pack's")
+    counts = {party.device: (party.record.until_ms, party.record.lost) for party in before.inputs.parties}
+    # what a key measured may count no more since the registry has it otherwise
+    changed = any(counts.get(p.device, (None, False)) != (p.record.until_ms, p.record.lost) for p in inputs.parties)
     for window in before.windows.windows:
         w, says = window.window_s, window.measured.has_energy or bool(window.dispute)
-        if says and w >= inputs.start_s and w not in inputs.windows_before:
-            raise Difference(f"windows.csv: window {w} of the previous pack is left out")
         if w < inputs.start_s and window.measured.has_energy and not window.counts:
             raise Difference(f"{MANIFEST}: start: windows that did not count are left out")
+        if says and w >= inputs.start_s and w not in inputs.windows_before:
+            if not changed:
+                raise Difference(f"windows.csv: window {w} of the previous pack is left out")
+            yield f"that window {w} is empty since a key counts otherwise than before"
 
 
 def _check_start(
