@@ -171,13 +171,17 @@ def _check_ready(book: Book, lines: Sequence[Line], period: str, until_s: int, n
         raise NotReadyError("no line is open; 'maxgreen settle open-line' opens one")
     if now_ms < until_s * 1000:
         raise NotReadyError(f"{period} is not over yet")
+    devices = book.all_devices()
+    tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
+    if missing := sorted(tokens - {device.token for device in devices}):
+        named = ", ".join(map(str, missing))
+        raise NotReadyError(f"{period}: system {named} is not in the ledger's copy of the registry; is ingest running?")
     close_days = limits_now(book).close_days
     if now_ms >= (until_s + close_days * DAY_S) * 1000:
         return
-    tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
     states = book.states()
     reached_ms = dict.fromkeys(tokens, -1)
-    for device in book.all_devices():
+    for device in devices:
         state = states.get(device.record.device)
         if device.token in tokens and state is not None:
             reached_ms[device.token] = max(reached_ms[device.token], state.wall_ms)

@@ -12,7 +12,7 @@ from maxgreen.ledger.schema import periods, replaced_periods
 from maxgreen.store import FolderStore
 from maxgreen.verify.rules import Action
 from settlement.audit import audit
-from settlement.close import Closer
+from settlement.close import Closer, NotReadyError
 from settlement.packs import keep_run, stored_pack
 from simulator.lab import NETWORK, T0_MS
 from tests.ingest.desks import BACKEND
@@ -85,6 +85,16 @@ def tmp_path_of(tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()
     return folder
+
+
+def test_a_line_whose_devices_the_ledger_does_not_know_yet_is_waited_for(tmp_path):
+    site = made(tmp_path)
+    known = site.line
+    site.line = replace(known, ends=replace(known.ends, node_token=9))
+    with pytest.raises(NotReadyError, match="system 9 is not in the ledger's copy of the registry"):
+        site.closer.close(PERIOD, NOW_MS)
+    site.line = known
+    assert site.closer.close(PERIOD, NOW_MS).claims
 
 
 def test_closes_at_once_come_to_one(tmp_path):
