@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from maxgreen.errors import Fatal, MaxgreenError, Retryable
+from maxgreen.keyfile import sync_folder
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _EXPECTED: Final = "; expected a folder, or s3://BUCKET/PREFIX?endpoint=URL"
@@ -72,7 +73,7 @@ class FolderStore:
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(path)
-            _sync(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             with suppress(OSError):
                 fresh.unlink()
@@ -105,11 +106,3 @@ def checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name[:80]!r} is no name of a store")
     return name
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

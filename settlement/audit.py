@@ -182,7 +182,7 @@ def _checked_line(
 ) -> Audited:
     entries = pack.entries(line)
     inputs = read_line(entries)
-    said = next((one for one in run.lines if one["line"] == line), None)
+    said = run.by_line.get(line)
     manifest = hashlib.sha256(entry(entries, MANIFEST)).digest()
     if said is None or said["manifest"] != manifest.hex():
         raise Difference(f"{MANIFEST}: its SHA-256 is not the one in {RUN}")

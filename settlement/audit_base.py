@@ -23,7 +23,8 @@ def check_base(inputs: Inputs, evidence: Evidence, previous: Pack | None, found:
     name = f"line {line[:8]}…"
     begun = [device for device, chain in evidence.chains.items() if chain[0].previous is not None]
     stood = any(state != ("", "") for state in inputs.windows_before.values())
-    named = None if previous is None else previous.run.manifest(inputs.line.line)
+    said = None if previous is None else previous.run.by_line.get(line)
+    named = None if said is None else bytes.fromhex(said["manifest"])
     if previous is not None and named != inputs.previous:
         raise Difference(f"{MANIFEST}: 'previous' is not the SHA-256 of the line's manifest in the previous run")
     if inputs.previous is None and (inputs.line.base.sums != Sums() or stood):

@@ -235,10 +235,8 @@ def statement(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Write a statement for people, of all lines of a period or of one: page, PDF, CSV, or JSON as it was signed."""
-    if pack is None and not period:
-        raise UsageError("name a period with --period, or an evidence pack with --pack")
     try:
-        opened = open_pack(pack, period) if pack is not None else _stored(config, period)
+        opened = _opened(pack, period, config)
         names = [opened.line(_digits(line))] if line else sorted(opened.lines)
         out.write_bytes(_statement(opened, names, out))
     except PackError as error:
@@ -279,10 +277,8 @@ def explain_command(
     as_json: JsonOption = False,
 ) -> None:
     """Say where each watt-second of a line went: counted, lost, held by reason, disputed, not metered."""
-    if pack is None and not period:
-        raise UsageError("name a period with --period, or an evidence pack with --pack")
     try:
-        opened = open_pack(pack, period) if pack is not None else _stored(config, period)
+        opened = _opened(pack, period, config)
         name = opened.line(_digits(line))
         explained = explain(opened.run.period, opened.statement(name), read_windows(opened.entries(name)))
     except PackError as error:
@@ -304,7 +300,12 @@ def explain_command(
     print(f"{explained.counted_windows} of {explained.windows} windows count; {explained.payable_mws} mW·s are payable")
 
 
-def _stored(config: Path, period: str) -> Pack:
+def _opened(pack: Path | None, period: str, config: Path) -> Pack:
+    """Return a pack by its file, or of a period in the settings' store."""
+    if pack is not None:
+        return open_pack(pack, period)
+    if not period:
+        raise UsageError("name a period with --period, or an evidence pack with --pack")
     return stored_pack(open_store(load(SettlementSettings, config).evidence), period)
 
 

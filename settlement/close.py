@@ -4,10 +4,10 @@ What is kept goes into the store first, under names that its bytes give it, then
 and begun again, the same comes of it, or what another process closed in the meantime.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
@@ -19,13 +19,13 @@ from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.segments import cut_segments
 from maxgreen.protocol.keys import Signer
-from maxgreen.protocol.pack import MANIFEST, PackError, canonical_json, write_pack
+from maxgreen.protocol.pack import PackError, canonical_json, write_pack
 from maxgreen.store import AbsentError, Store
 from maxgreen.verify.segment import segment_name
 from settlement.evidence import Evidence, Judge
 from settlement.gather import Before, Gatherer, limits_now
 from settlement.inputs import Inputs
-from settlement.packs import evidence_entries, line_entries, line_name
+from settlement.packs import line_entries, line_name, seal
 from settlement.periods import period_bounds
 from settlement.run import Run, make_run
 from settlement.statement import LineResult, derive
@@ -146,18 +146,17 @@ class Closer:
 
     def _before(self, past: Run, revision: int, line: Line) -> Before | None:
         """Return a line as the period before closed it; None when it was not there."""
-        said = next((one for one in past.lines if one["line"] == line.ends.line_id.hex()), None)
+        said = past.by_line.get(line.ends.line_id.hex())
         if said is None:
             return None
         manifest = bytes.fromhex(said["manifest"])
         return Before.of(line_entries(self.store, manifest), manifest, revision, trouble=bool(said["trouble"]))
 
-    def _keep_line(self, result: LineResult) -> tuple[Mapping[str, object], Claim | None]:
+    def _keep_line(self, result: LineResult) -> tuple[Mapping[str, Any], Claim | None]:
         """Keep a line's evidence in the store; return its statement with its manifest, and what it claims."""
-        entries = evidence_entries(result, self._signer)
-        manifest = hashlib.sha256(entries[MANIFEST]).digest()
-        self.store.put(line_name(manifest), write_pack(entries))
-        return {**result.statement, "manifest": manifest.hex()}, result.claim(manifest)
+        sealed = seal(result, self._signer)
+        self.store.put(line_name(sealed.manifest), write_pack(sealed.entries))
+        return sealed.statement, sealed.claim
 
 
 def _reopened(row: object) -> Run:

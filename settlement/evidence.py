@@ -17,7 +17,7 @@ from maxgreen.protocol.reasons import Malformed, Reason, Rejected
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import Action, Decision, DeviceRecord, Limits, Rules
-from maxgreen.verify.segment import Segment, Taking
+from maxgreen.verify.segment import Segment, Taking, without_work
 from maxgreen.verify.shares import check_together, shares_of
 from maxgreen.verify.verdict import Judgement, Place, place, read_message, sender_of
 from settlement.facts import Fact, fact_of
@@ -299,7 +299,7 @@ def _read(taking: Taking, record: DeviceRecord) -> SignedBatch:
     if signed.envelope.key_id != record.device:
         raise PackError(f"seq {signed.batch.seq}: of another device")
     # what the backend did not look at then is no work now, whatever beacons came later
-    return replace(signed, batch=replace(signed.batch, work=None)) if taking.idle else signed
+    return without_work(signed) if taking.idle else signed
 
 
 def _check_receipts(segment: Segment, keys: BackendKeys, heads: Mapping[int, bytes]) -> None:

@@ -1,11 +1,14 @@
 """Packs: a file, or a store, with the evidence of a period's lines; a line's entries stand in a folder of its name."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from maxgreen.chain.claims import claim_json, parse_claims
+from maxgreen.chain.orders import Claim
 from maxgreen.errors import UsageError
 from maxgreen.protocol import cose
 from maxgreen.protocol.keys import Signer
@@ -49,7 +52,7 @@ class Pack:
         self.run_data, self.order_data, self.lines, self.segment = run, order, lines, segment
         self.segments = frozenset(segments)
 
-    @property
+    @cached_property
     def run(self) -> Run:
         """The run; PackError unless run.json has its shape."""
         return read_run({RUN: self.run_data})
@@ -62,10 +65,9 @@ class Pack:
 
     def statement(self, line: str) -> Mapping[str, Any]:
         """Return a line's statement, as the run has it; PackError when it does not have the line."""
-        found = next((one for one in self.run.lines if one["line"] == line), None)
-        if found is None:
+        if line not in self.run.by_line:
             raise PackError(f"{RUN}: it has no line {line}")
-        return found
+        return self.run.by_line[line]
 
     def line(self, digits: str) -> str:
         """Return the id of the line that is meant by its first digits; UsageError unless there is one."""
@@ -132,13 +134,23 @@ def run_name(run: Run) -> str:
     return f"runs/{run.period}/{run.document['revision']:05}-{run.digest.hex()}.json"
 
 
-def evidence_entries(result: LineResult, signer: Signer) -> dict[str, bytes]:
-    """Return the evidence of a line but for its segments: inputs, what follows from them, signature, manifest."""
+class Sealed(NamedTuple):
+    """A line's evidence but for its segments, the SHA-256 of its manifest, and what its run has of it."""
+
+    entries: dict[str, bytes]
+    manifest: bytes
+    statement: dict[str, Any]
+    claim: Claim | None  # without a proof
+
+
+def seal(result: LineResult, signer: Signer) -> Sealed:
+    """Return the evidence of a line: inputs, what follows from them, signature, manifest."""
     entries = {**result.inputs.entries(), **result.entries}
     network = result.inputs.network
     entries[SIGNATURE] = cose.sign(entries[STATEMENT], signer, network, "statement", detached=True)
     entries[MANIFEST] = manifest_bytes(result.inputs.head, entries)
-    return entries
+    manifest = hashlib.sha256(entries[MANIFEST]).digest()
+    return Sealed(entries, manifest, {**result.statement, "manifest": manifest.hex()}, result.claim(manifest))
 
 
 def line_name(manifest: bytes) -> str:

@@ -56,9 +56,10 @@ class Run:
         lines: list[Mapping[str, Any]] = self.document["lines"]
         return lines
 
-    def manifest(self, line: bytes) -> bytes | None:
-        """Return the SHA-256 of a line's manifest; None when the run does not have the line."""
-        return next((bytes.fromhex(one["manifest"]) for one in self.lines if one["line"] == line.hex()), None)
+    @cached_property
+    def by_line(self) -> Mapping[str, Mapping[str, Any]]:
+        """The lines' statements by the line's id in hex."""
+        return {one["line"]: one for one in self.lines}
 
 
 def make_run(

@@ -1,6 +1,5 @@
 """Hand-made evidence of a line, from signed batches to a pack: for tests and benchmarks."""
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,14 +7,14 @@ from typing import Any
 from maxgreen.protocol.backend import Beacon, sign_beacon
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.keys import Signer
-from maxgreen.protocol.pack import MANIFEST, RUN
+from maxgreen.protocol.pack import RUN
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import Rules
 from maxgreen.verify.segment import Segment, Taking, segment_name
 from settlement.evidence import Evidence, Judge
 from settlement.inputs import Ahead, Inputs, LineTerms, Party
-from settlement.packs import Pack, evidence_entries, pack_of
+from settlement.packs import Pack, pack_of, seal
 from settlement.run import Run, make_run
 from settlement.statement import LineResult, derive
 
@@ -112,11 +111,8 @@ class LineEvidence:
 
 def line_pack(result: LineResult, signer: Signer) -> tuple[dict[str, bytes], Run]:
     """Return the entries of a pack with one line but for its segments, and its run."""
-    entries = evidence_entries(result, signer)
-    manifest = hashlib.sha256(entries[MANIFEST]).digest()
-    claim = result.claim(manifest)
-    inputs = result.inputs
-    statement = {**result.statement, "manifest": manifest.hex()}
-    run = make_run(inputs.network, inputs.period, inputs.until_s, None, [statement], [claim] if claim else [])
-    named = {f"{result.line.hex()}/{name}": data for name, data in entries.items()}
+    inputs, sealed = result.inputs, seal(result, signer)
+    claims = [sealed.claim] if sealed.claim else []
+    run = make_run(inputs.network, inputs.period, inputs.until_s, None, [sealed.statement], claims)
+    named = {f"{result.line.hex()}/{name}": data for name, data in sealed.entries.items()}
     return {**named, RUN: run.data}, run

@@ -8,7 +8,7 @@ from eth_abi.abi import encode as abi_encode
 from eth_utils import keccak
 
 BATCH_LEAF: Final = ("bytes32",)
-# end of the period, line, registers of both cuts, payableTotal, batch root, times of both cuts (settlement.md, 7)
+# end of the period, line, registers of both cuts, payableTotal, manifest, times of both cuts (settlement.md, 7)
 LINE_LEAF: Final = ("uint64", "bytes32", "uint256", "uint256", "uint256", "bytes32", "uint64", "uint64")
 EMPTY_ROOT: Final = bytes(32)
 

@@ -107,8 +107,8 @@ class Book:
 
     def chain_between(self, device: bytes, first: int, until: int, most: int | None = None) -> Iterator[Any]:
         """Yield the rows of a device's chain with first ≤ seq < until, ascending; the first `most` of them."""
-        own = (batches.c.device == device, batches.c.in_chain, batches.c.seq >= first, batches.c.seq < until)
-        yield from map(self._whole, self._db.execute(select(batches).where(*own).order_by(batches.c.seq).limit(most)))
+        query = select(batches).where(*chain_rows(device, first, until)).order_by(batches.c.seq).limit(most)
+        yield from map(self._whole, self._db.execute(query))
 
     def recent_batches(self, device: bytes, limit: int) -> list[Any]:
         """Return a device's newest batches, newest first."""
@@ -358,6 +358,11 @@ class Book:
 def beacon_of(message: bytes) -> Beacon:
     """Return the beacon of a signed message of our own."""
     return decode_beacon(parse(bytes(message)).payload)
+
+
+def chain_rows(device: bytes, first: int, until: int) -> tuple[ColumnElement[bool], ...]:
+    """Return what tells the rows of a device's chain with first ≤ seq < until."""
+    return (batches.c.device == device, batches.c.in_chain, batches.c.seq >= first, batches.c.seq < until)
 
 
 def dated(row: Any) -> bool:

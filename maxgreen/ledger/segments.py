@@ -11,9 +11,9 @@ from sqlalchemy import Connection, Engine, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from maxgreen.errors import Fatal
-from maxgreen.ledger.book import Book, dated
+from maxgreen.ledger.book import Book, chain_rows, dated
 from maxgreen.ledger.engine import reader
-from maxgreen.ledger.schema import batches, beacons, receipts, segments
+from maxgreen.ledger.schema import batches, beacons, segments
 from maxgreen.protocol.backend import decode_receipt
 from maxgreen.protocol.batch import Batch, SignedBatch, parse_batch
 from maxgreen.protocol.cose import parse
@@ -22,7 +22,7 @@ from maxgreen.store import AbsentError, Store, open_store
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import DeviceRecord, Rules
-from maxgreen.verify.segment import CUT_BYTES, MAX_BATCHES, Segment, Taking, segment_name
+from maxgreen.verify.segment import CUT_BYTES, MAX_BATCHES, Segment, Taking, segment_name, without_work
 
 _ASKED: Final = 900  # numbers in one question to the database
 _WAITING_BYTES: Final = 128 * 2**20  # that wait for one date; a week of honest batches is a tenth of it
@@ -130,10 +130,7 @@ def prune(
             if cut.next_seq > newest:
                 break
             own = (
-                batches.c.device == device,
-                batches.c.seq >= cut.first_seq,
-                batches.c.seq < cut.next_seq,
-                batches.c.in_chain,
+                *chain_rows(device, cut.first_seq, cut.next_seq),
                 batches.c.received_ms < before_ms,
                 batches.c.verdict != Verdict.HELD.value,
                 func.length(batches.c.message) > 0,
@@ -145,7 +142,7 @@ def prune(
             held = {hashlib.sha256(taking.message).digest() for taking in load(store, cut).batches}
             if missing := [seq for seq, (digest, _) in rows.items() if digest not in held]:
                 raise Fatal(
-                    f"{cut.name}: it does not have seq {missing[0]} of device {device.hex()}; nothing was pruned"
+                    f"{cut.name}: it does not have seq {missing[0]} of device {device.hex()}; nothing of it was pruned"
                 )
             count, size = count + len(rows), size + sum(one for _, one in rows.values())
             if not dry_run:
@@ -197,7 +194,7 @@ def _next(engine: Engine, store: Store, network: str, device: bytes) -> tuple[Se
             predecessor,
             tuple(Taking(bytes(r.message), r.received_ms, bool(r.skipped_to), r.remark in _IDLE) for r in rows),
             tuple(_beacons(connection, signed)),
-            tuple(_receipts(connection, device, start.next_seq, end.next_seq)),
+            tuple(_receipts(book, device, start.next_seq, end.next_seq)),
         )
         times = [row.t0_ms for row in rows if row.t0_ms is not None and dated(row)]
         number = 0 if last is None else last.number + 1
@@ -207,8 +204,8 @@ def _next(engine: Engine, store: Store, network: str, device: bytes) -> tuple[Se
 
 def _most(connection: Connection, device: bytes, first: int, until: int) -> int:
     """Return how many batches a segment has: as many as it may by their number and their bytes."""
-    own = (batches.c.device == device, batches.c.in_chain, batches.c.seq >= first, batches.c.seq < until)
-    query = select(func.length(batches.c.message)).where(*own).order_by(batches.c.seq).limit(MAX_BATCHES)
+    sizes = select(func.length(batches.c.message)).where(*chain_rows(device, first, until))
+    query = sizes.order_by(batches.c.seq).limit(MAX_BATCHES)
     size = count = 0
     for one in connection.execute(query).scalars():
         size += int(one)
@@ -219,14 +216,14 @@ def _most(connection: Connection, device: bytes, first: int, until: int) -> int:
 
 
 def _bytes_between(connection: Connection, device: bytes, first: int, until: int) -> int:
-    own = (batches.c.device == device, batches.c.in_chain, batches.c.seq >= first, batches.c.seq < until)
-    return int(connection.execute(select(func.sum(func.length(batches.c.message))).where(*own)).scalar() or 0)
+    sizes = func.sum(func.length(batches.c.message))
+    return int(connection.execute(select(sizes).where(*chain_rows(device, first, until))).scalar() or 0)
 
 
 def _looked_at(row: Any) -> SignedBatch:
     """Return a batch with the work that was looked at when it was judged: beacons that came later change nothing."""
     signed = parse_batch(bytes(row.message))
-    return replace(signed, batch=replace(signed.batch, work=None)) if row.remark in _IDLE else signed
+    return without_work(signed) if row.remark in _IDLE else signed
 
 
 def _predecessor(
@@ -285,10 +282,9 @@ def _beacons(connection: Connection, signed: Sequence[Batch]) -> Iterator[bytes]
         yield from map(bytes, connection.execute(query.order_by(beacons.c.number)).scalars())
 
 
-def _receipts(connection: Connection, device: bytes, first_seq: int, next_seq: int) -> Iterator[bytes]:
+def _receipts(book: Book, device: bytes, first_seq: int, next_seq: int) -> Iterator[bytes]:
     """Yield the receipts of days that end in first < next seq ≤ the segment's end."""
-    query = select(receipts.c.message).where(receipts.c.device == device).order_by(receipts.c.server_ms)
-    for message in map(bytes, connection.execute(query).scalars()):
+    for message in book.receipts_of(device):
         if first_seq < decode_receipt(parse(message).payload).next_seq <= next_seq:
             yield message
 

@@ -1,7 +1,6 @@
 """Deterministic CBOR (RFC 8949 §4.2.1), and maps with small integer keys read strictly."""
 
 from collections.abc import Callable, Collection
-from io import BytesIO
 from typing import Any, Final, TypeVar
 
 import cbor2
@@ -144,20 +143,3 @@ def tagged(value: Any, tag: int, name: str) -> Any:
 def tag(number: int, value: Any) -> Any:
     """Return `value` behind CBOR tag `number`."""
     return cbor2.CBORTag(number, value)
-
-
-def split_sequence(data: bytes) -> list[bytes]:
-    """Cut a CBOR sequence (RFC 8742) into the encodings of its items; Malformed when it is not one."""
-    stream = BytesIO(data)
-    decoder = cbor2.CBORDecoder(stream, max_depth=MAX_DEPTH, allow_indefinite=False, read_size=1)
-    items: list[bytes] = []
-    start = 0
-    while start < len(data):
-        try:
-            decoder.decode()
-        except Exception as error:
-            raise Malformed(f"not a CBOR sequence at byte {start}") from error
-        end = stream.tell()
-        items.append(data[start:end])
-        start = end
-    return items

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple, TypeVar
 
 from maxgreen.protocol import cbor
-from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, MAX_SENSORS, MAX_SEQ, decode_birth
+from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, MAX_SENSORS, MAX_SEQ, SignedBatch, decode_birth
 from maxgreen.protocol.reasons import Malformed
 from maxgreen.verify.chain import ChainState, ChannelState
 from maxgreen.verify.meter import Sample
@@ -156,6 +156,11 @@ class _Reader:
 def segment_name(digest: bytes) -> str:
     """Return what a segment is called, in a store and in a pack."""
     return f"segments/{digest.hex()}.cbor"
+
+
+def without_work(signed: SignedBatch) -> SignedBatch:
+    """Return a batch as it is judged where its work is not looked at."""
+    return replace(signed, batch=replace(signed.batch, work=None))
 
 
 def _taking(read: _Reader) -> Taking:

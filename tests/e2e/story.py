@@ -27,7 +27,7 @@ from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.attestation import attest, hand_over, prove_possession
 from maxgreen.protocol.backend import Beacon, sign_beacon
 from maxgreen.protocol.batch import Role
-from maxgreen.protocol.pack import MANIFEST, canonical_json
+from maxgreen.protocol.pack import canonical_json
 from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
 from maxgreen.store import FolderStore
@@ -39,7 +39,7 @@ from settlement.evidence import Judge
 from settlement.findings import Difference
 from settlement.inputs import Inputs
 from settlement.orders import Payer, open_line
-from settlement.packs import Pack, evidence_entries, keep_run, open_pack, stored_pack, write_pack_of
+from settlement.packs import Pack, keep_run, open_pack, seal, stored_pack, write_pack_of
 from settlement.periods import period_bounds
 from settlement.run import make_run
 from settlement.statement import derive
@@ -201,10 +201,10 @@ class Story:
             looser = [{**limits, "capacity_ppm": 2_000_000} for limits in json.loads(kept["limits.json"])]
             inputs = Inputs.from_entries({**kept, "limits.json": canonical_json(looser)})
             result = derive(inputs, Judge(pack.segment).evidence(inputs))
-            lines[line] = evidence_entries(result, BACKEND)
-            manifest = hashlib.sha256(lines[line][MANIFEST]).digest()
-            statements.append({**result.statement, "manifest": manifest.hex()})
-            claims.append(result.claim(manifest))
+            sealed = seal(result, BACKEND)
+            lines[line] = sealed.entries
+            statements.append(sealed.statement)
+            claims.append(sealed.claim)
         previous = bytes.fromhex(pack.run.document["previous"])
         run = make_run(self.network, pack.run.period, pack.run.until_s, previous, statements, claims)
         order = json.loads(pack.order_data)

@@ -1,6 +1,5 @@
 """What an operator who holds the backend's key makes of evidence, so that it is right in itself: found by what was before."""
 
-import hashlib
 from dataclasses import replace
 
 import pytest
@@ -18,7 +17,7 @@ from settlement.close import Closer, NotReadyError
 from settlement.evidence import Judge
 from settlement.findings import Difference
 from settlement.inputs import Inputs, LineBase
-from settlement.packs import Pack, evidence_entries
+from settlement.packs import Pack, seal
 from settlement.run import make_run
 from settlement.statement import derive
 from settlement.sums import Sums
@@ -64,12 +63,10 @@ def lie(site, inputs, segments=()):
         return more[digest] if digest in more else honest.segment(digest)
 
     result = derive(inputs, Judge(fetch).evidence(inputs))
-    entries = evidence_entries(result, BACKEND)
-    manifest = hashlib.sha256(entries[MANIFEST]).digest()
-    claim = result.claim(manifest)
-    statement = {**result.statement, "manifest": manifest.hex()}
-    run = make_run(NETWORK, inputs.period, inputs.until_s, before.run.digest, [statement], [claim] if claim else [])
-    pack = Pack(run.data, None, {result.line.hex(): entries}, fetch)
+    sealed = seal(result, BACKEND)
+    claims = [sealed.claim] if sealed.claim else []
+    run = make_run(NETWORK, inputs.period, inputs.until_s, before.run.digest, [sealed.statement], claims)
+    pack = Pack(run.data, None, {result.line.hex(): sealed.entries}, fetch)
     return pack, int(result.statement["payable_total_mws"])
 
 
