@@ -197,6 +197,7 @@ class Agent:
     def stop(self) -> None:
         """Ask `run` to end; any thread or signal handler may call it."""
         self._stopping.set()
+        self._parts.uplink.wake()
 
     def close(self) -> None:
         """Open the relay, seal what is open, end mining and close the connections."""

@@ -22,7 +22,7 @@ _LARGEST_BYTES: Final = 16 * 1024  # receipts, beacons and commands are far smal
 class Link(Protocol):
     """A connection to a broker; what happens on it is put into `notices`."""
 
-    notices: "queue.SimpleQueue[Notice]"
+    notices: "queue.SimpleQueue[Notice | None]"  # None wakes who waits for one
     heard: Callable[[bytes], None]  # hears each command at once, whatever the reader of `notices` does
 
     def start(self) -> None:
@@ -45,7 +45,7 @@ class MqttLink:
     """paho-mqtt behind the one owner of its socket."""
 
     def __init__(self, settings: BrokerSettings, device: bytes, will: bytes) -> None:
-        self.notices: queue.SimpleQueue[Notice] = queue.SimpleQueue()
+        self.notices: queue.SimpleQueue[Notice | None] = queue.SimpleQueue()
         self.heard: Callable[[bytes], None] = lambda _payload: None
         self._command_topic = device_topic(device, "command")
         self._connection = Connection(

@@ -137,6 +137,13 @@ class Uplink:
         else:
             self.medium_fault = ""
 
+    def wake(self) -> None:
+        """End a wait for something to come; a signal handler may call it.
+
+        A signal that is handled for longer than the wait had left would make the wait endless (CPython's SimpleQueue).
+        """
+        self._link.notices.put(None)
+
     def _listen(self, timeout_s: float) -> None:
         notices = self._link.notices
         try:
@@ -166,8 +173,10 @@ class Uplink:
             self.publish_json("status", {"status": "offline", "boot": boot_id.hex()})
         self._link.stop()
 
-    def _handle(self, notice: Notice) -> None:
+    def _handle(self, notice: Notice | None) -> None:
         match notice:
+            case None:
+                pass
             case Connected(session):
                 self._connected_s, self._session = time.monotonic(), session
                 self.sessions += 1

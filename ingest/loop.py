@@ -16,8 +16,16 @@ _MOST_S: Final = 10.0
 class Loop:
     """Calls `step` until `stopping`; `step` returns how long to pause, s."""
 
-    def __init__(self, name: str, step: Callable[[], float], stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        name: str,
+        step: Callable[[], float],
+        stopping: threading.Event,
+        progress: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`progress` is called after each step, also after one that must wait."""
         self.trouble: str | None = None  # what keeps it from going on, for /health/ready
+        self._progress = progress
         self._name = name
         self._step = step
         self._stopping = stopping
@@ -33,8 +41,8 @@ class Loop:
         if self._thread is not None:
             self._thread.join()
 
-    def run(self, progress: Callable[[], object] = lambda: None) -> None:
-        """Run here; `progress` is called after each step, also after one that must wait."""
+    def run(self) -> None:
+        """Run here."""
         patience_s = _FIRST_S
         while not self._stopping.is_set():
             try:
@@ -48,11 +56,11 @@ class Loop:
                     _LOG.warning("%s goes on", self._name)
                     self.trouble = None
                 patience_s = _FIRST_S
-                progress()
+                self._progress()
                 if pause_s:
                     self._stopping.wait(pause_s)
                 continue
-            progress()
+            self._progress()
             self._stopping.wait(random.uniform(patience_s / 2, patience_s))
             patience_s = min(2 * patience_s, _MOST_S)
 

@@ -121,6 +121,6 @@ def judge(settings: IngestSettings, network: str, pipe: Connection) -> None:
         worker.step()
         return 0.0
 
-    loop = Loop("judging", step, source.ended)
+    loop = Loop("judging", step, source.ended, source.tell)
     source.trouble = lambda: loop.trouble or (worker.alarm if worker else None)
-    loop.run(progress=source.tell)
+    loop.run()

@@ -1,6 +1,7 @@
 """The ingest service: worker, housekeeping, projector and pages in one process."""
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class IngestService:
         self.metrics = Metrics()
         self.engine = engine
         self._stopping = threading.Event()
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()  # to end; a signal handler may put, and no more
         self._shards = Shards(engine) if settings.nats.servers else None
         self._source = _source(settings, self._shards, self._greet, self.metrics)
         self._judges: Worker | Crew = (
@@ -64,7 +66,8 @@ class IngestService:
             sink = InfluxSink(settings.influx)
             self._projector = Projector(engine, sink, name, self._may_write_view, verbatim_of(settings.evidence))
             self._days = Days(engine, sink, name, self._may_write_view)
-        self._judging = Loop("judging", self._judge, self._stopping)
+        alive = lambda: notify("WATCHDOG=1")  # noqa: E731
+        self._judging = Loop("judging", self._judge, self._stopping, alive)
         self._beside = [Loop(name, step, self._stopping) for name, step in self._housekeeping.tasks().items()]
         if self._projector is not None:
             self._beside += [
@@ -99,15 +102,16 @@ class IngestService:
         self._judges.start()
         self._source.start()
         server = threading.Thread(target=self._server.run, name="http", daemon=True) if self._server else None
-        for thread in (*self._beside, server):
+        for thread in (*self._beside, server, self._judging):
             if thread is not None:
                 thread.start()
         notify("READY=1")
         try:
-            self._judging.run(progress=lambda: notify("WATCHDOG=1"))
+            self._asked.get()
         finally:
             notify("STOPPING=1")
             self._stopping.set()
+            self._judging.join()
             self._judges.stop()
             self._source.stop()
             if self._server is not None:
@@ -123,7 +127,7 @@ class IngestService:
 
     def stop(self) -> None:
         """Ask `run` to end; any thread or signal handler may call it."""
-        self._stopping.set()
+        self._asked.put(None)
 
     def _greet(self) -> None:
         self._housekeeping.greet()

@@ -1,6 +1,7 @@
 """What goes over the connection: in order, once, after the receipt; and what the backend says of it."""
 
 import sqlite3
+import threading
 
 import pytest
 
@@ -473,3 +474,13 @@ def test_beacons_of_a_restored_ledger_are_newer_by_their_time(make):
         line.link.deliver(BEACON_TOPIC, sign_beacon(made, BACKEND, NETWORK))
     line.process()
     assert [found.number for found in line.uplink.beacons] == [900, 3]
+
+
+def test_a_wait_for_the_broker_ends_when_the_agent_is_told_to(tmp_path):
+    uplink = Uplink.__new__(Uplink)
+    uplink._link = FakeLink()
+    listening = threading.Thread(target=uplink._listen, args=(3_600,), daemon=True)
+    listening.start()
+    uplink.wake()
+    listening.join(60)
+    assert not listening.is_alive()

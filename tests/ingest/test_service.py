@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+import sys
 import threading
 import time
 from pathlib import Path
@@ -123,6 +124,28 @@ def test_whatever_is_cut_or_killed_every_batch_is_in_the_ledger_once(site):
         with site.engine.begin() as connection:
             assert Book(connection).state(lab.device).next_seq == EACH
     assert kills > 0
+    assert process.returncode == 0
+
+
+SLOW = """
+import runpy, signal, sys, time
+install = signal.signal
+signal.signal = lambda number, handler: install(
+    number, (lambda *a: (time.sleep(1), handler(*a))) if callable(handler) else handler
+)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_service_without_messages_ends_though_its_signal_came_late(site, processes):
+    port = free_port()
+    process = site.service(http=port, processes=processes, before=(sys.executable, "-c", SLOW))
+    try:
+        wait_for(lambda: "ok" in site.ready(port), 60, "the service's readiness")
+    finally:
+        stop(process)
     assert process.returncode == 0
 
 
