@@ -26,7 +26,7 @@ from maxgreen.chain.client import connect
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.clock import Clock, make_clock
 from maxgreen.keyfile import create_key_file, load_key_file
-from maxgreen.ledger.engine import LedgerAwayError, open_engine, reader
+from maxgreen.ledger.engine import LedgerAwayError, open_engine
 from maxgreen.ledger.lease import Lease
 from maxgreen.ledger.segments import verbatim_of
 from maxgreen.protocol.keys import Signer
@@ -76,7 +76,7 @@ class IngestService:
             ]
         self._server: uvicorn.Server | None = None
         if settings.http.port:
-            app = make_app(reader(engine), self.metrics, self.missing, clock)
+            app = make_app(self.metrics, self.missing)
             config = uvicorn.Config(app, host=settings.http.host, port=settings.http.port, log_level="warning")
             self._server = uvicorn.Server(config)
 

@@ -16,6 +16,7 @@ SUMMARIES: Final = {
     "ingest": "verify batches, keep the ledger, answer receipts",
     "settle": "close a period, order, vote and mint",
     "audit": "check an evidence pack and its mint alone",
+    "dapp": "pages for owners, nodes, the DAO and operators",
     "wallet": "accounts as keystore files",
     "owner": "owners of systems: apply, claim, pool, store and take out energy",
     "node": "storage nodes: requests, deliveries, room",
@@ -51,7 +52,7 @@ def _load(point: EntryPoint) -> Any:
     try:
         target: Any = point.load()
     except ModuleNotFoundError as error:
-        extra = {"agent": "agent", "ingest": "ingest"}.get(point.name, "settlement")
+        extra = {"agent": "agent", "ingest": "ingest", "dapp": "dapp"}.get(point.name, "settlement")
         raise Fatal(
             f"'maxgreen {point.name}' needs the Python module {error.name!r}; install it with: "
             f"pip install 'maxgreen[{extra}]'"

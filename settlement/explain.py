@@ -11,6 +11,7 @@ from settlement.periods import period_bounds
 from settlement.windows import DAY_S, State, Window
 
 _HOUR_S: Final = 3_600
+_LEAST_MWS: Final = 1_800  # what rounds to nothing is not said
 WHY: Final = {
     Reason.INCOMPLETE: "batches are missing; they count when the device has sent them",
     Reason.OFFLINE_WINDOW: "no proof of work arrived for these ten minutes; the DAO can release them",
@@ -69,8 +70,8 @@ class Explanation:
 
     def why(self) -> list[str]:
         """Return why this amount, in sentences for the owner; at most ten."""
-        found = [f"{kwh(part.energy_mws)} kWh {part.name}: {part.why}" for part in self.parts if part.energy_mws]
-        found = found[:8]
+        parts = [part for part in self.parts if part.energy_mws >= _LEAST_MWS]
+        found = [f"{kwh(part.energy_mws)} kWh {part.name}: {part.why}" for part in parts[:8]]
         found.append(f"{self.counted_windows} of {self.windows} windows of ten minutes count")
         found.append(f"{kwh(self.payable_mws)} kWh are payable now, with what earlier periods left")
         return found

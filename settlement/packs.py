@@ -129,6 +129,11 @@ def keep_run(store: Store, run: Run, order: bytes | None) -> None:
         store.put(_order_name(name), order)
 
 
+def kept_order(store: Store, run: Run) -> bytes | None:
+    """Return the order.json that is kept with a run, if there is one."""
+    return _order(store, run_name(run))
+
+
 def run_name(run: Run) -> str:
     """Return what a run is called in a store."""
     return f"runs/{run.period}/{run.document['revision']:05}-{run.digest.hex()}.json"

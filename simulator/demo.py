@@ -11,6 +11,11 @@ from typing import Any, Final
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
+from dapp.config import DappSettings
+from dapp.config import HttpSettings as PagesSettings
+from dapp.keep import Keep
+from dapp.service import DappService
+from dapp.world import World
 from edge_agent.agent import Agent
 from edge_agent.compose import build_agent
 from edge_agent.sensors.trace import Trace, interval_of
@@ -44,6 +49,7 @@ from settlement.service import Settled, SettlementService
 from simulator.broker import EmbeddedBroker, free_port
 from simulator.forger import send_forged_batch
 from simulator.site import RECEIVED_CHANNEL, SENT_CHANNEL, Site, make_key, miner_system, node_system, peak_mw
+from simulator.trial_wallet import trial_wallet
 
 DAY_MS: Final = 86_400_000
 SEAL_S: Final = 600  # one batch per proof window
@@ -162,7 +168,8 @@ class _Demo:
         broker = EmbeddedBroker()
         broker.start()
         self._stack.callback(broker.stop)
-        ingest, page = self._start_ingest(deployment, backend, broker.port)
+        ingest = self._start_ingest(deployment, backend, broker.port)
+        page = self._start_pages(deployment, backend) if self._options.serve else None
         agents = self._agents(deployment, backend, broker.port)
         settlement = SettlementService(
             ingest.engine,
@@ -210,14 +217,11 @@ class _Demo:
         Dao(deployment, self._clock).carry_out(proposal, self._members, wait=True)
         return ends
 
-    def _start_ingest(
-        self, deployment: Deployment, backend: MemorySigner, port: int
-    ) -> tuple[IngestService, str | None]:
-        http = HttpSettings(port=free_port() if self._options.serve else 0)
+    def _start_ingest(self, deployment: Deployment, backend: MemorySigner, port: int) -> IngestService:
         settings = IngestSettings(
             ledger=f"sqlite:///{self._folder / 'ledger.db'}",
             broker=BrokerSettings(port=port),
-            http=http,
+            http=HttpSettings(port=0),
             chain=IngestChain(refresh_s=3_600),
         )
         engine = open_engine(settings.ledger)
@@ -230,7 +234,37 @@ class _Demo:
         thread.start()
         self._stack.callback(thread.join)
         self._stack.callback(service.stop)
-        return service, f"http://{http.host}:{http.port}/" if http.port else None
+        return service
+
+    def _start_pages(self, deployment: Deployment, backend: MemorySigner) -> str:
+        """Serve the pages, with a wallet of the demo's accounts; return where."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        settings = DappSettings(
+            ledger=f"sqlite:///{self._folder / 'ledger.db'}",
+            rpc=str(self._folder / "chain.db"),
+            deployment=self._folder / "deployment.json",
+            http=PagesSettings(port=port, url=url),
+        )
+        chain = deployment.chain
+        world = World(
+            open_engine(settings.ledger),
+            FolderStore(self._folder / "evidence"),
+            Deployment(chain.trying(), deployment.addresses),
+            self._clock,
+            Keep(self._folder / "dapp.db"),
+            url,
+            backend,
+            trial=True,
+        )
+        names = ("operator", "member 1", "member 2", "member 3", "owner of the panel", "owner of the storage node")
+        wallet = trial_wallet(chain, dict(zip(names, self._accounts[1:], strict=True)))
+        service = DappService(world, settings, wallet)
+        thread = threading.Thread(target=service.run, name="dapp", daemon=True)
+        thread.start()
+        self._stack.callback(thread.join)
+        self._stack.callback(service.stop)
+        return f"{url}/"
 
     def _agents(self, deployment: Deployment, backend: MemorySigner, port: int) -> dict[str, Agent]:
         site = Site(

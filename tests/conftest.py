@@ -73,9 +73,9 @@ def influx(request, tmp_path_factory):
         yield running
 
 
-@pytest.fixture(scope="session")
-def anvil():
-    """A real anvil: its URL."""
+@contextmanager
+def running_anvil():
+    """Run a real anvil: its URL."""
     program = need(ROOT / "contracts/node_modules/.bin/anvil", "anvil is not installed (make services)")
     port = free_port()
     process = subprocess.Popen([program, "--port", str(port), "--silent"])
@@ -87,3 +87,10 @@ def anvil():
         yield url
     finally:
         stop(process)
+
+
+@pytest.fixture(scope="session")
+def anvil():
+    """A real anvil: its URL."""
+    with running_anvil() as url:
+        yield url

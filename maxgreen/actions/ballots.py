@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
 from eth_utils import keccak
@@ -15,9 +14,10 @@ from maxgreen.chain.dao import ENDED, Dao, Proposal, ProposalState
 from maxgreen.chain.deployment import FIELDS, Deployment
 from maxgreen.chain.registry import application
 from maxgreen.clock import Clock, utc
-from maxgreen.errors import UsageError
+from maxgreen.errors import MaxgreenError, UsageError
 
 _BLOCKS: Final = 10_000
+_UNSURE: Final = 256  # blocks that a chain may still take back
 _SHORT: Final = 10
 _STATUSES: Final = ("none", "active", "suspended", "revoked")
 
@@ -77,16 +77,22 @@ class Ballots:
         self._chain = deployment.chain
         self._contract = self._chain.contract(governor, deployment.address_of(governor))
         self.dao = Dao(deployment, clock, governor)
+        self._known: dict[int, Ballot] = {}  # of the blocks before the next
+        self._followed_to = 0
 
     def all(self) -> list[Ballot]:
-        """Return all proposals, the newest first."""
+        """Return all proposals, the newest first. Blocks that were read stay read, but for the last ones."""
         newest = self._chain.newest_block().number
-        return [
-            _ballot(event["args"])
-            for first in range(0, newest + 1, _BLOCKS)
-            for event in self._chain.all_events(self._contract, first, min(first + _BLOCKS - 1, newest))
-            if event["event"] == "ProposalCreated"
-        ][::-1]
+        found = dict(self._known)
+        for first in range(self._followed_to, newest + 1, _BLOCKS):
+            for event in self._chain.all_events(self._contract, first, min(first + _BLOCKS - 1, newest)):
+                if event["event"] == "ProposalCreated":
+                    ballot = _ballot(event["args"])
+                    found[ballot.number] = ballot
+                    if event["blockNumber"] < newest - _UNSURE:
+                        self._known[ballot.number] = ballot
+        self._followed_to = max(self._followed_to, newest - _UNSURE)
+        return list(found.values())[::-1]
 
     def find(self, short: str) -> Ballot:
         """Return the proposal that a person names by its first digits, or `latest`: the newest one."""
@@ -116,23 +122,39 @@ class Ballots:
 
     def calls(self, ballot: Ballot) -> list[Call]:
         """Return what a proposal would do, decoded from its calls."""
-        return [self._decoded(*pair) for pair in zip(ballot.targets, ballot.calldatas, strict=True)]
+        pairs = zip(ballot.targets, ballot.calldatas, strict=True)
+        return [decode_call(self._deployment, target, data) for target, data in pairs]
 
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        return {self._deployment.address_of(name): name for name in FIELDS}
 
-    def _decoded(self, target: str, data: bytes) -> Call:
-        contract = self._names.get(Web3.to_checksum_address(target), "")
-        for abi in artifact(contract)["abi"] if contract else ():
-            if abi["type"] == "function" and bytes(function_abi_to_4byte_selector(abi)) == data[:4]:
-                try:
-                    _, values = self._chain.contract(contract, target).decode_function_input(data)
-                except Exception:  # noqa: BLE001 - whoever proposed may have written any bytes
-                    break
-                says = _Explained(self._deployment).say(contract, str(abi["name"]), values)
-                return Call(target, contract, str(abi["name"]), values, says)
-        return Call(target, contract, "", {"data": data}, f"an unknown call to {contract or target}: look closely")
+def decode_call(deployment: Deployment, target: str, data: bytes) -> Call:
+    """Return what a call would do, by its bytes and our contracts' interfaces."""
+    contract = contract_at(deployment, target)
+    for abi in artifact(contract)["abi"] if contract else ():
+        if abi["type"] == "function" and bytes(function_abi_to_4byte_selector(abi)) == data[:4]:
+            try:
+                _, values = deployment.chain.contract(contract, target).decode_function_input(data)
+            except Exception:  # noqa: BLE001 - whoever proposed may have written any bytes
+                break
+            says = _Explained(deployment).say(contract, str(abi["name"]), values)
+            return Call(target, contract, str(abi["name"]), values, says)
+    return Call(target, contract, "", {"data": data}, f"an unknown call to {contract or target}: look closely")
+
+
+def contract_at(deployment: Deployment, address: str) -> str:
+    """Return the name of our contract at an address, a node's pool and energy token too; empty when it is none."""
+    wanted = Web3.to_checksum_address(address)
+    names = {deployment.address_of(name): name for name in FIELDS}
+    if wanted in names:
+        return names[wanted]
+    chain: Any = deployment.chain
+    if chain.call(deployment.functions("EnergyPools").isPool(wanted)):
+        return "EnergyPool"
+    try:
+        node = chain.call(chain.contract("EnergyToken", wanted).functions.node())
+        mine: Any = deployment.registry.functions
+        return "EnergyToken" if chain.call(mine.energyTokenOf(node)) == wanted else ""
+    except MaxgreenError:  # it is no contract, or another one
+        return ""
 
 
 class _Explained:

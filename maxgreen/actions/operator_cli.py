@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from maxgreen.actions.readings import newest_reading
 from maxgreen.actions.session import group, read_file, session
 from maxgreen.chain.claims import attestation_json
 from maxgreen.chain.market import balances, sweep
@@ -14,13 +15,9 @@ from maxgreen.chain.orders import OrderStatus, SettlementContract
 from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine, reader
-from maxgreen.protocol.attestation import Attestation
-from maxgreen.protocol.batch import parse_batch
-from maxgreen.protocol.reasons import Verdict
 
 app = group("Operators: orders, records, readings for owners.")
 
-_RECENT: Final = 5_000  # batches: a month of ten-minute ones
 _TOPICS: Final = {"hardware": 0, "pool": 1}
 
 
@@ -89,19 +86,5 @@ def reading(
     """Print the newest attested register of a channel: what owners show in take-outs (JSON)."""
     engine = open_engine(ledger)
     with reader(engine).begin() as connection:
-        found = _newest(Book(connection), token, channel)
+        found = newest_reading(Book(connection), token, channel)
     typer.echo(json.dumps(attestation_json(found)))
-
-
-def _newest(book: Book, token: int, channel: int) -> Attestation:
-    known = book.device_of(token)
-    if known is None:
-        raise UsageError(f"system {token}: not in this ledger")
-    for row in book.recent_batches(known.record.device, _RECENT):
-        if row.verdict == Verdict.ACCEPTED.value:
-            for attestation in parse_batch(bytes(row.message)).batch.attestations:
-                if attestation.channel == channel:
-                    return attestation
-    raise UsageError(
-        f"system {token}: channel {channel} attested no register lately; ask for it: maxgreen ingest command registers"
-    )

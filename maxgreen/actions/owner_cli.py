@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from maxgreen.actions.proofs import check_proof, read_proof
+from maxgreen.actions.samples import sample_text
 from maxgreen.actions.session import (
     Session,
     group,
@@ -32,8 +34,8 @@ from maxgreen.chain.registry import (
     application,
     apply_with,
     each_system,
-    key_words,
-    nonce_of,
+    request_replacement,
+    rotate,
 )
 from maxgreen.clock import utc
 from maxgreen.errors import UsageError
@@ -44,30 +46,6 @@ app = group("Owners: apply, see what waits, claim, pool, store and take out ener
 
 _STATUSES: Final = ("none", "active", "suspended", "revoked")
 _PROOF_HELP: Final = "what 'maxgreen agent prove' printed, in a file"
-_SAMPLE: Final = """\
-# A clean energy system, as its owner applies with it. The device signs exactly these fields.
-kind = "{kind}"
-# place = [35.1, -106.6]      # latitude, longitude in degrees; rounded to a tenth, and public
-# uri = "https://example.org" # at most 512 bytes, public
-{more}"""
-_CHANNEL: Final = """
-[[channels]]                  # 1 to 16; numbers as in the agent's settings
-number = {number}
-role = "{role}"
-peak_w = 250                  # the most that it can ever measure
-error_percent = 0.5           # of the meter after its calibration
-offset_mw = 0
-"""
-_NODE: Final = """\
-battery_wh = 10000            # tokens are never more than this
-efficiency_percent = 90       # what comes out of what goes in
-# online_required = false     # windows without its proof of work are held
-"""
-_SAMPLES: Final = {
-    Kind.MINER: ("", ((0, "generation"), (1, "sent"), (2, "received"))),
-    Kind.STORAGE_NODE: (_NODE, ((0, "received"), (3, "delivered"))),
-}
-
 LineArgument = Annotated[str, typer.Argument(help="the line's id, as 'owner status' prints it")]
 EndArgument = Annotated[str, typer.Argument(help="miner or node")]
 ReadingOption = Annotated[Path, typer.Option(help="what 'maxgreen operator reading' wrote: the meter's register")]
@@ -80,12 +58,7 @@ AmountArgument = Annotated[str, typer.Argument(help="how many tokens, like 1.5")
 @app.command()
 def sample(kind: Annotated[str, typer.Option(help="miner or storage_node")] = "miner") -> None:
     """Print a commented system file to begin with."""
-    for which, (more, channels) in _SAMPLES.items():
-        if which.label == kind:
-            text = "".join(_CHANNEL.format(number=number, role=role) for number, role in channels)
-            typer.echo(_SAMPLE.format(kind=kind, more=more) + text, nl=False)
-            return
-    raise UsageError(f"kind {kind!r}: expected {' or '.join(which.label for which in _SAMPLES)}")
+    typer.echo(sample_text(kind), nl=False)
 
 
 @app.command()
@@ -180,13 +153,9 @@ def rotate_key(
     """Give a system's key its successor: the old key hands over, the new one proves possession."""
     with_ = session(ctx)
     spki, signature, _, value = _proved(with_, system, proof)
-    try:
-        by_old = bytes.fromhex(value["hand_over"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"proof {proof}: it has no hand-over; make it with 'maxgreen agent prove … --next'") from error
-    functions: Any = with_.deployment.registry.functions
-    call = functions.rotateKey(token, key_words(spki), _halves(by_old), _halves(signature))
-    with_.act(lambda: with_.deployment.chain.transact(with_.account, call))
+    if not value["hand_over"]:
+        raise UsageError(f"proof {proof}: it has no hand-over; make it with 'maxgreen agent prove … --next'")
+    with_.act(lambda: rotate(with_.deployment, with_.account, token, spki, value["hand_over"], signature))
     with_.tell(
         {"token": token, "device": key_id(spki).hex()},
         f"system {token} signs with device {key_id(spki).hex()} from now on",
@@ -204,9 +173,7 @@ def request_key(
     """Ask the DAO to replace a key that is lost: with the new device's signature."""
     with_ = session(ctx)
     spki, signature, _, _ = _proved(with_, system, proof)
-    functions: Any = with_.deployment.registry.functions
-    call = functions.requestKey(token, key_words(spki), *_halves(signature))
-    with_.act(lambda: with_.deployment.chain.transact(with_.account, call))
+    with_.act(lambda: request_replacement(with_.deployment, with_.account, token, spki, signature))
     with_.tell(
         {"token": token, "device": key_id(spki).hex()},
         f"asked for device {key_id(spki).hex()} in place of system {token}'s",
@@ -550,36 +517,19 @@ def _proved(with_: Session, system: Path, proof: Path) -> tuple[bytes, bytes, Sy
     """Read a system and its device's proof; UsageError says which of both does not fit, before anything is sent."""
     try:
         spec = parse_system(system.read_text())
-        value = json.loads(proof.read_text())
-        spki, signature = bytes.fromhex(value["public_key"]), bytes.fromhex(value["signature"])
-        signed = {name: value[name] for name in ("network", "owner", "nonce", "system")}
+        signed = read_proof(json.loads(proof.read_text()))
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"proof {proof}: not what 'maxgreen agent prove' prints ({error})") from error
-    wanted = {
-        "network": with_.deployment.network,
-        "owner": with_.account.address,
-        "nonce": nonce_of(with_.deployment, key_id(spki)),
-        "system": spec.digest.hex(),
-    }
-    for name, right in wanted.items():
-        if str(signed[name]).lower() != str(right).lower():
-            raise UsageError(
-                f"proof {proof}: the device signed for {name} {signed[name]}, but it is {right}; run again: "
-                f"maxgreen agent prove {wanted['owner']} --system {system} --nonce {wanted['nonce']}"
-            )
-    return spki, signature, spec, value
+    check_proof(with_.deployment, with_.account.address, spec, signed, f" {proof}")
+    return signed["spki"], signed["signature"], spec, signed
 
 
 def _is_miner(end: str) -> bool:
     if end not in {"miner", "node"}:
         raise UsageError(f"end {end!r}: expected miner or node")
     return end == "miner"
-
-
-def _halves(signature: bytes) -> list[bytes]:
-    return [signature[:32], signature[32:]]
 
 
 def _texts(amounts: dict[str, int]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """One client for any EIP-1559 chain: transactions with local keys, refusals as sentences."""
 
+import copy
 import hashlib
 import logging
 import threading
@@ -14,10 +15,11 @@ from urllib.parse import urlsplit
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_utils.abi import event_abi_to_log_topic
+from hexbytes import HexBytes
 from requests.exceptions import HTTPError, RequestException, Timeout
 from web3 import HTTPProvider, Web3
 from web3.contract.contract import Contract, ContractFunction
-from web3.exceptions import Web3Exception, Web3RPCError
+from web3.exceptions import TransactionNotFound, Web3Exception, Web3RPCError
 from web3.types import RPCEndpoint
 
 from maxgreen.chain.artifacts import artifact
@@ -46,7 +48,20 @@ EMBEDDED_GAS: Final = 12_000_000
 
 
 class NothingSentError(MaxgreenError):
-    """A transaction would be sent, and was not: a dry run. The message says which."""
+    """A transaction would be sent, and was not: a dry run, or somebody else's wallet signs it."""
+
+    def __init__(self, function: ContractFunction, sender: str) -> None:
+        super().__init__(f"{function.fn_name}{function.args} to {function.address} by {sender}")
+        self.to = str(function.address)
+        self.name = str(function.fn_name)
+        self.data = bytes.fromhex(function._encode_transaction_data()[2:])  # noqa: SLF001
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody whose key is elsewhere: an account for questions and for transactions that are only tried."""
+
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +85,12 @@ class Chain:
         self._lock = threading.RLock()  # py-evm is not made for threads, and a nonce is used once
         self._sender = Sender(web3, self._asked)
         self.sends = True  # else a transaction is only tried, and NothingSentError says what it would be
+
+    def trying(self) -> "Chain":
+        """Return this connection with transactions only tried: NothingSentError says what they would be."""
+        found = copy.copy(self)
+        found.sends = False
+        return found
 
     @property
     def embedded(self) -> bool:
@@ -154,8 +175,48 @@ class Chain:
         """Send a transaction, wait for its receipt and return it; ChainRefusedError when it reverts."""
         if not self.sends:
             self.call(function, sender=account.address)
-            raise NothingSentError(f"{function.fn_name}{function.args} to {function.address} by {account.address}")
+            raise NothingSentError(function, account.address)
         return self._send(account, function, str(function.fn_name))
+
+    def send(self, account: LocalAccount, to: str, data: bytes) -> bytes:
+        """Send a call's bytes; return the transaction's hash once it is in a block, whether it failed or not."""
+        target: Any = Web3.to_checksum_address(to)
+        fields: Any = {
+            "from": account.address, "to": target, "data": HexBytes(data), "value": 0, "gas": EMBEDDED_GAS,
+            "chainId": self.chain_id,
+        }  # fmt: skip
+
+        def step() -> bytes:
+            price = self.web3.eth.gas_price
+            fields.update(
+                nonce=self.web3.eth.get_transaction_count(account.address), maxFeePerGas=2 * price + 10**9,
+                maxPriorityFeePerGas=10**9,
+            )  # fmt: skip
+            sent = self.web3.eth.send_raw_transaction(account.sign_transaction(fields).raw_transaction)
+            return bytes(self.web3.eth.wait_for_transaction_receipt(sent)["transactionHash"])
+
+        return bytes(self._asked(step))
+
+    def receipt(self, transaction: bytes) -> Any | None:
+        """Return the receipt of a transaction, or None while it is in no block."""
+
+        def ask() -> Any | None:
+            try:
+                return self.web3.eth.get_transaction_receipt(HexBytes(transaction))
+            except TransactionNotFound:
+                return None
+
+        return self._asked(ask)
+
+    def retry(self, transaction: bytes, block: int) -> None:
+        """Call what a transaction called, as of the block before; ChainRefusedError says why it is refused."""
+
+        def ask() -> None:
+            sent = self.web3.eth.get_transaction(HexBytes(transaction))
+            again: Any = {"from": sent["from"], "to": sent["to"], "data": sent["input"]}
+            self.web3.eth.call(again, block_identifier=block - 1)
+
+        self._asked(ask)
 
     def gas_price(self) -> int:
         """Return what a unit of gas costs about now, wei."""

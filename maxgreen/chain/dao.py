@@ -112,8 +112,19 @@ class Dao:
 
     def cast(self, member: LocalAccount, number: int, vote: Vote, reason: str = "") -> None:
         """Cast a member's vote on a proposal's number, unless it was cast already."""
-        if not self._chain.call(self._functions.hasVoted(number, member.address)):
+        if not self.has_voted(number, member.address):
             self._chain.transact(member, self._functions.castVoteWithReason(number, int(vote), reason))
+
+    def has_voted(self, number: int, address: str) -> bool:
+        """Tell whether an account has voted on a proposal."""
+        return bool(self._chain.call(self._functions.hasVoted(number, address)))
+
+    def weight_of(self, number: int, address: str) -> int:
+        """Return how many votes an account has on a proposal: those that it had when the vote began."""
+        begun_s = int(self._chain.call(self._functions.proposalSnapshot(number)))
+        if begun_s >= self._chain.now_s():
+            return 0
+        return int(self._chain.call(self._functions.getVotes(address, begun_s)))
 
     def queue(self, account: LocalAccount, arguments: tuple[list[str], list[int], list[bytes], bytes]) -> None:
         """Put what passed into the timelock."""

@@ -74,6 +74,23 @@ def apply_with(deployment: Deployment, applicant: LocalAccount, spki: bytes, pro
     raise Retryable("the chain's RPC gave a receipt without the application: look with 'maxgreen owner status'")
 
 
+def rotate(deployment: Deployment, owner: LocalAccount, token: int, spki: bytes, hand_over: bytes, proof: bytes) -> Any:
+    """Give a system's key its successor: the old key handed over, the new one proved possession (P-ID-6)."""
+    functions: Any = deployment.registry.functions
+    call = functions.rotateKey(token, key_words(spki), _halves(hand_over), _halves(proof))
+    return deployment.chain.transact(owner, call)
+
+
+def request_replacement(deployment: Deployment, owner: LocalAccount, token: int, spki: bytes, proof: bytes) -> Any:
+    """Ask the DAO to replace a system's key that is lost, with the new device's proof."""
+    functions: Any = deployment.registry.functions
+    return deployment.chain.transact(owner, functions.requestKey(token, key_words(spki), *_halves(proof)))
+
+
+def _halves(signature: bytes) -> list[bytes]:
+    return [signature[:32], signature[32:]]
+
+
 def key_words(spki: bytes) -> tuple[bytes, bytes]:
     """Return a public key's x and y as contracts take them."""
     x, y = public_point(spki)

@@ -28,7 +28,7 @@ from maxgreen.protocol.batch import Channel
 from native.lines import minute_lines, sample_lines
 from simulator.lab import NETWORK, T0_MS, Lab
 from tests.conftest import ROOT
-from tests.ingest.desks import LATER, Bench, Clock, register, rows
+from tests.ingest.desks import LATER, Bench, register, rows
 
 pytestmark = pytest.mark.services
 DAY_NS = 86_400 * 10**9
@@ -566,25 +566,11 @@ def test_every_panel_of_the_dashboard_gets_rows(engine, influx, tmp_path):
             assert query(influx, text), panel["title"]
 
 
-def test_pages_and_api_show_the_device(engine):
-    lab = Lab()
-    send(engine, lab.next())
-    send(engine, b"noise")
+def test_health_and_metrics():
     metrics = Metrics()
-    client = TestClient(make_app(engine, metrics, lambda: None, Clock()))
-    device = lab.device.hex()
-    [known] = client.get("/api/devices").json()
-    assert (known["device"], known["batches"]) == (device, 1)
-    assert known["channels"][1]["energy_kwh"] == lab.meters[1].register_mws / 3.6e9
-    assert client.get(f"/api/devices/{device}/batches").json()[0]["verdict"] == "accepted"
-    assert {v["reason"]: v["count"] for v in client.get("/api/verdicts").json()} == {"accepted": 1, "malformed": 1}
-    assert client.get("/api/evidence").json()[0]["reason"] == "malformed"
-    assert client.get("/api/statements").json() == []
-    assert "Sent" in client.get(f"/devices/{device}").text
-    assert device in client.get("/").text
-    assert client.get("/devices/00").status_code == 404
+    client = TestClient(make_app(metrics, lambda: None))
     assert client.get("/health/live").json() == {"status": "ok"}
     metrics.batches.labels("accepted", "").inc(3)
     assert 'maxgreen_ingest_batches_total{reason="",verdict="accepted"} 3.0' in client.get("/metrics").text
-    waiting = TestClient(make_app(engine, Metrics(), lambda: "no connection to the broker", Clock()))
+    waiting = TestClient(make_app(Metrics(), lambda: "no connection to the broker"))
     assert waiting.get("/health/ready").status_code == 503

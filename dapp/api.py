@@ -1,0 +1,379 @@
+"""The API: what pages show, as JSON and CSV, for scripts. `/docs` lists it."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from dapp import acting
+from dapp.guard import not_found
+from dapp.views import council, everybody, fleet, metered, money
+from dapp.visit import Visit, Visitor
+from dapp.words import day_bounds
+from ingest.commands import give
+from maxgreen.actions.all import ACTIONS
+from maxgreen.errors import UsageError
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.sums import DAY_S
+from maxgreen.protocol.backend import CommandKind
+from maxgreen.protocol.batch import MAX_SEQ
+from maxgreen.protocol.reasons import RELEASABLE
+from maxgreen.verify.rules import Action as Decided
+from maxgreen.verify.rules import Decision
+
+router: Final = APIRouter(prefix="/api/v1", tags=["api"])
+_VALID_S: Final = 60
+_DAY: Final = r"^\d{4}-\d{2}-\d{2}$"
+_MONTH: Final = r"^\d{4}-\d{2}$"
+
+Day = Annotated[str, Query(pattern=_DAY, examples=["2026-10-01"], description="a day in the time zone `zone`")]
+Month = Annotated[str, Query(pattern=_MONTH, examples=["2026-10"], description="a UTC month")]
+Year = Annotated[int, Query(ge=2000, le=2099, examples=[2026], description="a UTC year")]
+Limit = Annotated[int, Query(ge=1, le=1_000, description="how many at most")]
+Zone = Annotated[str, Query(max_length=64, examples=["Europe/Madrid"], description="an IANA time zone")]
+Token = Annotated[int, Query(ge=0, le=2**48)]
+Body = Annotated[str, Query(pattern="^(technical|modules)$", description="who votes")]
+
+
+def answer(request: Request, value: Any, rows: Sequence[Mapping[str, Any]] | None = None) -> Response:
+    """Return a value as JSON, or its rows as CSV where the client wants that; 304 where it has it already."""
+    if rows is not None and "text/csv" in request.headers.get("accept", ""):
+        data, kind = _csv(rows), "text/csv; charset=utf-8"
+    else:
+        data, kind = json.dumps(value, separators=(",", ":")).encode(), "application/json"
+    tag = f'"{hashlib.sha256(data).hexdigest()[:24]}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Cookie, Authorization"}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(None, 304, headers)
+    return Response(data, media_type=kind, headers=headers)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    flat = [_flat(row) for row in rows]
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue().encode()
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
+            found[f"{prefix}{name}"] = f"'{value}"  # no formula in somebody's spreadsheet
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+@router.get("/me", summary="Who I am")
+def me(request: Request, visit: Visitor) -> Response:
+    who = visit.who
+    value = {
+        "address": who.address or None, "miners": sorted(who.miners), "nodes": sorted(who.nodes),
+        "member": who.member, "operator": who.operator, "shared": sorted(who.shared),
+    }  # fmt: skip
+    return answer(request, value)
+
+
+@router.get("/totals", summary="What everybody may know")
+def totals(request: Request, visit: Visitor) -> Response:
+    return answer(request, everybody.totals(visit.world))
+
+
+@router.get("/systems", summary="The systems that I may see by name: my own, and those of links")
+def systems(request: Request, visit: Visitor) -> Response:
+    rows = [
+        {"system": token, "name": visit.world.named(token), "kind": visit.world.systems[token].system["kind"]}
+        for token in sorted(visit.who.systems | visit.who.shared)
+        if token in visit.world.systems
+    ]
+    return answer(request, rows, rows)
+
+
+@router.get("/systems/{system}", summary="How a system is now")
+def system_(request: Request, visit: Visitor, system: int) -> Response:
+    return answer(request, metered.now(visit.world, visit.sees(system)))
+
+
+@router.get("/systems/{system}/curve", summary="A day: mean power of each channel by ten minutes, W")
+def curve(request: Request, visit: Visitor, system: int, day: Day, zone: Zone = "UTC") -> Response:
+    begin, end = _day(day, zone)
+    found = metered.curve(visit.world, visit.sees(system), begin, end)
+    rows = [
+        {"window": t, **{name: watts[k] for name, watts in found["watts"].items()}}
+        for k, t in enumerate(found["times"])
+    ]
+    return answer(request, found, rows)
+
+
+@router.get("/systems/{system}/days", summary="A month: energy by UTC day, mW·s")
+def days(request: Request, visit: Visitor, system: int, month: Month) -> Response:
+    begin, end = _month(month)
+    rows = metered.days(visit.world, visit.sees(system), begin, end)
+    return answer(request, rows, rows)
+
+
+@router.get("/systems/{system}/months", summary="A year: energy by UTC month, mW·s")
+def months(request: Request, visit: Visitor, system: int, year: Year) -> Response:
+    rows = metered.months(visit.world, visit.sees(system), year)
+    return answer(request, rows, rows)
+
+
+@router.get("/systems/{system}/windows", summary="A UTC day: how many batches of each ten minutes count")
+def windows(request: Request, visit: Visitor, system: int, day: Day) -> Response:
+    begin, end = _day(day, "UTC")
+    rows = metered.calendar(visit.world, visit.sees(system), begin, end)
+    return answer(request, rows, rows)
+
+
+@router.get("/systems/{system}/statements", summary="What a system's lines came to, by period")
+def statements(request: Request, visit: Visitor, system: int) -> Response:
+    rows = money.statements(visit.world, visit.sees(system))
+    return answer(request, rows, rows)
+
+
+@router.get("/systems/{system}/lines", summary="A system's lines, and what each waits for")
+def lines(request: Request, visit: Visitor, system: int) -> Response:
+    visit.sees(system)
+    rows = [money.line_status(visit.world, line) for line in visit.world.lines_of({system})]
+    return answer(request, rows, rows)
+
+
+@router.get("/periods", summary="Closed periods: what all lines came to, with run.json's root")
+def periods(request: Request, visit: Visitor) -> Response:
+    rows = everybody.totals(visit.world)["periods"]
+    return answer(request, rows, rows)
+
+
+@router.get("/periods/{period}/run", summary="run.json of a period, which is public, as it was hashed")
+def run(visit: Visitor, period: str) -> Response:
+    found, _ = money.run_of(visit.world, period)
+    return Response(found.data, media_type="application/json")
+
+
+@router.get("/tokens", summary="What I hold, wei")
+def tokens(request: Request, visit: Visitor) -> Response:
+    held = money.held_tokens(visit.world, visit.needs_account())
+    return answer(request, {name: str(amount) for name, amount in held.items()})
+
+
+@router.get("/pools", summary="The nodes' pools, and my part")
+def pools(request: Request, visit: Visitor) -> Response:
+    rows = money.pools(visit.world, visit.who.address)
+    return answer(request, rows, rows)
+
+
+@router.get("/requests", summary="Requests for storage and energy in which I have a part")
+def requests(request: Request, visit: Visitor) -> Response:
+    visit.needs_account()
+    return answer(request, money.requests_of(visit.world, visit.who))
+
+
+@router.get("/ballots", summary="Proposals, decoded from their calls")
+def ballots(request: Request, visit: Visitor, body: Body = "technical", *, ended: bool = False) -> Response:
+    rows = council.ballots(visit.world, body, ended=ended)
+    return answer(request, rows, rows)
+
+
+@router.get("/ballots/{proposal}", summary="A proposal: what it would do")
+def ballot(request: Request, visit: Visitor, proposal: str, body: Body = "technical") -> Response:
+    return answer(request, council.ballot_page(visit.world, body, proposal, visit.who.address))
+
+
+@router.get("/applications", summary="Applications that wait for the DAO")
+def applications(request: Request, visit: Visitor) -> Response:
+    rows = council.applications(visit.world)
+    return answer(request, rows, rows)
+
+
+@router.get("/orders", summary="Orders, the newest first")
+def orders(request: Request, visit: Visitor) -> Response:
+    rows = council.orders(visit.world)
+    return answer(request, rows, rows)
+
+
+@router.get("/orders/{number}/lines", summary="The lines of an order, the oddest first")
+def order_lines(request: Request, visit: Visitor, number: Annotated[int, Field(ge=1, le=2**48)]) -> Response:
+    visit.needs_member()
+    rows = council.order_lines(visit.world, money.order(visit.world, number))
+    return answer(request, rows, rows)
+
+
+@router.get("/fleet", summary="Every device and how it is; `after` is the last token of the page before")
+def fleet_(
+    request: Request, visit: Visitor, how: Annotated[str, Query(max_length=20)] = "", after: Token = 0,
+    limit: Limit = 100,
+) -> Response:  # fmt: skip
+    visit.needs_operator()
+    rows = [row for row in fleet.devices(visit.world) if row["token"] > after and (not how or row["how"] == how)]
+    return answer(request, rows[:limit], rows[:limit])
+
+
+@router.get("/devices/{device}/batches", summary="A device's batches and verdicts; `before` is the last seq before")
+def batches(
+    request: Request, visit: Visitor, device: str, before: Annotated[int | None, Query(ge=0, le=MAX_SEQ)] = None,
+    limit: Limit = 50,
+) -> Response:  # fmt: skip
+    known = fleet.find(visit.world, device)
+    _looks_after(visit, known.token)
+    rows = fleet.batches_of(visit.world, known.record.device, before, limit)
+    return answer(request, rows, rows)
+
+
+@router.get("/devices/{device}/commands", summary="A device's commands, and what became of them")
+def commands(request: Request, visit: Visitor, device: str, limit: Limit = 50) -> Response:
+    known = fleet.find(visit.world, device)
+    _looks_after(visit, known.token)
+    rows = fleet.commands_of(visit.world, known.record.device, limit)
+    return answer(request, rows, rows)
+
+
+@router.get("/devices/{device}/decisions", summary="What was decided on a device")
+def decisions(request: Request, visit: Visitor, device: str) -> Response:
+    known = fleet.find(visit.world, device)
+    _looks_after(visit, known.token)
+    rows = fleet.decisions_of(visit.world, known.record.device)
+    return answer(request, rows, rows)
+
+
+class DecisionBody(BaseModel):
+    """A decision on some of a device's batches (P-ING-3, P-ING-4)."""
+
+    action: Decided
+    from_seq: int = Field(ge=0, le=MAX_SEQ)
+    to_seq: int = Field(ge=0, le=MAX_SEQ)
+    reason: str = Field(default="", max_length=100, examples=["41 43"], description="of a release: what it lifts")
+    text: str = Field(min_length=1, max_length=1_000, description="why: the owner and the auditor read it")
+
+
+@router.post("/devices/{device}/decisions", summary="Record a decision", status_code=201)
+def decide(visit: Visitor, device: str, body: DecisionBody) -> dict[str, str]:
+    record_decision(visit, device, body)
+    return {"status": "recorded; the running service lets the chain go on within a second, where it allows that"}
+
+
+def record_decision(visit: Visit, device: str, body: DecisionBody) -> None:
+    """Record a decision of the operator; UsageError says what is wrong with it."""
+    who, known = visit.needs_to_decide(), fleet.find(visit.world, device)
+    if body.to_seq < body.from_seq:
+        raise UsageError(f"from {body.from_seq} to {body.to_seq}: the range is reversed")
+    known_reasons = {str(int(reason)) for reason in RELEASABLE}
+    if body.action is Decided.RELEASE and (not body.reason.split() or set(body.reason.split()) - known_reasons):
+        raise UsageError(f"a release names what it lifts, of {', '.join(sorted(known_reasons))}")
+    with visit.world.engine.begin() as connection:
+        Book(connection).add_decision(
+            Decision(
+                known.record.device, body.from_seq, body.to_seq, body.action, body.reason, who, visit.world.now_ms,
+                body.text,
+            )
+        )  # fmt: skip
+    visit.world.memory.forget()
+
+
+class CommandBody(BaseModel):
+    """A command to a device (P-CMD-1)."""
+
+    kind: str = Field(pattern="^(start_transfer|stop_transfer|registers|interval)$")
+    channel: int = Field(default=0, ge=0, le=65_535)
+    seconds: int = Field(default=600, ge=1, le=86_400)
+    energy_mws: int = Field(default=3_600_000_000, ge=1, le=2**62)
+    interval_ms: int = Field(default=1_000, ge=100, le=600_000)
+
+
+@router.post("/devices/{device}/commands", summary="Give a device a signed command", status_code=201)
+def command(visit: Visitor, device: str, body: CommandBody) -> dict[str, str]:
+    give_command(visit, device, body)
+    return {"status": "given; the running service sends it, and its fate is in the list of commands"}
+
+
+def give_command(visit: Visit, device: str, body: CommandBody) -> None:
+    """Sign a command and keep it in the ledger; UsageError where these pages have no key."""
+    who, known, world = visit.needs_to_decide(), fleet.find(visit.world, device), visit.world
+    if world.signer is None:
+        raise UsageError("these pages have no key to sign commands with (key_file); use maxgreen ingest command")
+    kind, arguments = {
+        "start_transfer": (CommandKind.START_TRANSFER, {0: body.channel, 1: body.seconds, 2: body.energy_mws}),
+        "stop_transfer": (CommandKind.STOP_TRANSFER, {0: body.channel}),
+        "registers": (CommandKind.SEND_REGISTERS, {}),
+        "interval": (CommandKind.SAMPLING_INTERVAL, {0: body.interval_ms}),
+    }[body.kind]
+    with world.engine.begin() as connection:
+        book = Book(connection)
+        give(
+            book, world.signer, world.deployment.network, known, book.state(known.record.device), kind, arguments,
+            who=who, now_ms=world.now_ms, valid_ms=1000 * _VALID_S,
+        )  # fmt: skip
+
+
+@router.get("/rejected", summary="Messages that were refused before they took a place in a chain")
+def rejected(request: Request, visit: Visitor, limit: Limit = 100) -> Response:
+    visit.needs_operator()
+    rows = fleet.rejected(visit.world, limit)
+    return answer(request, rows, rows)
+
+
+@router.get("/verdicts", summary="How many batches have each verdict")
+def verdicts(request: Request, visit: Visitor) -> Response:
+    return answer(request, fleet.counts(visit.world))
+
+
+@router.get("/actions", summary="What people can do, and the fields of each")
+def actions(request: Request) -> Response:
+    rows = [
+        {
+            "action": a.name, "who": a.who.value, "title": a.title, "about": a.about,
+            "fields": [
+                {
+                    "name": f.name, "kind": f.kind.value, "label": f.label, "default": f.default,
+                    "choices": list(f.choices), "optional": f.optional,
+                }
+                for f in a.fields
+            ],
+        }
+        for a in ACTIONS.values()
+    ]  # fmt: skip
+    return answer(request, rows)
+
+
+@router.post("/actions/{name}", summary="The transaction that my wallet signs next; null when nothing is left to do")
+def act(visit: Visitor, name: str, given: dict[str, str]) -> dict[str, Any]:
+    address = visit.needs_account()
+    return {"transaction": acting.next_transaction(visit.world, address, acting.find(name), given)}
+
+
+@router.get("/transactions/{digest}", summary="What became of a transaction")
+def transaction(visit: Visitor, digest: str) -> dict[str, Any]:
+    visit.needs_account()
+    return acting.outcome(visit.world, digest)
+
+
+def _looks_after(visit: Visit, system: int) -> None:
+    if not visit.who.may_look_after(system):
+        raise not_found("there is no such device that you may see")
+
+
+def _bounds(of: Callable[[], tuple[int, int]], text: str) -> tuple[int, int]:
+    try:
+        begin, end = of()
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{text}: no such time") from error
+    if not 0 < begin < end < 2**33 or end - begin > 40 * DAY_S:
+        raise UsageError(f"{text}: no such time")
+    return begin, end
+
+
+def _day(day: str, zone: str) -> tuple[int, int]:
+    return _bounds(lambda: day_bounds(day, zone), day)
+
+
+def _month(month: str) -> tuple[int, int]:
+    return _bounds(lambda: metered.month_bounds(month), month)

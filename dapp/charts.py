@@ -1,0 +1,75 @@
+"""Pictures that the server draws: bars by day and month, windows as a calendar."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from dapp import words
+from dapp.views.metered import ROLES, WINDOW_S
+
+HEIGHT: Final = 120  # px
+WIDTH: Final = 14  # of a bar with its gap
+_HOUR_S: Final = 3_600
+
+
+def bars(
+    rows: Sequence[tuple[str, Mapping[str, int]]], kinds: Sequence[str] = ("generation", "sent", "received")
+) -> dict[str, Any]:
+    """Return bars, from the bottom up by kind, mW·s; kinds that nothing has are left out.
+
+    A system's channels measure the same energy at several places, so these stand beside each other; what became of
+    energy is parted, and is piled up.
+    """
+    shown = [kind for kind in kinds if any(values.get(kind) for _, values in rows)]
+    piled = set(kinds).isdisjoint(ROLES)
+    most = max((_top([values.get(kind, 0) for kind in shown], piled=piled) for _, values in rows), default=0) or 1
+    found = []
+    for number, (label, values) in enumerate(rows):
+        top, parts = float(HEIGHT), []
+        wide = WIDTH - 3 if piled else (WIDTH - 3) / max(1, len(shown))
+        for k, kind in enumerate(shown):
+            height = HEIGHT * values.get(kind, 0) / most
+            top = top - height if piled else HEIGHT - height
+            x = number * WIDTH + (0 if piled else k * wide)
+            place = {"x": x, "y": top, "width": wide, "height": height}
+            parts.append({"kind": kind, **{name: round(value, 2) for name, value in place.items()}})
+        said = ", ".join(f"{kind} {words.energy(values.get(kind, 0))}" for kind in shown)
+        found.append({"label": label, "parts": parts, "title": f"{label}: {said or 'nothing'}"})
+    return {
+        "bars": found, "kinds": shown, "most": words.energy(most if shown else 0), "width": max(1, len(rows)) * WIDTH,
+        "height": HEIGHT,
+    }  # fmt: skip
+
+
+def _top(values: Sequence[int], *, piled: bool) -> int:
+    return sum(values) if piled else max(values, default=0)
+
+
+def calendar_rows(found: Sequence[Mapping[str, int]], from_s: int, until_s: int, zone: str) -> list[dict[str, Any]]:
+    """Return the windows of a day in rows of an hour: none, counts, counts without work, does not count."""
+    by_window = {one["window"]: one for one in found}
+    rows = []
+    for hour_s in range(from_s, until_s, _HOUR_S):
+        cells = []
+        for window_s in range(hour_s // WINDOW_S * WINDOW_S, min(hour_s + _HOUR_S, until_s), WINDOW_S):
+            one = by_window.get(window_s)
+            cells.append({"state": _state(one), "title": f"{words.moment(window_s * 1000, zone)}: {_said(one)}"})
+        rows.append({"hour": datetime.fromisoformat(words.iso(hour_s, zone)).strftime("%H:%M"), "cells": cells})
+    return rows
+
+
+def _state(one: Mapping[str, int] | None) -> str:
+    if one is None:
+        return "none"
+    if one["rejected"] or one["held"]:
+        return "bad"
+    return "good" if one["shares"] else "idle"
+
+
+def _said(one: Mapping[str, int] | None) -> str:
+    if one is None:
+        return "nothing was sent"
+    parts = [f"{one['accepted']} of {one['accepted'] + one['rejected'] + one['held']} batches count"]
+    if not one["shares"]:
+        parts.append("no proof of work")
+    return ", ".join(parts)

@@ -1,0 +1,65 @@
+"""Who somebody is, and what they may see: the chain's roles are the accounts."""
+
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from dapp.world import BLOCK_S, World
+from maxgreen.chain import roles
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who asks: an address (none: a stranger), the systems that it owns, its roles, and systems shown by links."""
+
+    address: str = ""
+    miners: AbstractSet[int] = frozenset()
+    nodes: AbstractSet[int] = frozenset()
+    member: bool = False
+    operator: bool = False
+    shared: AbstractSet[int] = frozenset()
+    by_token: bool = False  # a script: it reads, and signs nothing
+
+    @property
+    def systems(self) -> AbstractSet[int]:
+        """The systems that it owns."""
+        return self.miners | self.nodes
+
+    def owns(self, system: int) -> bool:
+        """Tell whether a system is this person's."""
+        return system in self.miners or system in self.nodes
+
+    def may_see(self, system: int) -> bool:
+        """Tell whether this person may see what a system measures: a household's profile."""
+        return self.owns(system) or self.member or system in self.shared
+
+    def may_look_after(self, system: int) -> bool:
+        """Tell whether this person may see how a system's device does: batches, verdicts, commands, no energy."""
+        return self.operator or self.may_see(system)
+
+
+def person(world: World, address: str, shared: AbstractSet[int] = frozenset(), *, by_token: bool = False) -> Person:
+    """Return who an address is now."""
+    if not address:
+        return Person(shared=shared)
+    member, operator = world.memory.get(("roles", address), BLOCK_S, lambda: _roles(world, address))
+    own = {t: k.system["kind"] for t, k in world.systems.items() if k.owner.lower() == address.lower()}
+    return Person(
+        address,
+        frozenset(token for token, kind in own.items() if kind == "miner"),
+        frozenset(token for token, kind in own.items() if kind != "miner"),
+        member,
+        operator,
+        shared,
+        by_token,
+    )
+
+
+def _roles(world: World, address: str) -> tuple[bool, bool]:
+    deployment = world.deployment
+    badge: Any = deployment.functions("DaoBadge")
+    authority: Any = deployment.functions("Authority")
+    return (
+        bool(deployment.chain.call(badge.balanceOf(address))),
+        bool(deployment.chain.call(authority.hasRole(roles.OPERATOR, address))[0]),
+    )

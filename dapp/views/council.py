@@ -1,0 +1,150 @@
+"""What the DAO has before it: proposals decoded from their calls, applications, orders, members, modules."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from dapp.views import money
+from dapp.world import BLOCK_S, World
+from maxgreen.actions.ballots import Ballot
+from maxgreen.chain.dao import ENDED, ProposalState
+from maxgreen.chain.doctor import diagnose
+from maxgreen.chain.registry import application, module_history
+from maxgreen.errors import UsageError
+
+MODULES: Final = ("agent", "limits", "backend keys", "checks")
+_ORDERS: Final = 50
+_TITLE: Final = re.compile(r"(, attempt \d+)?( #proposer=0x[0-9a-f]{40})?$")  # what the governor wants behind a title
+
+
+def ballots(world: World, body: str, *, ended: bool = False) -> list[dict[str, Any]]:
+    """Return a body's proposals, the newest first; those that are over only when asked for."""
+    found = []
+    for ballot in _all(world, body):
+        row = ballot_row(world, body, ballot)
+        if ended or not row["over"]:
+            found.append(row)
+    return found
+
+
+def _all(world: World, body: str) -> list[Ballot]:
+    return world.memory.get(("ballots", body), BLOCK_S, world.ballots[body].all)
+
+
+def find(world: World, body: str, digits: str) -> Ballot:
+    """Return the proposal whose number begins with these hex digits; UsageError unless there is one."""
+    wanted = digits.lower().removeprefix("0x")
+    found = [ballot for ballot in _all(world, body) if wanted and f"{ballot.number:064x}".startswith(wanted)]
+    if len(found) != 1:
+        raise UsageError(f"proposal {digits[:70]!r}: {len(found)} begin with this")
+    return found[0]
+
+
+def ballot_row(world: World, body: str, ballot: Ballot) -> dict[str, Any]:
+    """Return where a proposal stands."""
+
+    def fetch() -> dict[str, Any]:
+        known = world.ballots[body]
+        state = known.state(ballot)
+        against, in_favour, abstaining = known.dao.votes_of(ballot.number)
+        return {
+            "proposal": ballot.short,
+            "id": f"{ballot.number:064x}",
+            "body": body,
+            "state": state.name.lower(),
+            "over": state in ENDED,
+            "for": in_favour,
+            "against": against,
+            "abstaining": abstaining,
+            "due_ms": known.dao.due_of(ballot.number, state),
+            "description": _TITLE.sub("", ballot.description),
+            "proposer": ballot.proposer,
+            "next": {
+                ProposalState.ACTIVE: "vote", ProposalState.SUCCEEDED: "queue", ProposalState.QUEUED: "execute",
+            }.get(state, ""),
+        }  # fmt: skip
+
+    return world.memory.get(("ballot", body, ballot.number), BLOCK_S, fetch)
+
+
+def ballot_page(world: World, body: str, digits: str, address: str) -> dict[str, Any]:
+    """Return a proposal with its calls decoded, and whether an account may vote on it and has."""
+    ballot = find(world, body, digits)
+    known = world.ballots[body]
+    row = ballot_row(world, body, ballot)
+    voted, weight = False, 0
+    if address:
+        voted = known.dao.has_voted(ballot.number, address)
+        weight = known.dao.weight_of(ballot.number, address)
+    calls = [call.to_json() for call in known.calls(ballot)]
+    orders = sorted({int(c["arguments"]["orderId"]) for c in calls if "orderId" in c["arguments"]})
+    return {**row, "calls": calls, "voted": voted, "weight": weight, "orders": orders}
+
+
+def applications(world: World) -> list[dict[str, Any]]:
+    """Return the applications that wait, the newest first."""
+
+    def fetch() -> list[dict[str, Any]]:
+        functions: Any = world.deployment.registry.functions
+        count = int(world.deployment.chain.call(functions.applications()))
+        found = []
+        for number in range(count, 0, -1):
+            one = application(world.deployment, number)
+            if one.token:
+                continue
+            found.append(
+                {
+                    "number": number,
+                    "applicant": one.applicant,
+                    "kind": one.spec.kind.label,
+                    "peak_w": sum(c.peak_mw for c in one.spec.channels if c.role in {0, 2}) / 1000,
+                    "channels": [{"number": c.number, "role": c.role, "peak_mw": c.peak_mw} for c in one.spec.channels],
+                    "place": one.spec.place_deci and [d / 10 for d in one.spec.place_deci],
+                    "battery_wh": one.spec.battery_wh,
+                }
+            )
+        return found
+
+    return world.memory.get("applications", BLOCK_S, fetch)
+
+
+def orders(world: World) -> list[dict[str, Any]]:
+    """Return the orders, the newest first."""
+    count = world.memory.get("orders", BLOCK_S, world.contract.order_count)
+    return [
+        world.memory.get(("order", n), BLOCK_S, lambda n=n: money.order(world, n))  # type: ignore[misc]
+        for n in range(count, max(0, count - _ORDERS), -1)
+    ]
+
+
+def order_lines(world: World, order: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the lines of an order's run, the oddest first: how much of what was sent is not counted, or was lost."""
+    period = next((one for one in money.closed(world) if one["until_s"] == order["until_s"]), None)
+    if period is None:
+        return []
+    found = []
+    for line in period["run"]["lines"]:
+        sent = int(line["sent_mws"])
+        aside = sum(int(mws) for mws in {**line["held"], **line["disputed"]}.values())
+        odd = (aside + abs(int(line["loss_mws"]) - int(line["expected_loss_mws"]))) / max(1, sent + aside)
+        found.append({**line, "period": period["period"], "aside_mws": str(aside), "odd": round(odd, 4)})
+    return sorted(found, key=lambda line: (-line["odd"], line["line"]))
+
+
+def members(world: World) -> Mapping[str, Any]:
+    """Return who may vote, how long a vote takes, and what is wrong or odd with the deployment."""
+
+    def fetch() -> Mapping[str, Any]:
+        found = diagnose(world.deployment)
+        return {**found.facts, "wrong": found.wrong, "odd": found.odd}
+
+    return world.memory.get("members", 10 * BLOCK_S, fetch)
+
+
+def modules(world: World) -> dict[str, list[str]]:
+    """Return the digests of the versions of each module, oldest first."""
+
+    def fetch() -> dict[str, list[str]]:
+        return {name: [digest.hex() for digest in module_history(world.deployment, name)] for name in MODULES}
+
+    return world.memory.get("modules", 10 * BLOCK_S, fetch)

@@ -1,0 +1,192 @@
+"""What the pages look at: ledger, evidence store, chain; and a short memory, so that no page asks them twice."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Engine
+
+from dapp.config import DappSettings
+from dapp.keep import Keep
+from maxgreen.actions.ballots import Ballots
+from maxgreen.chain.client import connect
+from maxgreen.chain.deployment import Addresses, Deployment
+from maxgreen.chain.orders import Ends, Line, SettlementContract
+from maxgreen.clock import Clock, make_clock
+from maxgreen.errors import MaxgreenError
+from maxgreen.keyfile import load_key_file
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import open_engine, reader
+from maxgreen.ledger.registry import KnownDevice
+from maxgreen.protocol.keys import Signer
+from maxgreen.store import Store, open_store
+
+T = TypeVar("T")
+
+SOON_S: Final = 5.0  # what the ledger says of devices
+BLOCK_S: Final = 12.0  # what the chain says
+_MOST: Final = 4_096
+
+
+class Memory:
+    """Remembers answers for some seconds; of those who ask for the same at once, one fetches it."""
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._lock = threading.Lock()
+        self._most = most
+        self._known: OrderedDict[Any, tuple[float, Any]] = OrderedDict()
+        self._fetching: dict[Any, threading.Lock] = {}
+
+    def get(self, key: Any, seconds: float, fetch: Callable[[], T]) -> T:
+        """Return what is remembered, or what `fetch` returns."""
+        with self._lock:
+            found = self._known.get(key)
+            if found is not None and found[0] > time.monotonic():
+                return found[1]  # type: ignore[no-any-return]
+            fetching = self._fetching.setdefault(key, threading.Lock())
+        with fetching:
+            with self._lock:
+                found = self._known.get(key)
+                if found is not None and found[0] > time.monotonic():
+                    return found[1]  # type: ignore[no-any-return]
+            try:
+                value = fetch()
+                with self._lock:
+                    self._known[key] = (time.monotonic() + seconds, value)
+                    self._known.move_to_end(key)
+                    while len(self._known) > self._most:
+                        self._known.popitem(last=False)
+            finally:
+                with self._lock:
+                    self._fetching.pop(key, None)
+        return value
+
+    def forget(self) -> None:
+        """Forget everything: somebody has just changed something."""
+        with self._lock:
+            self._known.clear()
+
+
+@dataclass
+class World:
+    """All that pages ask."""
+
+    engine: Engine  # for recorded decisions and commands; everything else reads
+    store: Store
+    deployment: Deployment
+    clock: Clock
+    keep: Keep
+    url: str
+    signer: Signer | None = None
+    per_minute: int = 600
+    trial: bool = False  # a wallet for trials is served beside the pages
+    memory: Memory = field(default_factory=Memory)
+    lasting: Memory = field(default_factory=lambda: Memory(512))  # what never changes: closed evidence
+
+    @classmethod
+    def from_settings(cls, settings: DappSettings) -> "World":
+        """Connect as the settings say."""
+        clock = make_clock(settings.clock_file)
+        deployment = Deployment(connect(settings.rpc, clock).trying(), Addresses.load(settings.deployment))
+        signer = load_key_file(settings.key_file) if settings.key_file else None
+        return cls(
+            open_engine(settings.ledger),
+            open_store(settings.evidence),
+            deployment,
+            clock,
+            Keep(settings.state_file),
+            settings.http.url.rstrip("/"),
+            signer,
+            settings.http.per_minute,
+        )
+
+    @cached_property
+    def _readers(self) -> Engine:
+        return reader(self.engine)
+
+    @contextmanager
+    def book(self) -> Iterator[Book]:
+        """Read one state of the ledger."""
+        with self._readers.begin() as connection:
+            yield Book(connection)
+
+    def missing(self) -> str | None:
+        """Return what keeps pages from being whole, or None: ledger and chain are asked."""
+        try:
+            with self.book() as book:
+                book.revision()
+            self.memory.get("block", SOON_S, self.deployment.chain.newest_block)
+        except MaxgreenError as error:
+            return str(error)
+        return None
+
+    @property
+    def now_ms(self) -> int:
+        """The time."""
+        return self.clock.now_ms()
+
+    @cached_property
+    def contract(self) -> SettlementContract:
+        """Orders and lines."""
+        return SettlementContract(self.deployment)
+
+    @cached_property
+    def ballots(self) -> Mapping[str, Ballots]:
+        """The proposals of both bodies: technical, modules."""
+        return {
+            "technical": Ballots(self.deployment, self.clock),
+            "modules": Ballots(self.deployment, self.clock, "ModuleGovernor"),
+        }
+
+    @property
+    def devices(self) -> list[KnownDevice]:
+        """Every device of the ledger, by token and key."""
+
+        def fetch() -> list[KnownDevice]:
+            with self.book() as book:
+                return book.all_devices()
+
+        return self.memory.get("devices", SOON_S, fetch)
+
+    @property
+    def systems(self) -> Mapping[int, KnownDevice]:
+        """The device that counts now for each system, by token."""
+
+        def fetch() -> Mapping[int, KnownDevice]:
+            found: dict[int, KnownDevice] = {}
+            for known in self.devices:
+                other = found.get(known.token)
+                if other is None or known.system.get("key_number", 0) >= other.system.get("key_number", 0):
+                    found[known.token] = known
+            return found
+
+        return self.memory.get("systems", SOON_S, fetch)
+
+    @property
+    def ends(self) -> Mapping[bytes, Ends]:
+        """The ends of every line that the DAO approved, by the line's id."""
+
+        def fetch() -> Mapping[bytes, Ends]:
+            ids = self.contract.line_ids()
+            return {line: self.lasting.get(("ends", line), 1e9, lambda line=line: self.line(line).ends) for line in ids}  # type: ignore[misc]
+
+        return self.memory.get("ends", BLOCK_S, fetch)
+
+    def line(self, line: bytes) -> Line:
+        """Return a line as the chain has it."""
+        return self.memory.get(("line", line), BLOCK_S, lambda: self.contract.line(line))
+
+    def lines_of(self, tokens: set[int]) -> list[Line]:
+        """Return the lines with an end at one of these systems, oldest first."""
+        own = [line for line, ends in self.ends.items() if {ends.miner_token, ends.node_token} & tokens]
+        return [self.line(line) for line in own]
+
+    def named(self, token: int) -> str:
+        """Return what its owner calls a system, or `system N`."""
+        names = self.memory.get("names", SOON_S, self.keep.names)
+        return names.get(token) or f"System {token}"
