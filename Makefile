@@ -42,6 +42,7 @@ check: venv ## what CI checks besides the tests: format, lint, types, imports, c
 	$(BIN)/python scripts/vectors.py --check
 	$(BIN)/python scripts/rules.py
 	scripts/contracts check
+	scripts/web check
 
 fmt: venv ## format the sources
 	@$(BIN)/ruff format .

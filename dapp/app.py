@@ -7,10 +7,12 @@ from typing import Final
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 
-from dapp import api, pages
+from dapp import api
 from dapp.audits import Audits
 from dapp.guard import guard
 from dapp.live import Live
+from dapp.pages import ROUTERS
+from dapp.pages.rendering import error_page
 from dapp.world import World
 from maxgreen import __version__
 
@@ -29,7 +31,7 @@ def make_app(world: World, live: Live, audits: Audits) -> FastAPI:
         openapi_url="/api/v1/openapi.json",
     )  # fmt: skip
     app.state.world, app.state.live, app.state.audits = world, live, audits
-    guard(app, world, pages.error_page)
+    guard(app, world, error_page)
 
     @app.get("/health/live", include_in_schema=False)
     def is_live() -> dict[str, str]:
@@ -52,6 +54,7 @@ def make_app(world: World, live: Live, audits: Audits) -> FastAPI:
             answer.headers["Cache-Control"] = "public, max-age=3600"
         return answer
 
-    app.include_router(pages.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.include_router(api.router)
     return app

@@ -14,6 +14,7 @@ from dapp.world import World
 from settlement.packs import write_pack_of
 
 _KEPT: Final = 100
+_MAIN: Final = "from maxgreen.cli import main; main()"
 _PATIENCE_S: Final = 6 * 3_600.0
 
 
@@ -59,7 +60,7 @@ class Audits:
                 run, order = money.run_of(world, period)
                 pack = Path(folder) / "pack.zip"
                 write_pack_of(world.store, run, order, pack)
-                command = [sys.executable, "-m", "maxgreen.cli", "audit", str(pack)]
+                command = [sys.executable, "-c", _MAIN, "audit", str(pack)]
                 if self._deployment is not None:
                     command += ["--rpc", self._rpc, "--deployment", str(self._deployment)]
                 done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)

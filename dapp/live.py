@@ -47,6 +47,7 @@ class Live:
         self._lock = threading.Lock()
         self._states: dict[str, _State] = {}  # by device
         self._streams = 0
+        self._stopping = False
         self._connection: Connection | None = None
         if settings is not None and settings.enabled:
             self._connection = Connection(
@@ -60,7 +61,8 @@ class Live:
             self._connection.start()
 
     def stop(self) -> None:
-        """End listening."""
+        """End listening, and what open pages wait for."""
+        self._stopping = True
         if self._connection is not None:
             self._connection.stop()
 
@@ -83,7 +85,7 @@ class Live:
         self._streams += 1
         try:
             said, beat_s = "", time.monotonic()
-            while True:
+            while not self._stopping:
                 value = await asyncio.to_thread(self.now, system)
                 text = json.dumps(value, separators=(",", ":"))
                 if text != said:

@@ -56,9 +56,9 @@ class DappService:
         _LOG.info("pages at %s", self.world.url)
         self._asked.get()
         notify("STOPPING=1")
+        self._live.stop()
         self._server.should_exit = True
         server.join()
-        self._live.stop()
         self.world.keep.close()
         if not self._server.started:
             raise Fatal(f"cannot listen at port {urlsplit(self.world.url).port}; is it taken?")

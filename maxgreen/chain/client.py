@@ -209,12 +209,13 @@ class Chain:
         return self._asked(ask)
 
     def retry(self, transaction: bytes, block: int) -> None:
-        """Call what a transaction called, as of the block before; ChainRefusedError says why it is refused."""
+        """Call what a failed transaction called, before its block and after; ChainRefusedError says why it failed."""
 
         def ask() -> None:
             sent = self.web3.eth.get_transaction(HexBytes(transaction))
             again: Any = {"from": sent["from"], "to": sent["to"], "data": sent["input"]}
-            self.web3.eth.call(again, block_identifier=block - 1)
+            for at in (block - 1, block):  # what others did in its block may be why, or that it is later
+                self.web3.eth.call(again, block_identifier=at)
 
         self._asked(ask)
 

@@ -135,7 +135,10 @@ def test_members_see_what_a_call_would_do_and_not_what_its_text_says(desk):
     world.dao.propose(world.members[2], lie)
     shown = desk("m1", "dao show", "latest")
     assert "GIVE ROLE 0 TO" in shown["calls"][0]["says"]
-    strange = Proposal((market.world.deployment.energy_token(2).functions.transfer(market.vault, 1),), "x")
+    own = Proposal((market.world.deployment.energy_token(2).functions.transfer(market.vault, 1),), "y")
+    world.dao.propose(world.members[2], own)
+    assert "EnergyToken.transfer" in desk("m1", "dao show", "latest")["calls"][0]["says"]
+    strange = Proposal((world.functions("EnergyToken", market.vault).transfer(market.vault, 1),), "x")
     world.dao.propose(world.members[2], strange)
     assert "unknown call" in desk("m1", "dao show", "latest")["calls"][0]["says"]
     assert len(desk("m1", "dao list")["proposals"]) == 2

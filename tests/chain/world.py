@@ -166,9 +166,9 @@ class ChainClock:
         self._chain.web3.provider.make_request("evm_mine", [])
 
 
-def on_anvil(url):
+def on_anvil(url, governance=GOVERNANCE):
     chain = connect(url, None)
-    return World(chain, ChainClock(chain), [Account.from_key(secret) for secret in ANVIL_SECRETS])
+    return World(chain, ChainClock(chain), [Account.from_key(secret) for secret in ANVIL_SECRETS], governance)
 
 
 def refused(name):

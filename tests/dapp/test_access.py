@@ -7,8 +7,9 @@ import pytest
 from eth_account import Account
 from eth_account.messages import encode_defunct
 
-from dapp import api, pages
+from dapp import api
 from dapp.keep import IDLE_MS, NONCE_MS, SESSION_MS, Keep
+from dapp.pages import ROUTERS
 from dapp.signin import sign_in, text_to_sign
 from maxgreen.errors import Fatal, UsageError
 from tests.dapp.conftest import URL
@@ -73,7 +74,7 @@ QUERIES = {
 
 
 def routes(app):
-    for route in (*app.routes, *pages.router.routes, *api.router.routes):
+    for route in (*app.routes, *(r for one in ROUTERS for r in one.routes), *api.router.routes):
         for method in getattr(route, "methods", None) or ():
             if method in {"GET", "POST"}:
                 yield f"{method} {route.path}"

@@ -85,14 +85,6 @@ class Story:
 
     def enrol(self):
         world = self.world
-        self.specs = {
-            token: SystemSpec(
-                kind,
-                tuple(ChannelSpec(n, int(role), PEAK_MW, 5_000, 0) for n, role in enumerate(self.labs[token].roles)),
-                battery_wh=10_000 if kind is Kind.STORAGE_NODE else 0,
-            )
-            for token, kind in ((1, Kind.MINER), (2, Kind.MINER), (3, Kind.STORAGE_NODE))
-        }
         ids = [
             apply_for(self.deployment, self.owners[token], self.labs[token].signer, self.specs[token])
             for token in self.labs
@@ -101,6 +93,22 @@ class Story:
         terms = LossTerms(RESISTANCE_UOHM, 0, 100_000)
         approval = world.contract.line_approval([(ends, terms) for ends in self.lines])
         assert world.pass_(approval) is ProposalState.EXECUTED
+        self.begin()
+
+    @property
+    def specs(self):
+        return {
+            token: SystemSpec(
+                kind,
+                tuple(ChannelSpec(n, int(role), PEAK_MW, 5_000, 0) for n, role in enumerate(self.labs[token].roles)),
+                battery_wh=10_000 if kind is Kind.STORAGE_NODE else 0,
+            )
+            for token, kind in ((1, Kind.MINER), (2, Kind.MINER), (3, Kind.STORAGE_NODE))
+        }
+
+    def begin(self):
+        """Let the ledger know the systems, and the sun rise."""
+        world = self.world
         self.mirror()
         self.registered_s = self.now_s
         self.window_s = (self.now_s // WINDOW_S + 1) * WINDOW_S
@@ -116,14 +124,16 @@ class Story:
         with self.engine.begin() as connection:
             mirror_devices(connection, each_key(self.deployment))
 
-    def window(self, changes=MappingProxyType({}), *, attested=False, current=1_000_000):
-        """Ten minutes of sun on both panels; what is between them and the node is lost."""
+    def window(self, changes=MappingProxyType({}), *, attested=False, current=1_000_000, takes_out=None):
+        """Ten minutes of sun on both panels; what is between them and the node is lost. One may take energy out."""
         for token, lab in self.labs.items():
             lab.wall_offset_ms = self.window_s * 1000 - lab.boot_ms
             sun = [(18_000_000 + k, current + 7 * token + k) for k in range(20)]
             arrived = {n: [(v - 200_000, current + 7 * (n + 1) + k) for k, (v, _) in enumerate(sun)] for n in (0, 1)}
+            taken = [(v, current // 4 - 10_000 * (token != 3)) for v, _ in sun] if takes_out else DARK
+            out = {2: taken if takes_out == token else DARK}
             batch = lab.batch(
-                sun, others={**arrived, 2: DARK, 3: DARK} if token == 3 else {2: DARK}, **changes.get(token, {})
+                sun, others={**arrived, 2: DARK, 3: taken} if token == 3 else out, **changes.get(token, {})
             )
             if token != 3:
                 batch = replace(batch, work=lab.work(self.beacon))

@@ -137,7 +137,7 @@ async function sign(transaction, account, steps) {
   const hash = await send(wallet, transaction, account, status);
   status.textContent = `Sent: ${hash}. It waits for a block.`;
   for (;;) {
-    await new Promise((done) => { setTimeout(done, 1500); });
+    await new Promise((done) => { setTimeout(done, 600); });
     const answer = await fetch(`/api/v1/transactions/${hash}`);
     if (!answer.ok) continue;
     const outcome = await answer.json();

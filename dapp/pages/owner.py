@@ -1,0 +1,235 @@
+"""Pages for owners: home, systems, statements, tokens, links; and power as it is now."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import segno
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
+
+from dapp import words
+from dapp.charts import bars, calendar_rows
+from dapp.guard import not_found
+from dapp.pages.rendering import pack, render, times
+from dapp.views import council, fleet, metered, money
+from dapp.visit import LINK, Visit, Visitor
+from maxgreen.actions.all import ACTIONS
+from maxgreen.actions.samples import sample_text
+from maxgreen.errors import UsageError
+from settlement.packs import line_entries
+from settlement.page import statement_page, statement_pdf
+from settlement.statement import read_windows
+
+router: Final = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+_DAY: Final = r"^(\d{4}-\d{2}-\d{2})?$"
+_MONTH: Final = r"^(\d{4}-\d{2})?$"
+_LINK_S: Final = 365 * 86_400
+
+
+@router.get("/home")
+def home(visit: Visitor) -> Response:
+    address, world = visit.needs_account(), visit.world
+    own = world.lines_of(set(visit.who.systems)) if visit.who.systems else []
+    lines = [money.line_status(world, line) for line in own]
+    cards = [_card(visit, token, lines) for token in sorted(visit.who.systems)]
+    return render(
+        visit, "home.html", cards=cards, lines=lines, requests=money.requests_of(world, visit.who),
+        held=money.held_tokens(world, address),
+        waiting=[a for a in council.applications(world) if a["applicant"].lower() == address.lower()],
+        ballots=council.ballots(world, "technical") if visit.who.member else [],
+        applications=council.applications(world) if visit.who.member else [],
+        wrong=fleet.wrong_now(world) if visit.who.operator else [],
+    )  # fmt: skip
+
+
+def _card(visit: Visit, token: int, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what an owner wants to know of a system in five seconds."""
+    world = visit.world
+    day = datetime.fromtimestamp(world.now_ms / 1000, UTC)
+    begin, end = metered.month_bounds(f"{day:%Y-%m}")
+    this_month = metered.days(world, token, begin, end)
+    mine = [line for line in lines if token in {line["miner"], line["node"]}]
+    known = world.systems[token]
+    return {
+        **visit.live.now(token),
+        "name": world.named(token),
+        "kind": known.system["kind"],
+        "today": this_month[day.day - 1]["energy_mws"],
+        "rejected": sum(one["rejected"] for one in this_month),
+        "month": metered.total_by_role(this_month),
+        "paid_mws": sum(int(line["paid_mws"]) for line in mine),
+        "last": _last_statement(visit, token),
+        "waiting_mws": sum(int(line["waiting_mws"]) for line in mine),
+        "turns": sorted({line["turn"] for line in mine} - {"nothing"}),
+        "room": money.room(world, token) if known.system["kind"] != "miner" else None,
+    }
+
+
+def _last_statement(visit: Visit, token: int) -> dict[str, Any] | None:
+    """Return the newest period that a system has statements of, and what its lines came to together."""
+    rows = money.statements(visit.world, token)
+    newest = [row for row in rows if row["period"] == rows[0]["period"]]
+    if not newest:
+        return None
+    return {"period": rows[0]["period"], "payable_mws": sum(int(row["payable_mws"]) for row in newest)}
+
+
+@router.get("/systems/{system}")
+def system_page(visit: Visitor, system: int, day: str = "", month: str = "", year: int = 0) -> Response:
+    world = visit.world
+    visit.sees(system)
+    day = day or words.today(_newest_ms(visit, system), visit.zone)
+    month, year = month or day[:7], year or int(day[:4])
+    begin, end = times(lambda: words.day_bounds(day, visit.zone))
+    month_begin, month_end = times(lambda: metered.month_bounds(month))
+    if not 2000 <= year <= 2099:
+        raise UsageError(f"year {year}: no such year")
+    days = metered.days(world, system, month_begin, month_end)
+    months = metered.months(world, system, year)
+    known = world.systems[system]
+    return render(
+        visit, "system.html", system=system, state=visit.live.now(system), known=known.system,
+        owner=known.owner, device=known.record.device.hex(), day=day, month=month, year=year,
+        day_before=words.today(begin * 1000 - 1000, visit.zone), day_after=words.today(end * 1000 + 1000, visit.zone),
+        day_curve=metered.curve(world, system, begin, end),
+        calendar=calendar_rows(metered.calendar(world, system, begin, end), begin, end, visit.zone),
+        month_bars=bars([(d["day"], d["energy_mws"]) for d in days]), days=days,
+        year_bars=bars([(m["month"], m["energy_mws"]) for m in months]), months=months,
+        lines=[money.line_status(world, line) for line in world.lines_of({system})],
+        statements=money.statements(world, system),
+        links=world.keep.links(visit.who.address, system) if visit.who.owns(system) else [], secret="",
+    )  # fmt: skip
+
+
+def _newest_ms(visit: Visit, system: int) -> int:
+    """Return the time of a system's newest batch, else now: the day that a page opens with has something on it."""
+    measured_ms = metered.now(visit.world, system)["measured_ms"]
+    return measured_ms if measured_ms is not None else visit.world.now_ms
+
+
+@router.post("/systems/{system}/name")
+def name_system(visit: Visitor, system: int, name: Annotated[str, Form(max_length=60)] = "") -> Response:
+    visit.owns(system)
+    visit.world.keep.name_system(system, name)
+    visit.world.memory.forget()
+    return RedirectResponse(f"/systems/{system}", 303)
+
+
+@router.post("/systems/{system}/links")
+def new_link(visit: Visitor, system: int, label: Annotated[str, Form(max_length=100)] = "") -> Response:
+    secret = visit.world.keep.add_link(visit.owns(system), system, label, visit.world.now_ms)
+    url = f"{visit.world.url}/shared/{secret}"
+    return render(visit, "link.html", system=system, url=url, qr=_qr(url))
+
+
+@router.post("/systems/{system}/links/{number}/end")
+def end_link(visit: Visitor, system: int, number: int) -> Response:
+    visit.world.keep.end_link(visit.owns(system), number)
+    return RedirectResponse(f"/systems/{system}", 303)
+
+
+@router.get("/shared/{secret}")
+def shared(request: Request, visit: Visitor, secret: str) -> Response:
+    found = visit.world.keep.link(secret)
+    if found is None:
+        raise not_found("this link was taken back, or was never given")
+    kept = [one for one in request.cookies.get(LINK, "").split(".") if one and one != secret][-4:]
+    answer = RedirectResponse(f"/systems/{found[1]}", 303)
+    answer.set_cookie(
+        LINK, ".".join([*kept, secret]), _LINK_S, httponly=True, samesite="lax",
+        secure=visit.world.url.startswith("https:"),
+    )  # fmt: skip
+    return answer
+
+
+@router.get("/systems/{system}/statements/{period}.pdf")
+def pdf(visit: Visitor, system: int, period: str) -> Response:
+    world = visit.world
+    visit.sees(system)
+    lines = [line for line in money.statements(world, system) if line["period"] == period]
+    if not lines:
+        raise not_found(f"no statement of {period[:10]} for system {system}")
+    windows = [(line, read_windows(line_entries(world.store, bytes.fromhex(line["manifest"])))) for line in lines]
+    owners = {str(token): known.owner for token, known in world.systems.items()}
+    page = statement_page(period, world.deployment.network, windows, None, owners)
+    name = f"attachment; filename=statement-{period}-{system}.pdf"
+    return Response(statement_pdf(page), media_type="application/pdf", headers={"Content-Disposition": name})
+
+
+@router.get("/systems/{system}/statements/{period}")
+def statement(visit: Visitor, system: int, period: str) -> Response:
+    world = visit.world
+    visit.sees(system)
+    lines = [line for line in money.statements(world, system) if line["period"] == period]
+    if not lines:
+        raise not_found(f"no statement of {period[:10]} for system {system}")
+    shown = []
+    for line in lines:
+        found = money.explained(world, period, line)
+        chart = None
+        if found is not None:
+            chart = bars(
+                [(words.moment(s.begin_s * 1000, "UTC"), _slot(s)) for s in found.slots],
+                ("counted", "lost", "held", "disputed"),
+            )
+        shown.append({"line": line, "found": found, "chart": chart})
+    return render(visit, "statement.html", system=system, period=period, lines=shown)
+
+
+def _slot(slot: Any) -> dict[str, int]:
+    return {
+        "counted": slot.counted_mws, "lost": slot.lost_mws, "held": slot.held_mws, "disputed": slot.disputed_mws,
+    }  # fmt: skip
+
+
+@router.get("/systems/{system}/evidence/{period}/{line}.zip")
+def evidence(visit: Visitor, system: int, period: str, line: str) -> Response:
+    visit.sees(system)
+    lines = [x["line"] for x in money.statements(visit.world, system) if x["period"] == period]
+    if line not in lines:
+        raise not_found(f"no evidence of {period[:10]} for this line of system {system}")
+    return pack(visit, period, line)
+
+
+@router.get("/wallet")
+def wallet(visit: Visitor) -> Response:
+    address, world = visit.needs_account(), visit.world
+    return render(
+        visit, "wallet.html", held=money.held_tokens(world, address), pools=money.pools(world, address),
+        requests=money.requests_of(world, visit.who), has_claims=bool(money.claims(world)),
+    )  # fmt: skip
+
+
+@router.get("/apply")
+def apply_page(visit: Visitor) -> Response:
+    visit.needs_account()
+    samples = {kind: sample_text(kind) for kind in ("miner", "storage_node")}
+    return render(visit, "apply.html", action=ACTIONS["apply"], samples=samples)
+
+
+@router.get("/nodes/{node}")
+def node_page(visit: Visitor, node: int) -> Response:
+    world = visit.world
+    visit.sees(node)
+    if world.systems[node].system["kind"] == "miner":
+        raise not_found(f"system {node} is no storage node")
+    found = money.requests_of(world, visit.who)
+    return render(
+        visit, "node.html", node=node, room=money.room(world, node), state=visit.live.now(node),
+        storage=[r for r in found["storage"] if r["node"] == node],
+        take_outs=[t for t in found["take_outs"] if t["node"] == node],
+        lines=[money.line_status(world, line) for line in world.lines_of({node})],
+        statements=money.statements(world, node),
+    )  # fmt: skip
+
+
+@router.get("/live/{system}")
+async def live(visit: Visitor, system: int) -> Response:
+    visit.sees(system)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(visit.live.events(system), media_type="text/event-stream", headers=headers)
+
+
+def _qr(text: str) -> list[str]:
+    """Return a QR code as rows of 0 and 1, with its quiet zone."""
+    return ["".join("1" if dark else "0" for dark in row) for row in segno.make_qr(text).matrix_iter(border=4)]

@@ -1,0 +1,93 @@
+"""How pages are made: templates, words, errors, files."""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from fastapi import Request, Response
+from fastapi.responses import HTMLResponse, StreamingResponse
+from jinja2 import Environment, FunctionLoader, select_autoescape
+
+from dapp import words
+from dapp.views import money
+from dapp.visit import Visit
+from maxgreen.errors import UsageError
+from maxgreen.ledger.sums import DAY_S
+from settlement.packs import write_pack_of
+
+TURNS: Final = {
+    "opening": "opens when both agents have sent a reading; the operator sees to it",
+    "trouble": "its evidence does not hold together; the operator looks at it",
+    "hold": "held back by the DAO",
+    "vote": "the DAO votes on it",
+    "claim": "approved: you can claim it",
+    "order": "waits for the next order",
+    "room": "waits for room in the node's battery",
+    "period": "waits for the end of its first period",
+    "nothing": "all of it is paid",
+}
+
+
+@lru_cache(maxsize=len(words.LANGUAGES))
+def _environment(language: str) -> Environment:
+    said = words.said(language)
+    pages = Environment(
+        loader=FunctionLoader(lambda name: files("dapp").joinpath("templates", name).read_text()),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.globals.update(
+        _=lambda text, **values: (said.get(text, text)).format(**values) if values else said.get(text, text),
+        energy=words.energy, power=words.power, tokens=words.tokens, languages=words.LANGUAGES, turns=TURNS,
+    )  # fmt: skip
+    return pages
+
+
+def render(visit: Visit, name: str, /, **values: Any) -> HTMLResponse:
+    """Return a page for a visitor."""
+    page = _environment(visit.language).get_template(name)
+    shown = {
+        "who": visit.who, "language": visit.language, "zone": visit.zone, "now_ms": visit.world.now_ms,
+        "moment": lambda t_ms: words.moment(t_ms, visit.zone), "ago": lambda t_ms: words.ago(t_ms, visit.world.now_ms),
+        "named": visit.world.named, "trial": visit.world.trial, "network": visit.world.deployment.network,
+    }  # fmt: skip
+    return HTMLResponse(page.render(**shown, **values), headers={"Cache-Control": "private, no-store"})
+
+
+def error_page(request: Request, status: int, detail: str) -> Response:
+    """Return an error for people."""
+    page = _environment("en").get_template("error.html")
+    body = page.render(who=None, status=status, detail=detail, language="en", zone="UTC", here=request.url.path)
+    return HTMLResponse(body, status)
+
+
+def pack(visit: Visit, period: str, line: str | None) -> Response:
+    """Return the evidence of a period, of one line or all, as a file."""
+    run, order = money.run_of(visit.world, period)
+    folder = TemporaryDirectory(prefix="maxgreen-dapp-")
+    path = Path(folder.name) / "pack.zip"
+    write_pack_of(visit.world.store, run, order, path, line)
+
+    def parts() -> Iterator[bytes]:
+        with folder, path.open("rb") as file:
+            while data := file.read(1 << 16):
+                yield data
+
+    name = f"evidence-{period}{f'-{line[:8]}' if line else ''}.zip"
+    headers = {"Content-Disposition": f"attachment; filename={name}", "Content-Length": str(path.stat().st_size)}
+    return StreamingResponse(parts(), media_type="application/zip", headers=headers)
+
+
+def times(of: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """Return when a day or month begins and ends; UsageError when it is none."""
+    try:
+        begin, end = of()
+    except (ValueError, OverflowError) as error:
+        raise UsageError("no such day or month") from error
+    if not 0 < begin < end < 2**33 or end - begin > 40 * DAY_S:
+        raise UsageError("no such day or month")
+    return begin, end

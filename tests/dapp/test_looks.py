@@ -1,0 +1,168 @@
+"""How the pages look and read: no width or theme breaks them, the keyboard suffices, axe finds nothing serious."""
+
+import re
+import shutil
+import threading
+
+import pytest
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect, sync_playwright
+
+from dapp import words
+from dapp.app import make_app
+from dapp.audits import Audits
+from dapp.live import Live
+from tests.conftest import ROOT, need
+from tests.dapp.conftest import world_of
+from tests.dapp.test_browser import ARGUMENTS
+from tests.services import free_port, wait_for
+
+pytestmark = pytest.mark.services
+FIRST_LOAD_BYTES, ALL_BYTES = 120_000, 300_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = need(shutil.which("chromium"), "chromium is not installed (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def served(site):
+    """The pages after the whole story, to browsers."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    world = world_of(site.story, url, per_minute=10**6)
+    live = Live(world, None)
+    server = uvicorn.Server(uvicorn.Config(make_app(world, live, Audits("", None)), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started, 30, "the pages")
+    yield site, world, url
+    live.stop()
+    server.should_exit = True
+    thread.join(60)
+
+
+def pages_of(site):
+    day, ballot = site.story.packs[0].run.period, site.world.ballots["technical"].all()[0]
+    device = site.world.systems[1].record.device.hex()
+    return {
+        "stranger": ["/", "/verify", "/sign-in", "/docs", "/dao"],
+        "owner": [
+            "/home", f"/systems/1?day={day}", f"/systems/1/statements/{day}", "/wallet", "/account", "/apply",
+            "/act/take-out", "/actions", f"/devices/{device}",
+        ],
+        "node": ["/home", "/nodes/3"],
+        "member": ["/home", "/dao?ended=yes", f"/dao/ballots/technical/{ballot.number:064x}", "/dao/orders/1",
+                   "/dao/members"],
+        "operator": ["/home", "/fleet"],
+    }  # fmt: skip
+
+
+def at(browser, served, who, **options):
+    site, world, url = served
+    context = browser.new_context(base_url=url, **options)
+    if who != "stranger":
+        secret = world.keep.begin_session(site.accounts[who].address, world.now_ms)
+        context.add_cookies([{"name": "mg_session", "value": secret, "url": url}])
+    return context
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_width_breaks_a_page_and_axe_finds_nothing_serious(browser, served, scheme):
+    axe = Axe()
+    for who, paths in pages_of(served[0]).items():
+        context = at(browser, served, who, color_scheme=scheme)
+        page = context.new_page()
+        broken = []
+        page.on("pageerror", lambda error: broken.append(str(error)))
+        page.on("console", lambda said: broken.append(said.text) if "Security Policy" in said.text else None)
+        for path in paths:
+            for width in (360, 768, 1280):
+                page.set_viewport_size({"width": width, "height": 800})
+                page.goto(path)
+                wide = page.evaluate("document.documentElement.scrollWidth")
+                assert wide <= width, (path, width, wide)
+            found = axe.run(page).response["violations"]
+            serious = [(v["id"], v["nodes"][0]["html"][:200]) for v in found if v["impact"] in {"serious", "critical"}]
+            assert serious == [], path
+        assert broken == []
+        context.close()
+
+
+def test_the_keyboard_alone_suffices(browser, served):
+    context = at(browser, served, "owner")
+    page = context.new_page()
+    page.goto("/home")
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    names = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        names.append(page.evaluate("document.activeElement.textContent.trim()"))
+    assert {"Home", "Tokens", "DAO", "System 1"} <= set(names)
+    page.goto("/act/take-out")
+    page.locator("#f-buyer").focus()
+    page.keyboard.type("1.2")
+    for value in ("3", "0.001", "7"):
+        page.keyboard.press("Tab")
+        page.keyboard.press("Control+a")
+        page.keyboard.type(value)
+    page.keyboard.press("Enter")
+    expect(page.locator("#act-steps .note")).to_be_visible()  # no wallet is in this browser
+    context.close()
+
+
+def test_pages_are_light_and_need_nobody_else(browser, served):
+    context = at(browser, served, "owner")
+    page, sizes, hosts = context.new_page(), {}, set()
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+    page.on(
+        "response", lambda answer: sizes.__setitem__(answer.url, len(answer.body())) if "live" not in answer.url else 0
+    )
+    page.goto("/home")
+    page.wait_for_load_state("load")
+    assert sum(sizes.values()) <= FIRST_LOAD_BYTES
+    assert hosts == {served[2].split("/")[2]}
+    everything = sum(path.stat().st_size for path in (ROOT / "dapp/static").iterdir())
+    assert everything <= ALL_BYTES
+
+
+def test_a_browser_without_scripts_still_shows_the_numbers(browser, served):
+    context = at(browser, served, "owner", java_script_enabled=False)
+    page = context.new_page()
+    page.goto("/home")
+    expect(page.locator("main")).to_contain_text("Paid in all")
+    page.goto(f"/systems/1?day={served[0].story.packs[0].run.period}")
+    page.locator("details summary").click()
+    expect(page.locator("details table")).to_be_visible()
+    context.close()
+
+
+def test_times_are_those_of_the_visitor_and_the_zone_is_named(browser, served):
+    context = at(browser, served, "owner", timezone_id="Europe/Madrid")
+    page = context.new_page()
+    page.goto("/systems/1")
+    page.wait_for_function("document.cookie.includes('tz=')")
+    page.goto("/systems/1")
+    expect(page.locator("footer")).to_contain_text("Europe/Madrid")
+    context.close()
+
+
+TEXT = re.compile(r'_\("((?:[^"\\]|\\.)*)"')
+
+
+def test_every_text_has_its_spanish():
+    spanish = words.said("es")
+    known = set()
+    for path in (ROOT / "dapp/templates").glob("*.html"):
+        known |= set(TEXT.findall(path.read_text()))
+    missing = sorted(text for text in known if text not in spanish)
+    assert missing == []
+    for text, said in spanish.items():
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", said)), text
