@@ -15,6 +15,7 @@ from dapp.guard import not_found
 from dapp.views import council, everybody, fleet, metered, money
 from dapp.visit import Visit, Visitor
 from dapp.words import day_bounds
+from dapp.world import SOON_S
 from ingest.commands import give
 from maxgreen.actions.all import ACTIONS
 from maxgreen.errors import UsageError
@@ -42,11 +43,25 @@ Body = Annotated[str, Query(pattern="^(technical|modules)$", description="who vo
 
 def answer(request: Request, value: Any, rows: Sequence[Mapping[str, Any]] | None = None) -> Response:
     """Return a value as JSON, or its rows as CSV where the client wants that; 304 where it has it already."""
-    if rows is not None and "text/csv" in request.headers.get("accept", ""):
-        data, kind = _csv(rows), "text/csv; charset=utf-8"
-    else:
-        data, kind = json.dumps(value, separators=(",", ":")).encode(), "application/json"
-    tag = f'"{hashlib.sha256(data).hexdigest()[:24]}"'
+    as_csv = rows is not None and wants_csv(request)
+    return known_answer(request, encoded(rows if as_csv else value, as_csv=as_csv))
+
+
+def wants_csv(request: Request) -> bool:
+    """Tell whether a client wants rows as CSV."""
+    return "text/csv" in request.headers.get("accept", "")
+
+
+def encoded(value: Any, *, as_csv: bool) -> tuple[bytes, str, str]:
+    """Return a value's bytes, their media type and their tag."""
+    data = _csv(value) if as_csv else json.dumps(value, separators=(",", ":")).encode()
+    kind = "text/csv; charset=utf-8" if as_csv else "application/json"
+    return data, kind, f'"{hashlib.sha256(data).hexdigest()[:24]}"'
+
+
+def known_answer(request: Request, known: tuple[bytes, str, str]) -> Response:
+    """Return what was encoded, or that the client has it."""
+    data, kind, tag = known
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Cookie, Authorization"}
     if tag in request.headers.get("if-none-match", ""):
         return Response(None, 304, headers)
@@ -214,8 +229,13 @@ def fleet_(
     limit: Limit = 100,
 ) -> Response:  # fmt: skip
     visit.needs_operator()
-    rows = [row for row in fleet.devices(visit.world) if row["token"] > after and (not how or row["how"] == how)]
-    return answer(request, rows[:limit], rows[:limit])
+    as_csv, world = wants_csv(request), visit.world
+
+    def fetch() -> tuple[bytes, str, str]:
+        rows = [row for row in fleet.devices(world) if row["token"] > after and (not how or row["how"] == how)]
+        return encoded(rows[:limit], as_csv=as_csv)
+
+    return known_answer(request, world.memory.get(("fleet page", how, after, limit, as_csv), SOON_S, fetch))
 
 
 @router.get("/devices/{device}/batches", summary="A device's batches and verdicts; `before` is the last seq before")

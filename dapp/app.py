@@ -1,15 +1,14 @@
 """The application: guard, pages, API, files."""
 
-from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Final
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.staticfiles import StaticFiles
 
 from dapp import api
 from dapp.audits import Audits
-from dapp.guard import guard
+from dapp.guard import Guard, explain_errors
 from dapp.live import Live
 from dapp.pages import ROUTERS
 from dapp.pages.rendering import error_page
@@ -31,7 +30,8 @@ def make_app(world: World, live: Live, audits: Audits) -> FastAPI:
         openapi_url="/api/v1/openapi.json",
     )  # fmt: skip
     app.state.world, app.state.live, app.state.audits = world, live, audits
-    guard(app, world, error_page)
+    app.add_middleware(Guard, world=world, page_of=error_page)
+    explain_errors(app, error_page)
 
     @app.get("/health/live", include_in_schema=False)
     def is_live() -> dict[str, str]:
@@ -46,13 +46,6 @@ def make_app(world: World, live: Live, audits: Audits) -> FastAPI:
 
     static = StaticFiles(directory=str(files("dapp").joinpath("static")))
     app.mount("/static", static)
-
-    @app.middleware("http")
-    async def lasting(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        answer = await call_next(request)
-        if request.url.path.startswith("/static/"):
-            answer.headers["Cache-Control"] = "public, max-age=3600"
-        return answer
 
     for router in ROUTERS:
         app.include_router(router)

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dapp.world import World
 from maxgreen.chain.explain import ChainRefusedError
@@ -21,7 +22,9 @@ from maxgreen.errors import MaxgreenError, Retryable, UsageError
 _LOG: Final = logging.getLogger(__name__)
 _ADDRESSES: Final = 10_000  # whose rate is remembered
 _LARGEST: Final = 256 * 1024  # of a request's body, bytes
-_OPEN: Final = ("/health/", "/static/")
+_STATIC: Final = "/static/"
+_OPEN: Final = ("/health/", _STATIC)
+PageOf = Callable[[Request, int, str], Response]
 _HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
@@ -57,51 +60,63 @@ class Rate:
         return 0.0 if allowed else (1 - left) * 60 / self._most
 
 
-def guard(app: FastAPI, world: World, page_of: Callable[[Request, int, str], Response]) -> None:
-    """Put the guard before an application; `page_of` makes an error's page for people."""
-    wanted, rate = urlsplit(world.url), Rate(world.per_minute)
+class Guard:
+    """An ASGI middleware: refuses what should not come in, and tells browsers what they may do with what goes out."""
 
-    def refuse(request: Request, status: int, detail: str, **headers: str) -> Response:
-        answer = problem(request, status, detail) if _wants_json(request) else page_of(request, status, detail)
-        answer.headers.update(headers)
-        return answer
+    def __init__(self, app: ASGIApp, world: World, page_of: PageOf) -> None:
+        self._app, self._page_of = app, page_of
+        self._wanted, self._rate = urlsplit(world.url), Rate(world.per_minute)
+        headers = dict(_HEADERS)
+        if self._wanted.scheme == "https":
+            headers["Strict-Transport-Security"] = "max-age=31536000"
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
-    @app.middleware("http")
-    async def check(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        answer = _refusal(request, refuse)
-        if answer is None:
-            answer = await call_next(request)
-        for name, value in _HEADERS.items():
-            answer.headers.setdefault(name, value)
-        if wanted.scheme == "https":
-            answer.headers.setdefault("Strict-Transport-Security", "max-age=31536000")
-        return answer
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or answer it here."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
 
-    def _refusal(request: Request, refuse: Callable[..., Response]) -> Response | None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                known = {name for name, _ in message["headers"]}
+                message["headers"] += [one for one in self._headers if one[0] not in known]
+                if scope["path"].startswith(_STATIC):
+                    message["headers"].append((b"cache-control", b"public, max-age=3600"))
+            await send(message)
+
+        refusal = self._refusal(Request(scope))
+        await (refusal or self._app)(scope, receive, sending)
+
+    def _refusal(self, request: Request) -> Response | None:
         if request.url.path.startswith(_OPEN):
             return None
+        wanted = self._wanted
         if request.headers.get("host", "") != wanted.netloc:
-            return problem(request, 421, f"these pages are at {world.url}")
-        wait_s = rate.wait_s(request.client.host if request.client else "")
+            return problem(request, 421, f"these pages are at {wanted.scheme}://{wanted.netloc}")
+        wait_s = self._rate.wait_s(request.client.host if request.client else "")
         if wait_s:
-            return refuse(request, 429, "too many requests; wait a little", **{"Retry-After": f"{wait_s + 1:.0f}"})
+            answer = told(request, 429, "too many requests; wait a little", self._page_of)
+            answer.headers["Retry-After"] = f"{wait_s + 1:.0f}"
+            return answer
         if request.method in {"GET", "HEAD", "OPTIONS"}:
             return None
         size = request.headers.get("content-length", "")
         if not size.isascii() or not size.isdigit():
-            return refuse(request, 411, "say how long the request is (Content-Length)")
+            return told(request, 411, "say how long the request is (Content-Length)", self._page_of)
         if int(size[:12]) > _LARGEST:
-            return refuse(request, 413, f"a request has at most {_LARGEST} bytes")
+            return told(request, 413, f"a request has at most {_LARGEST} bytes", self._page_of)
         origin = request.headers.get("origin")
         same = origin == f"{wanted.scheme}://{wanted.netloc}" if origin else "cookie" not in request.headers
-        return None if same else refuse(request, 403, "this request comes from another page")
+        return None if same else told(request, 403, "this request comes from another page", self._page_of)
 
-    def told(request: Request, status: int, detail: str) -> Response:
-        return refuse(request, status, detail)
+
+def explain_errors(app: FastAPI, page_of: PageOf) -> None:
+    """Let every error be a problem for scripts (RFC 9457), and a page for people."""
 
     @app.exception_handler(StarletteHTTPException)
     async def http(request: Request, error: StarletteHTTPException) -> Response:
-        answer = told(request, error.status_code, str(error.detail))
+        answer = told(request, error.status_code, str(error.detail), page_of)
         answer.headers.update(error.headers or {})
         return answer
 
@@ -109,16 +124,21 @@ def guard(app: FastAPI, world: World, page_of: Callable[[Request, int, str], Res
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])[:200]
-        return told(request, 422, f"{where}: {first['msg']}")
+        return told(request, 422, f"{where}: {first['msg']}", page_of)
 
     @app.exception_handler(MaxgreenError)
     async def ours(request: Request, error: MaxgreenError) -> Response:
-        return told(request, _status(error), str(error))
+        return told(request, _status(error), str(error), page_of)
 
     @app.exception_handler(Exception)
     async def ours_not(request: Request, error: Exception) -> Response:
         _LOG.error("%s %s", request.method, request.url.path, exc_info=error)
-        return told(request, 500, "something went wrong here; it is in the log")
+        return told(request, 500, "something went wrong here; it is in the log", page_of)
+
+
+def told(request: Request, status: int, detail: str, page_of: PageOf) -> Response:
+    """Return an error, as JSON or as a page."""
+    return problem(request, status, detail) if _wants_json(request) else page_of(request, status, detail)
 
 
 def _status(error: MaxgreenError) -> int:

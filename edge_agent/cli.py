@@ -63,6 +63,7 @@ def prove(
     nonce: Annotated[int, typer.Option(min=0, help="how often this device applied before")] = 0,
     config: ConfigOption = DEFAULT_CONFIG,
     next_key: Annotated[bool, typer.Option("--next", help="for the key that 'rotate' prepared")] = False,
+    qr: Annotated[bool, typer.Option("--qr", help="as a QR code, for a telephone at the application's page")] = False,
 ) -> None:
     """Sign what an application for a token needs: owner and system are this device's (P-ID-5).
 
@@ -91,7 +92,18 @@ def prove(
     if next_key:
         old = store_of(settings.state_dir, settings.key).load()
         value["hand_over"] = hand_over(old, settings.network, key_id(signer.spki)).hex()
+    if qr:
+        _show_qr(json.dumps(value, separators=(",", ":")))
+        return
     print(json.dumps(value))
+
+
+def _show_qr(text: str) -> None:
+    try:
+        import segno  # noqa: PLC0415 - only where a code is asked for
+    except ImportError as error:
+        raise UsageError("--qr needs segno: pip install segno; or go on without it, and copy the text") from error
+    segno.make_qr(text, error="l").terminal(compact=True)
 
 
 @app.command()

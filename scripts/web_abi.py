@@ -7,7 +7,7 @@ from pathlib import Path
 from maxgreen.chain.artifacts import artifact
 
 SIGNED = {
-    "MinerRegistry": ("applyFor", "rotateKey", "requestKey"),
+    "MinerRegistry": ("applyFor", "rotateKey", "requestKey", "setRecord"),
     "EnergySettlement": ("claim", "collect", "nextKey", "showClosing", "proveFraud", "withdraw"),
     "LineBook": ("agreeToClose",),
     "EnergyPool": ("deposit", "swap", "redeem", "redeemIn"),

@@ -74,11 +74,11 @@ def influx(request, tmp_path_factory):
 
 
 @contextmanager
-def running_anvil():
+def running_anvil(*arguments):
     """Run a real anvil: its URL."""
     program = need(ROOT / "contracts/node_modules/.bin/anvil", "anvil is not installed (make services)")
     port = free_port()
-    process = subprocess.Popen([program, "--port", str(port), "--silent"])
+    process = subprocess.Popen([program, "--port", str(port), "--silent", *arguments])
     url = f"http://127.0.0.1:{port}"
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import segno
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 
 from dapp import words
@@ -75,7 +75,13 @@ def _last_statement(visit: Visit, token: int) -> dict[str, Any] | None:
 
 
 @router.get("/systems/{system}")
-def system_page(visit: Visitor, system: int, day: str = "", month: str = "", year: int = 0) -> Response:
+def system_page(
+    visit: Visitor,
+    system: int,
+    day: Annotated[str, Query(pattern=_DAY)] = "",
+    month: Annotated[str, Query(pattern=_MONTH)] = "",
+    year: int = 0,
+) -> Response:
     world = visit.world
     visit.sees(system)
     day = day or words.today(_newest_ms(visit, system), visit.zone)

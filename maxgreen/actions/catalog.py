@@ -19,6 +19,7 @@ from maxgreen.actions.proofs import read_proof
 from maxgreen.actions.session import line_id, meter_of, mws, wei
 from maxgreen.chain.claims import parse_attestation
 from maxgreen.chain.client import NothingSentError, Visitor
+from maxgreen.chain.dao import Proposal
 from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.orders import Claim
 from maxgreen.clock import Clock
@@ -87,7 +88,10 @@ Step = Callable[[Context, Mapping[str, Any]], object]
 
 @dataclass(frozen=True)
 class Action:
-    """An action of people. One that `repeats` is tried again until nothing is left to do."""
+    """An action of people. One that `repeats` is tried again until nothing is left to do.
+
+    `proposes`: what the DAO would vote on, where the step is to propose it.
+    """
 
     name: str
     who: Who
@@ -96,6 +100,7 @@ class Action:
     fields: tuple[Field, ...]
     step: Step = field(repr=False)
     repeats: bool = False
+    proposes: Callable[[Context, Mapping[str, Any]], Proposal] | None = field(default=None, repr=False)
 
     def read(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Return the values of a form's fields; UsageError names the one that is not as it should be."""

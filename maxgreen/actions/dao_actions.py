@@ -14,6 +14,7 @@ from maxgreen.protocol.keys import SPKI_PREFIX, key_id
 
 CODES: Final = {60: "data_integrity", 61: "mining_history", 62: "hardware_integrity", 63: "loss", 64: "other"}
 STATUSES: Final = {"active": 1, "suspended": 2, "revoked": 3}
+TOPICS: Final = {"hardware": 0, "pool": 1}
 VOTES: Final = {"against": Vote.AGAINST, "for": Vote.FOR, "abstain": Vote.ABSTAIN}
 _COINS: Final = tuple(name for name in COINS if name != "energy")
 _CODE_OF: Final = {name: code for code, name in CODES.items()}
@@ -24,6 +25,7 @@ _ORDER: Final = Field("number", Kind.NUMBER, "number of the order")
 _TOKEN: Final = Field("token", Kind.NUMBER, "system (its token)")
 _NODE: Final = Field("node", Kind.NUMBER, "storage node (its token)")
 _PROPOSAL: Final = Field("proposal", Kind.PROPOSAL, "proposal")
+_DIGEST: Final = Field("digest", Kind.TEXT, "its SHA-256, 64 hex digits")
 _BODY: Final = Field("body", Kind.CHOICE, "who votes", default="technical", choices=("technical", "modules"))
 
 
@@ -38,8 +40,15 @@ def propose(with_: Context, proposal: Proposal, body: str = "technical") -> None
     ballots.dao.propose(with_.account, ballots.next_attempt(proposal, with_.account.address))
 
 
-def _proposing(make: Callable[[Context, Mapping[str, Any]], Proposal]) -> Callable[[Context, Mapping[str, Any]], None]:
-    return lambda with_, values: propose(with_, make(with_, values))
+def _proposal(
+    name: str,
+    title: str,
+    about: str,
+    fields: tuple[Field, ...],
+    make: Callable[[Context, Mapping[str, Any]], Proposal],
+) -> Action:
+    """Return the action of a member who proposes something."""
+    return Action(name, Who.MEMBER, title, about, fields, lambda w, v: propose(w, make(w, v)), proposes=make)
 
 
 def _vote(with_: Context, values: Mapping[str, Any]) -> None:
@@ -132,13 +141,25 @@ def _member(with_: Context, values: Mapping[str, Any]) -> Proposal:
     return Proposal((call,), f"Member {values['what']} {values['address']}")
 
 
-def _module(with_: Context, values: Mapping[str, Any]) -> None:
+def _record(with_: Context, values: Mapping[str, Any]) -> None:
+    functions: Any = with_.deployment.registry.functions
+    digest = _digest(values["digest"])
+    call = functions.setRecord(values["token"], TOPICS[values["topic"]], digest, values["uri"] or "")
+    with_.deployment.chain.transact(with_.account, call)
+
+
+def _digest(text: str) -> bytes:
     try:
-        digest = bytes.fromhex(values["digest"])
+        digest = bytes.fromhex(text)
     except ValueError:
         digest = b""
     if len(digest) != 32:
-        raise UsageError(f"SHA-256: {values['digest'][:70]!r}: expected 64 hex digits")
+        raise UsageError(f"SHA-256: {text[:70]!r}: expected 64 hex digits")
+    return digest
+
+
+def _module(with_: Context, values: Mapping[str, Any]) -> None:
+    digest = _digest(values["digest"])
     call = with_.deployment.functions("ModuleRegistry").set(
         values["name"], values["version"], digest, values["uri"] or ""
     )
@@ -165,25 +186,25 @@ DAO_ACTIONS: Final = (
     ),
     Action("queue", Who.ANYONE, "Queue", "Put what passed into the timelock.", (_PROPOSAL, _BODY), _queue),
     Action("execute", Who.ANYONE, "Carry out", "When the timelock is over.", (_PROPOSAL, _BODY), _execute),
-    Action(
-        "admit", Who.MEMBER, "Propose to admit", "With exactly the content that the application has now.",
-        (Field("number", Kind.NUMBER, "number of the application"),), _proposing(_admit),
+    _proposal(
+        "admit", "Propose to admit", "With exactly the content that the application has now.",
+        (Field("number", Kind.NUMBER, "number of the application"),), _admit,
     ),
-    Action(
-        "approve", Who.MEMBER, "Propose to approve an order", "As it is on the chain now; a line may be left out.",
+    _proposal(
+        "approve", "Propose to approve an order", "As it is on the chain now; a line may be left out.",
         (
             _ORDER, Field("line", Kind.LINE, "without this line", optional=True),
             Field("code", Kind.CHOICE, "why it is left out", default="other", choices=tuple(_CODE_OF)),
             Field("text", Kind.TEXT, "in words, for its owners", optional=True),
         ),
-        _proposing(_approve),
+        _approve,
     ),
-    Action(
-        "reject", Who.MEMBER, "Propose to reject an order", "The operator then closes the period again.",
-        (_ORDER, _CODE, _TEXT), _proposing(_reject),
+    _proposal(
+        "reject", "Propose to reject an order", "The operator then closes the period again.",
+        (_ORDER, _CODE, _TEXT), _reject,
     ),
-    Action(
-        "line", Who.MEMBER, "Propose a line", "From a miner's sent channel to a node's received one.",
+    _proposal(
+        "line", "Propose a line", "From a miner's sent channel to a node's received one.",
         (
             Field("miner", Kind.METER, "miner, TOKEN.CHANNEL"), Field("node", Kind.METER, "node, TOKEN.CHANNEL"),
             Field("resistance_uohm", Kind.NUMBER, "resistance, µΩ", default="0"),
@@ -191,68 +212,68 @@ DAO_ACTIONS: Final = (
             Field("max_loss_ppm", Kind.NUMBER, "loss that is never accepted, ppm", default="100000"),
             Field("epoch", Kind.NUMBER, "how many lines between them were closed before", default="0"),
         ),
-        _proposing(_line),
+        _line,
     ),
-    Action(
-        "hold", Who.MEMBER, "Propose to stop a line's payment", "Until it is released.",
-        (_LINE, _CODE, _TEXT), _proposing(_hold),
+    _proposal(
+        "hold", "Propose to stop a line's payment", "Until it is released.",
+        (_LINE, _CODE, _TEXT), _hold,
     ),
-    Action(
-        "release", Who.MEMBER, "Propose to pay a held line again", "What is due is paid by the next claim.",
-        (_LINE,), _proposing(lambda w, v: _contract(w).releasing(v["line"])),
+    _proposal(
+        "release", "Propose to pay a held line again", "What is due is paid by the next claim.",
+        (_LINE,), lambda w, v: _contract(w).releasing(v["line"]),
     ),
-    Action(
-        "forfeit", Who.MEMBER, "Propose to take credit back", "What a line was credited and not paid.",
-        (_LINE,), _proposing(lambda w, v: _contract(w).forfeiting(v["line"])),
+    _proposal(
+        "forfeit", "Propose to take credit back", "What a line was credited and not paid.",
+        (_LINE,), lambda w, v: _contract(w).forfeiting(v["line"]),
     ),
-    Action(
-        "close", Who.MEMBER, "Propose to close a line", "Its channels are free for another.",
-        (_LINE,), _proposing(lambda w, v: _contract(w).closing(v["line"])),
+    _proposal(
+        "close", "Propose to close a line", "Its channels are free for another.",
+        (_LINE,), lambda w, v: _contract(w).closing(v["line"]),
     ),
-    Action(
-        "status", Who.MEMBER, "Propose a system's status", "A suspended system is not paid.",
-        (_TOKEN, Field("to", Kind.CHOICE, "status", choices=tuple(STATUSES)), _TEXT), _proposing(_status),
+    _proposal(
+        "status", "Propose a system's status", "A suspended system is not paid.",
+        (_TOKEN, Field("to", Kind.CHOICE, "status", choices=tuple(STATUSES)), _TEXT), _status,
     ),
-    Action(
-        "replace-key", Who.MEMBER, "Propose to replace a key", "By the one that its owner asked for.",
-        (_TOKEN,), _proposing(_replace_key),
+    _proposal(
+        "replace-key", "Propose to replace a key", "By the one that its owner asked for.",
+        (_TOKEN,), _replace_key,
     ),
-    Action(
-        "pool", Who.MEMBER, "Propose to open a node's pool", "At a parity that never changes.",
+    _proposal(
+        "pool", "Propose to open a node's pool", "At a parity that never changes.",
         (
             _NODE, *(Field(name, Kind.AMOUNT, f"{name} that a kWh is worth", default="1") for name in _COINS),
             Field("cap", Kind.AMOUNT, "the most of each that it keeps", default="1000000"),
         ),
-        _proposing(_pool),
+        _pool,
     ),
-    Action(
-        "give", Who.MEMBER, "Propose to give coins", "Of the vault.",
+    _proposal(
+        "give", "Propose to give coins", "Of the vault.",
         (
             Field("coin", Kind.CHOICE, "coin", choices=_COINS), Field("amount", Kind.AMOUNT, "how many"),
             Field("to", Kind.ADDRESS, "to whom"),
         ),
-        _proposing(_give),
+        _give,
     ),
-    Action(
-        "provide", Who.MEMBER, "Propose to put coins into a pool", "Of the vault; the shares are the vault's.",
+    _proposal(
+        "provide", "Propose to put coins into a pool", "Of the vault; the shares are the vault's.",
         (_NODE, Field("coin", Kind.CHOICE, "coin", choices=_COINS), Field("amount", Kind.AMOUNT, "how many")),
-        _proposing(_provide),
+        _provide,
     ),
-    Action(
-        "decide", Who.MEMBER, "Propose what a take-out delivered", "When its parties disagree.",
+    _proposal(
+        "decide", "Propose what a take-out delivered", "When its parties disagree.",
         (Field("number", Kind.NUMBER, "number of the request"), Field("energy", Kind.ENERGY, "kWh", optional=True)),
-        _proposing(lambda w, v: Exchange(w.deployment).decision(v["number"], v["energy"] or 0)),
+        lambda w, v: Exchange(w.deployment).decision(v["number"], v["energy"] or 0),
     ),
-    Action(
-        "member", Who.MEMBER, "Propose a member", "One more, or one less.",
+    _proposal(
+        "member", "Propose a member", "One more, or one less.",
         (Field("what", Kind.CHOICE, "what", choices=("add", "remove")), Field("address", Kind.ADDRESS, "who")),
-        _proposing(_member),
+        _member,
     ),
     Action(
         "module", Who.ANYONE, "Propose a module's version", "To members and owners of active systems.",
         (
             Field("name", Kind.TEXT, "agent, limits, backend keys, checks, …"), Field("version", Kind.TEXT, "version"),
-            Field("digest", Kind.TEXT, "its SHA-256, 64 hex digits"),
+            _DIGEST,
             Field("uri", Kind.TEXT, "where it can be had", optional=True),
         ),
         _module,
@@ -264,6 +285,19 @@ DAO_ACTIONS: Final = (
     Action(
         "withdraw-order", Who.OPERATOR, "Withdraw an order", "The next settlement run posts what is due then.",
         (_ORDER,), lambda w, v: _contract(w).withdraw(w.account, v["number"]),
+    ),
+    Action(
+        "record",
+        Who.OPERATOR,
+        "Record",
+        "A system's hardware status or mining pool data: the SHA-256 of what it is, on the system's token.",
+        (
+            _TOKEN,
+            Field("topic", Kind.CHOICE, "what", choices=tuple(TOPICS)),
+            _DIGEST,
+            Field("uri", Kind.TEXT, "where it can be had", optional=True),
+        ),
+        _record,
     ),
     Action(
         "sweep", Who.ANYONE, "Sweep", "Mint the coins that are due on paid energy, to the vault.",

@@ -2,35 +2,33 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from eth_utils.address import is_address, to_checksum_address
 
+from maxgreen.actions.all import ACTIONS
 from maxgreen.actions.ballots import Ballot, Ballots, waiting
-from maxgreen.actions.session import Session, group, kwh, line_id, meter_of, mws, read_file, session, wei
+from maxgreen.actions.catalog import Context
+from maxgreen.actions.dao_actions import CODES, VOTES, governor_of
+from maxgreen.actions.session import Session, group, kwh, line_id, read_file, session
 from maxgreen.chain.claims import parse_claims
-from maxgreen.chain.dao import Proposal, ProposalState, Vote
+from maxgreen.chain.dao import Proposal, ProposalState
 from maxgreen.chain.doctor import diagnose
 from maxgreen.chain.explain import ChainRefusedError
-from maxgreen.chain.market import Exchange, Pool, coin, pool_opening
-from maxgreen.chain.orders import Ends, Exclusion, LossTerms, OrderStatus, SettlementContract
+from maxgreen.chain.orders import Exclusion, OrderStatus, SettlementContract
 from maxgreen.chain.registry import admission, application
 from maxgreen.clock import utc
 from maxgreen.errors import UsageError
-from maxgreen.protocol.keys import SPKI_PREFIX, key_id
 
 app = group("Members of the technical DAO: look, propose, vote, carry out.")
 
-_CODES: Final = {60: "data_integrity", 61: "mining_history", 62: "hardware_integrity", 63: "loss", 64: "other"}
-_STATUSES: Final = {"active": 1, "suspended": 2, "revoked": 3}
-_VOTES: Final = {"against": Vote.AGAINST, "for": Vote.FOR, "abstain": Vote.ABSTAIN}
 
 ModulesOption = Annotated[bool, typer.Option("--modules", help="of the vote on modules, not of the technical DAO")]
 ProposalArgument = Annotated[
     str, typer.Argument(help="the proposal's first digits, as 'dao list' prints them, or latest")
 ]
-CodeArgument = Annotated[int, typer.Argument(help=", ".join(f"{code} {name}" for code, name in _CODES.items()))]
+CodeArgument = Annotated[int, typer.Argument(help=", ".join(f"{code} {name}" for code, name in CODES.items()))]
 
 
 @app.command("list")
@@ -116,13 +114,13 @@ def vote(
     modules: ModulesOption = False,
 ) -> None:
     """Vote, once. What more than half of all members vote for passes."""
-    if choice not in _VOTES:
-        raise UsageError(f"vote {choice!r}: expected one of {', '.join(_VOTES)}")
+    if choice not in VOTES:
+        raise UsageError(f"vote {choice!r}: expected one of {', '.join(VOTES)}")
     with_, ballots, ballot = _named(ctx, proposal, modules=modules)
     state = ballots.state(ballot)
     if state is not ProposalState.ACTIVE:
         raise UsageError(f"proposal {ballot.short} is {state.name.lower()}: {_then(ballot, state, '')}")
-    with_.act(lambda: ballots.dao.cast(with_.account, ballot.number, _VOTES[choice], reason))
+    with_.act(lambda: ballots.dao.cast(with_.account, ballot.number, VOTES[choice], reason))
     row = _row(ballots, ballot, ballots.state(ballot))
     with_.tell(row, f"voted {choice} on {ballot.short}: {row['votes']}", then=_then(ballot, state, row["until"]))
 
@@ -167,10 +165,16 @@ def line(
     epoch: Annotated[int, typer.Option(min=0, help="how many lines between these ends were closed before")] = 0,
 ) -> None:
     """Propose to allow a line, or other loss terms for one."""
-    with_ = session(ctx)
-    ends = Ends(*meter_of(miner), *meter_of(node), epoch)
-    terms = LossTerms(resistance_uohm, loss_ppm, max_loss_ppm)
-    _propose(with_, SettlementContract(with_.deployment).line_approval([(ends, terms)]))
+    _act(
+        ctx,
+        "line",
+        miner=miner,
+        node=node,
+        resistance_uohm=resistance_uohm,
+        loss_ppm=loss_ppm,
+        max_loss_ppm=max_loss_ppm,
+        epoch=epoch,
+    )
 
 
 @app.command()
@@ -195,9 +199,7 @@ def reject(
     text: Annotated[str, typer.Argument(help="why; the owners read it")],
 ) -> None:
     """Propose to reject an order."""
-    with_ = session(ctx)
-    contract = SettlementContract(with_.deployment)
-    _propose(with_, contract.rejection(number, contract.posting(number), _code(code), text))
+    _act(ctx, "reject", number=number, code=_code(code), text=text)
 
 
 @app.command()
@@ -208,29 +210,25 @@ def hold(
     text: Annotated[str, typer.Argument(help="why; the owners read it")],
 ) -> None:
     """Propose to stop the payment of a line."""
-    with_ = session(ctx)
-    _propose(with_, SettlementContract(with_.deployment).holding(Exclusion(line_id(line), _code(code), text)))
+    _act(ctx, "hold", line=line, code=_code(code), text=text)
 
 
 @app.command()
 def release(ctx: typer.Context, line: Annotated[str, typer.Argument(help="the line's id")]) -> None:
     """Propose to pay a held line again."""
-    with_ = session(ctx)
-    _propose(with_, SettlementContract(with_.deployment).releasing(line_id(line)))
+    _act(ctx, "release", line=line)
 
 
 @app.command()
 def forfeit(ctx: typer.Context, line: Annotated[str, typer.Argument(help="the line's id")]) -> None:
     """Propose to take back what a line was credited and not paid."""
-    with_ = session(ctx)
-    _propose(with_, SettlementContract(with_.deployment).forfeiting(line_id(line)))
+    _act(ctx, "forfeit", line=line)
 
 
 @app.command()
 def close(ctx: typer.Context, line: Annotated[str, typer.Argument(help="the line's id")]) -> None:
     """Propose to close a line: its channels are free for another."""
-    with_ = session(ctx)
-    _propose(with_, SettlementContract(with_.deployment).closing(line_id(line)))
+    _act(ctx, "close", line=line)
 
 
 @app.command()
@@ -241,23 +239,13 @@ def status(
     text: Annotated[str, typer.Argument(help="why; the owner reads it")],
 ) -> None:
     """Propose another status for a system."""
-    if to not in _STATUSES:
-        raise UsageError(f"status {to!r}: expected one of {', '.join(_STATUSES)}")
-    with_ = session(ctx)
-    call = with_.deployment.registry.functions.setStatus(token, _STATUSES[to], text)
-    _propose(with_, Proposal((call,), f"Set system {token} to {to}"))
+    _act(ctx, "status", token=token, to=to, text=text)
 
 
 @app.command("replace-key")
 def replace_key(ctx: typer.Context, token: Annotated[int, typer.Argument(help="the system's token")]) -> None:
     """Propose to replace a system's key by the one that its owner asked for."""
-    with_ = session(ctx)
-    functions: Any = with_.deployment.registry.functions
-    x, y = with_.deployment.chain.call(functions.requestedKeyOf(token))
-    if not int.from_bytes(x, "big"):
-        raise UsageError(f"system {token}: its owner asked for no other key ('maxgreen owner request-key')")
-    device = key_id(SPKI_PREFIX + x + y)
-    _propose(with_, Proposal((functions.replaceKey(token, device),), f"Replace the key of system {token}"))
+    _act(ctx, "replace-key", token=token)
 
 
 @app.command()
@@ -270,8 +258,7 @@ def pool(
     cap: Annotated[str, typer.Option(help="the most tokens of each kind that it keeps")] = "1000000",
 ) -> None:
     """Propose to open a node's pool, at a parity that never changes."""
-    with_ = session(ctx)
-    _propose(with_, pool_opening(with_.deployment, node, [wei(deca), wei(maxcoin), wei(carbon)], [wei(cap)] * 4))
+    _act(ctx, "pool", node=node, deca=deca, maxcoin=maxcoin, carbon=carbon, cap=cap)
 
 
 @app.command()
@@ -282,9 +269,7 @@ def give(
     to: Annotated[str, typer.Argument(help="whom: an address")],
 ) -> None:
     """Propose to give coins of the vault."""
-    with_ = session(ctx)
-    call = coin(with_.deployment, token).functions.transfer(_address(to), wei(amount))
-    _propose(with_, Proposal((call,), f"Give {amount} {token} to {to}"))
+    _act(ctx, "give", coin=token, amount=amount, to=to)
 
 
 @app.command()
@@ -295,12 +280,7 @@ def provide(
     amount: Annotated[str, typer.Argument(help="how many")],
 ) -> None:
     """Propose to put coins of the vault into a node's pool; the shares are the vault's."""
-    with_ = session(ctx)
-    target = Pool(with_.deployment, node)
-    functions: Any = with_.deployment.chain.contract("EnergyPool", target.address).functions
-    approve_call = coin(with_.deployment, token, node).functions.approve(target.address, wei(amount))
-    deposit = functions.deposit(target.token(token), wei(amount), 1, 2**64)
-    _propose(with_, Proposal((approve_call, deposit), f"Provide {amount} {token} to the pool of node {node}"))
+    _act(ctx, "provide", node=node, coin=token, amount=amount)
 
 
 @app.command()
@@ -310,8 +290,7 @@ def decide(
     energy: Annotated[str, typer.Argument(help="kWh that were delivered")],
 ) -> None:
     """Propose what a disputed take-out delivered."""
-    with_ = session(ctx)
-    _propose(with_, Exchange(with_.deployment).decision(number, mws(energy) if energy != "0" else 0))
+    _act(ctx, "decide", number=number, energy="" if energy == "0" else energy)
 
 
 @app.command()
@@ -321,12 +300,7 @@ def member(
     address: Annotated[str, typer.Argument(help="the member's address")],
 ) -> None:
     """Propose another member, or one less."""
-    if what not in {"add", "remove"}:
-        raise UsageError(f"member {what!r}: expected add or remove")
-    with_ = session(ctx)
-    functions = with_.deployment.functions("DaoBadge")
-    call = functions.grant(_address(address)) if what == "add" else functions.revoke(_address(address))
-    _propose(with_, Proposal((call,), f"Member {what} {address}"))
+    _act(ctx, "member", what=what, address=address)
 
 
 @app.command()
@@ -386,13 +360,23 @@ def claims_(ctx: typer.Context, file: Annotated[Path, typer.Argument(help="order
 
 
 def _ballots(with_: Session, *, modules: bool) -> Ballots:
-    return Ballots(with_.deployment, with_.clock, "ModuleGovernor" if modules else "TechGovernor")
+    return Ballots(with_.deployment, with_.clock, governor_of("modules" if modules else "technical"))
 
 
 def _named(ctx: typer.Context, proposal: str, *, modules: bool) -> tuple[Session, Ballots, Ballot]:
     with_ = session(ctx)
     ballots = _ballots(with_, modules=modules)
     return with_, ballots, ballots.find(proposal)
+
+
+def _act(ctx: typer.Context, name: str, **given: object) -> None:
+    """Propose what one of the actions proposes (`maxgreen.actions.dao_actions`)."""
+    with_, action = session(ctx), ACTIONS[name]
+    make = action.proposes
+    if make is None:
+        raise UsageError(f"{name}: proposes nothing")
+    values = action.read({field: str(value) for field, value in given.items()})
+    _propose(with_, make(Context(with_.deployment, with_.clock, with_.account), values))
 
 
 def _propose(with_: Session, proposal: Proposal, *, modules: bool = False) -> None:
@@ -445,13 +429,14 @@ def _exclusion(text: str) -> Exclusion:
     line, code, why = [*text.split(":", 2), "", ""][:3]
     if not code.isdigit() or not why:
         raise UsageError(f"--exclude {text!r}: expected LINE:CODE:TEXT")
-    return Exclusion(line_id(line), _code(int(code)), why)
+    _code(int(code))
+    return Exclusion(line_id(line), int(code), why)
 
 
-def _code(code: int) -> int:
-    if code not in _CODES:
-        raise UsageError(f"code {code}: expected one of {', '.join(f'{k} {v}' for k, v in _CODES.items())}")
-    return code
+def _code(code: int) -> str:
+    if code not in CODES:
+        raise UsageError(f"code {code}: expected one of {', '.join(f'{k} {v}' for k, v in CODES.items())}")
+    return CODES[code]
 
 
 def _address(text: str) -> str:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
+from maxgreen.actions.dao_actions import TOPICS
 from maxgreen.actions.readings import newest_reading
 from maxgreen.actions.session import group, read_file, session
 from maxgreen.chain.claims import attestation_json
@@ -17,8 +18,6 @@ from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine, reader
 
 app = group("Operators: orders, records, readings for owners.")
-
-_TOPICS: Final = {"hardware": 0, "pool": 1}
 
 
 @app.command()
@@ -67,12 +66,12 @@ def record(
     uri: Annotated[str, typer.Option(help="where it can be had")] = "",
 ) -> None:
     """Keep a system's hardware status or mining pool data on its token."""
-    if topic not in _TOPICS:
-        raise UsageError(f"topic {topic!r}: expected one of {', '.join(_TOPICS)}")
+    if topic not in TOPICS:
+        raise UsageError(f"topic {topic!r}: expected one of {', '.join(TOPICS)}")
     with_ = session(ctx)
     digest = hashlib.sha256(read_file(file)).digest()
     functions: Any = with_.deployment.registry.functions
-    call = functions.setRecord(token, _TOPICS[topic], digest, uri)
+    call = functions.setRecord(token, TOPICS[topic], digest, uri)
     with_.act(lambda: with_.deployment.chain.transact(with_.account, call))
     with_.tell({"token": token, "topic": topic, "digest": digest.hex()}, f"system {token}: {topic} {digest.hex()}")
 

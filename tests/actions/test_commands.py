@@ -141,7 +141,7 @@ def test_members_see_what_a_call_would_do_and_not_what_its_text_says(desk):
     strange = Proposal((world.functions("EnergyToken", market.vault).transfer(market.vault, 1),), "x")
     world.dao.propose(world.members[2], strange)
     assert "unknown call" in desk("m1", "dao show", "latest")["calls"][0]["says"]
-    assert len(desk("m1", "dao list")["proposals"]) == 2
+    assert len(desk("m1", "dao list")["proposals"]) == 3
     desk("m1", "dao show", "zz", fails="no proposal")
     world.pass_time(2)
     desk("m1", "dao vote", "latest", "perhaps", fails="expected one of")

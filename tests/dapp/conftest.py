@@ -15,6 +15,7 @@ from tests.e2e.story import Story, tell
 from tests.ingest.desks import BACKEND
 
 URL = "http://pages.example"
+MORNING = ("--timestamp", "1790841600")  # 2026-10-01 08:00 UTC: a chain's day is not over before the story is
 
 
 def world_of(story, url=URL, keep=None, signer=BACKEND, **more):
@@ -55,7 +56,7 @@ class Site:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """The pages after the whole story, on an anvil of their own."""
-    with running_anvil() as url:
+    with running_anvil(*MORNING) as url:
         story = Story(on_anvil(url), tmp_path_factory.mktemp("dapp"))
         tell(story)
         yield Site(story)

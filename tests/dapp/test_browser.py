@@ -19,9 +19,9 @@ from settlement.packs import keep_run
 from simulator.trial_wallet import trial_wallet
 from tests.chain.world import on_anvil
 from tests.conftest import need, running_anvil
-from tests.dapp.conftest import world_of
+from tests.dapp.conftest import MORNING, world_of
 from tests.e2e.story import DAY_S, Story
-from tests.services import free_port, wait_for
+from tests.services import free_port
 
 pytestmark = pytest.mark.services
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -43,7 +43,7 @@ def browser():
 @pytest.fixture(scope="module")
 def town(tmp_path_factory):
     """A deployment that nobody has applied to yet, its pages, and what its people measure."""
-    with running_anvil() as rpc:
+    with running_anvil(*MORNING) as rpc:
         folder = tmp_path_factory.mktemp("town")
         story = Story(on_anvil(rpc, GOVERNANCE), folder)
         port = free_port()
@@ -150,12 +150,8 @@ def passes(town, members, title):
         town.world.pass_time(3)
 
 
-@pytest.mark.timeout(900)
-def test_from_an_application_to_burned_tokens(browser, town):
-    owner, other, node = (Person(browser, town, name).sign_in() for name in ("owner", "other", "node"))
-    members = [Person(browser, town, f"member {k}").sign_in() for k in (1, 2)]
-
-    # they apply; a proof that is another one's is refused in words
+def they_apply(town, owner, other, node):
+    """They apply; a proof that is another one's is refused in words."""
     for token, person in ((1, owner), (2, other), (3, node)):
         person.goes("/apply")
         person.acts(system=system_text(town.specs[token]), proof=proof_text(town, token))
@@ -166,7 +162,9 @@ def test_from_an_application_to_burned_tokens(browser, town):
     expect(owner.page.locator("#act-steps .bad")).to_contain_text("the device signed for")
     expect(owner.goes("/home").locator("main")).to_contain_text("waits for the DAO")
 
-    # members look, propose and vote
+
+def members_admit(town, members):
+    """Members look, propose and vote."""
     for number in (3, 2, 1):  # their tokens are in the order of admission
         page = members[0].goes("/dao")
         expect(page.locator("main")).to_contain_text(f"{number}:")
@@ -178,7 +176,9 @@ def test_from_an_application_to_burned_tokens(browser, town):
         members[1].acts("line", miner=miner, node=receiver, resistance_uohm="200000")
         passes(town, members, f"Approve lines {miner} to {receiver}")
 
-    # the sun shines; the owner sees it
+
+def the_sun_shines(town, owner, other):
+    """The sun shines; the owner sees it."""
     town.begin()
     town.window(attested=True)
     for ends in town.lines:
@@ -192,7 +192,9 @@ def test_from_an_application_to_burned_tokens(browser, town):
     expect(page.locator(".calendar .w-good")).to_have_count(5)
     assert other.goes("/systems/1").locator("h1").inner_text() == "Not here"
 
-    # the day is closed; members look at its lines, and approve it
+
+def a_day_is_approved(town, members):
+    """The day is closed; members look at its lines, and approve it."""
     town.tomorrow(4)
     town.window(attested=True)
     day = time.strftime("%Y-%m-%d", time.gmtime(town.window_s - DAY_S))
@@ -209,8 +211,11 @@ def test_from_an_application_to_burned_tokens(browser, town):
     members[0].acts()
     passes(town, members, f"Approve order {posted.order_id}")
     assert payer.look(posted).status is OrderStatus.APPROVED
+    return day
 
-    # the owner sees why this amount, and claims it
+
+def the_owner_claims(town, owner, day):
+    """The owner sees why this amount, and claims it."""
     page = owner.goes(f"/systems/1/statements/{day}")
     expect(page.locator("main")).to_contain_text("Why this amount")
     expect(page.locator("main")).to_contain_text("windows of ten minutes count")
@@ -220,7 +225,9 @@ def test_from_an_application_to_burned_tokens(browser, town):
     expect(owner.goes("/wallet").locator("main")).to_contain_text("energy 3")
     expect(owner.goes("/home").locator("main")).not_to_contain_text("A payment was approved")
 
-    # a pool: tokens in, tokens out
+
+def tokens_go_into_a_pool_and_out(town, owner, members):
+    """A pool: tokens in, tokens out."""
     members[1].acts("pool", node="3")
     passes(town, members, "Open a pool of node 3")
     owner.goes("/wallet").get_by_role("link", name="Put in").click()
@@ -229,7 +236,9 @@ def test_from_an_application_to_burned_tokens(browser, town):
     owner.goes("/wallet").get_by_role("link", name="Take out energy tokens").click()
     owner.acts()
 
-    # energy is taken out again: request, acceptance, both meters, burn, refund
+
+def energy_is_taken_out_again(town, owner, node):
+    """Energy is taken out again: request, acceptance, both meters, burn, refund."""
     owner.acts("take-out", buyer="1.2", node="3", amount="0.002")
     town.tomorrow(5)
     town.window(attested=True)
@@ -245,5 +254,18 @@ def test_from_an_application_to_burned_tokens(browser, town):
     assert town.world.ask(town.deployment.energy_token(3).functions.totalSupply()) < supply
     owner.goes("/wallet").get_by_role("link", name="Take back", exact=True).click()
     owner.acts()
+
+
+@pytest.mark.timeout(900)
+def test_from_an_application_to_burned_tokens(browser, town):
+    owner, other, node = (Person(browser, town, name).sign_in() for name in ("owner", "other", "node"))
+    members = [Person(browser, town, f"member {k}").sign_in() for k in (1, 2)]
+    they_apply(town, owner, other, node)
+    members_admit(town, members)
+    the_sun_shines(town, owner, other)
+    day = a_day_is_approved(town, members)
+    the_owner_claims(town, owner, day)
+    tokens_go_into_a_pool_and_out(town, owner, members)
+    energy_is_taken_out_again(town, owner, node)
     for person in (owner, other, node, *members):
         person.leaves()
