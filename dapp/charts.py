@@ -58,6 +58,43 @@ def calendar_rows(found: Sequence[Mapping[str, int]], from_s: int, until_s: int,
     return rows
 
 
+def map_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return where devices are, as dots on a grid of degrees around them; None when none says where it is.
+
+    Places are known to a tenth of a degree, so a dot is a few kilometres wide. Those in one place are one dot.
+    """
+    dots: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["place"]:
+            dots.setdefault((row["place"][0], row["place"][1]), []).append(row)
+    if not dots:
+        return None
+    south, north = min(p[0] for p in dots) - 1, max(p[0] for p in dots) + 1
+    west, east = min(p[1] for p in dots) - 1, max(p[1] for p in dots) + 1
+    scale = min(600 / (east - west), 300 / (north - south))
+    step = next(step for step in (1, 5, 10, 30, 90) if (east - west) / step <= 12)
+    return {
+        "width": round((east - west) * scale, 1),
+        "height": round((north - south) * scale, 1),
+        "meridians": [
+            {"x": round((d - west) * scale, 1), "label": f"{d}°"}
+            for d in range(-180, 181, step)
+            if west <= d <= east
+        ],
+        "parallels": [
+            {"y": round((north - d) * scale, 1), "label": f"{d}°"} for d in range(-90, 91, step) if south <= d <= north
+        ],
+        "dots": [
+            {
+                "x": round((longitude - west) * scale, 1), "y": round((north - latitude) * scale, 1),
+                "size": min(14, 4 + len(there)), "well": all(row["how"] == "well" for row in there),
+                "title": f"{latitude}°, {longitude}°: {', '.join(str(row['token']) for row in there[:20])}",
+            }
+            for (latitude, longitude), there in dots.items()
+        ],
+    }  # fmt: skip
+
+
 def _state(one: Mapping[str, int] | None) -> str:
     if one is None:
         return "none"

@@ -8,6 +8,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import ValidationError
 
 from dapp.api import CommandBody, DecisionBody, give_command, record_decision
+from dapp.charts import map_of
 from dapp.guard import not_found
 from dapp.pages.rendering import render
 from dapp.views import fleet
@@ -17,6 +18,7 @@ from maxgreen.protocol.batch import MAX_SEQ
 from maxgreen.protocol.reasons import RELEASABLE
 from maxgreen.verify.rules import Action as Decided
 
+_MOST_DOTS: Final = 5_000
 router: Final = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 
@@ -28,7 +30,7 @@ def fleet_page(
     rows = [row for row in fleet.devices(visit.world) if not how or row["how"] == how]
     shown = [row for row in rows if row["token"] > after][:100]
     return render(
-        visit, "fleet.html", rows=shown, how=how, count=len(rows), wrong=fleet.wrong_now(visit.world),
+        visit, "fleet.html", rows=shown, how=how, count=len(rows), map=map_of(rows[:_MOST_DOTS]), facts=fleet.facts(visit.world), wrong=fleet.wrong_now(visit.world),
         counts=fleet.counts(visit.world), rejected=fleet.rejected(visit.world, 10),
         hows=sorted({row["how"] for row in fleet.devices(visit.world)}),
         more=shown[-1]["token"] if shown and shown[-1]["token"] < rows[-1]["token"] else None,

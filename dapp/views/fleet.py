@@ -13,7 +13,7 @@ from dapp.world import SOON_S, World
 from ingest.commands import command_json
 from maxgreen.errors import UsageError
 from maxgreen.ledger.registry import KnownDevice
-from maxgreen.ledger.schema import aside, batches, beacons, evidence, verdicts
+from maxgreen.ledger.schema import aside, batches, beacons, evidence, positions, verdicts
 from maxgreen.protocol.batch import channels_of
 from maxgreen.protocol.reasons import RELEASABLE, Reason
 from maxgreen.verify.chain import ChainState
@@ -111,6 +111,26 @@ def _wrong(world: World) -> Iterator[dict[str, str]]:
             "text": f"{refused} messages are not in InfluxDB: maxgreen ingest aside",
             "where": "/fleet",
         }
+
+
+def facts(world: World) -> dict[str, Any]:
+    """Return how the parts are: newest beacon and batch (ms), the chain's newest block, how far views are behind."""
+    with world.book() as book:
+        newest = book.connection.execute(select(func.max(beacons.c.issued_s))).scalar()
+        heard = book.connection.execute(select(func.max(batches.c.received_ms))).scalar()
+        revision = book.revision()
+        behind = {
+            row.name: revision - int(row.value)
+            for row in book.connection.execute(select(positions).where(positions.c.name != "registry"))
+        }
+    block = world.memory.get("block", SOON_S, world.deployment.chain.newest_block)
+    return {
+        "beacon_ms": None if newest is None else int(newest) * 1000,
+        "heard_ms": heard,
+        "block": block.number,
+        "block_ms": block.time_s * 1000,
+        "views_behind": behind,
+    }
 
 
 def find(world: World, device: str) -> KnownDevice:

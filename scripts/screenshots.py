@@ -1,0 +1,46 @@
+"""Takes the pictures of the pages in docs/pages: of a demo that serves them, in Chromium.
+
+    .venv/bin/maxgreen demo --serve      # in another terminal; it prints where the pages are
+    .venv/bin/python scripts/screenshots.py http://127.0.0.1:PORT
+"""
+
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+FOLDER = Path(__file__).parent.parent / "docs/pages"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+PICTURES = {
+    "owner of the panel": {
+        "home": "/home",
+        "day": "/systems/1?day=2015-11-11",
+        "statement": "/systems/1/statements/2015-11",
+    },
+    "owner of the storage node": {"node": "/nodes/2"},
+    "member 1": {"dao": "/dao?ended=yes", "order": "/dao/orders/1"},
+    "operator": {"fleet": "/fleet"},
+}
+
+
+def main() -> None:
+    """Take them all."""
+    FOLDER.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
+        for who, pages in PICTURES.items():
+            context = browser.new_context(base_url=sys.argv[1], viewport={"width": 1000, "height": 700})
+            page = context.new_page()
+            page.goto("/sign-in")
+            page.get_by_role("button", name=f"Trial: {who}", exact=True).click()
+            page.wait_for_url("**/home")
+            for name, path in pages.items():
+                page.goto(path)
+                page.wait_for_timeout(1_000)
+                page.screenshot(path=FOLDER / f"{name}.png")
+            context.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
