@@ -51,7 +51,8 @@ def fill(story: Story, devices: int, years: int) -> int:
         for number in range(devices):
             lab, days = Lab(10_000 + number), 365 if number < years else 10
             record = replace(model.record, spki=lab.signer.spki, predecessor=None)
-            put_devices(connection, [KnownDevice(record, 1_000 + number, model.owner, model.system)])
+            owner = f"0x{number:040x}" if number else model.owner
+            put_devices(connection, [KnownDevice(record, 1_000 + number, owner, model.system)])
             known = replace(state, wall_ms=now_s * 1000).to_bytes()
             row = {"device": lab.device, "version": 1, "next_seq": 9, "state": known, "waiting": 0, "waiting_bytes": 0}
             connection.execute(insert(chains).values(**row, due=0, credited=b""))
@@ -145,7 +146,12 @@ def main() -> None:
         threading.Thread(target=server.run, daemon=True).start()
         wait_for(lambda: server.started, 30, "the pages")
         secrets = {k: world.keep.begin_session(story.world.accounts[k].address, world.now_ms) for k in (1, 2, 5)}
-        found = {path: timed(url, secrets[k], path, 40) for k, paths in pages(story, token).items() for path in paths}
+        names = {1: "operator", 2: "member", 5: "owner"}
+        found = {
+            f"{names[k]} {path}": timed(url, secrets[k], path, 40)
+            for k, paths in pages(story, token).items()
+            for path in paths
+        }
         answers = multiprocessing.get_context("spawn").Queue()
         processes = [
             multiprocessing.get_context("spawn").Process(

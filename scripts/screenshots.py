@@ -1,7 +1,7 @@
 """Takes the pictures of the pages in docs/pages: of a demo that serves them, in Chromium.
 
-    .venv/bin/maxgreen demo --serve      # in another terminal; it prints where the pages are
-    .venv/bin/python scripts/screenshots.py http://127.0.0.1:PORT
+.venv/bin/maxgreen demo --serve      # in another terminal; it prints where the pages are
+.venv/bin/python scripts/screenshots.py http://127.0.0.1:PORT
 """
 
 import sys

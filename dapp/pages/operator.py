@@ -30,7 +30,8 @@ def fleet_page(
     rows = [row for row in fleet.devices(visit.world) if not how or row["how"] == how]
     shown = [row for row in rows if row["token"] > after][:100]
     return render(
-        visit, "fleet.html", rows=shown, how=how, count=len(rows), map=map_of(rows[:_MOST_DOTS]), facts=fleet.facts(visit.world), wrong=fleet.wrong_now(visit.world),
+        visit, "fleet.html", rows=shown, how=how, count=len(rows), map=map_of(rows[:_MOST_DOTS]),
+        facts=fleet.facts(visit.world), wrong=fleet.wrong_now(visit.world),
         counts=fleet.counts(visit.world), rejected=fleet.rejected(visit.world, 10),
         hows=sorted({row["how"] for row in fleet.devices(visit.world)}),
         more=shown[-1]["token"] if shown and shown[-1]["token"] < rows[-1]["token"] else None,

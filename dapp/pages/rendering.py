@@ -24,6 +24,7 @@ TURNS: Final = {
     "hold": "held back by the DAO",
     "vote": "the DAO votes on it",
     "claim": "approved: you can claim it",
+    "rejected": "the DAO rejected the order; the operator closes the period again",
     "order": "waits for the next order",
     "room": "waits for room in the node's battery",
     "period": "waits for the end of its first period",

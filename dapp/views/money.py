@@ -21,6 +21,11 @@ from settlement.run import Run
 from settlement.statement import read_windows
 
 _PERIODS: Final = 120
+_TURNS: Final = {
+    OrderStatus.POSTED.label: "vote",
+    OrderStatus.APPROVED.label: "claim",
+    OrderStatus.REJECTED.label: "rejected",
+}
 
 
 def closed(world: World) -> list[dict[str, Any]]:
@@ -142,6 +147,7 @@ def line_status(world: World, line: Line) -> dict[str, Any]:
         "waiting_mws": str(waiting_mws),
         "hold": line.hold,
         "hold_text": world.contract.hold_text(name) if line.hold else "",
+        "rejected": f"{last['code']}: {last['text']}" if last is not None and last["code"] else "",
         "turn": _turn(line, said, waiting_mws, last),
     }
 
@@ -156,7 +162,7 @@ def _turn(line: Line, said: Mapping[str, Any] | None, waiting_mws: int, last: Ma
         return "hold"
     if waiting_mws:
         status = "" if last is None else last["status"]
-        return {OrderStatus.POSTED.label: "vote", OrderStatus.APPROVED.label: "claim"}.get(status, "order")
+        return _TURNS.get(status, "order")
     if line.credit_mws:
         return "room"
     return "period" if said is None else "nothing"
