@@ -159,7 +159,7 @@ def statements(request: Request, visit: Visitor, system: int) -> Response:
 @router.get("/systems/{system}/lines", summary="A system's lines, and what each waits for")
 def lines(request: Request, visit: Visitor, system: int) -> Response:
     visit.sees(system)
-    rows = [money.line_status(visit.world, line) for line in visit.world.lines_of({system})]
+    rows = money.lines_of(visit.world, {system})
     return answer(request, rows, rows)
 
 

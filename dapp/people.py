@@ -6,6 +6,7 @@ from typing import Any
 
 from dapp.world import BLOCK_S, World
 from maxgreen.chain import roles
+from maxgreen.errors import Retryable
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,10 @@ def person(world: World, address: str, shared: AbstractSet[int] = frozenset(), *
     """Return who an address is now."""
     if not address:
         return Person(shared=shared)
-    member, operator = world.memory.get(("roles", address), BLOCK_S, lambda: _roles(world, address))
+    try:
+        member, operator = world.memory.get(("roles", address), BLOCK_S, lambda: _roles(world, address))
+    except Retryable:  # whose house it is the ledger knows; who is more must wait for the chain
+        member = operator = False
     own = {t: k.system["kind"] for t, k in world.systems.items() if k.owner.lower() == address.lower()}
     return Person(
         address,

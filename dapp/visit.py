@@ -1,7 +1,8 @@
 """One request's visitor: who it is, in which language and time zone."""
 
-from dataclasses import dataclass
-from typing import Annotated, Final
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
 from urllib.parse import unquote
 
 from fastapi import Depends, HTTPException, Request
@@ -12,6 +13,7 @@ from dapp.live import Live
 from dapp.people import Person, person
 from dapp.words import LANGUAGES, known_zone
 from dapp.world import World
+from maxgreen.errors import Retryable
 
 SESSION: Final = "mg_session"
 LINK: Final = "mg_link"
@@ -29,6 +31,16 @@ class Visit:
     who: Person
     language: str
     zone: str
+    missing: list[str] = field(default_factory=list)  # what a page is shown without
+
+    def softly(self, fetch: Callable[[], Any], default: Any) -> Any:
+        """Return what is fetched; where what knows it is away, a default, and the page says so."""
+        try:
+            return fetch()
+        except Retryable as error:
+            if str(error) not in self.missing:
+                self.missing.append(str(error))
+            return default
 
     def needs_account(self) -> str:
         """Return the visitor's address; 401 for a stranger."""

@@ -31,6 +31,7 @@ T = TypeVar("T")
 SOON_S: Final = 5.0  # what the ledger says of devices
 BLOCK_S: Final = 12.0  # what the chain says
 _MOST: Final = 4_096
+_REST_S: Final = 10.0  # after the chain did not answer: no page waits for it meanwhile
 
 
 class Memory:
@@ -92,7 +93,8 @@ class World:
     def from_settings(cls, settings: DappSettings) -> "World":
         """Connect as the settings say."""
         clock = make_clock(settings.clock_file)
-        deployment = Deployment(connect(settings.rpc, clock).trying(), Addresses.load(settings.deployment))
+        chain = connect(settings.rpc, clock).trying(_REST_S)
+        deployment = Deployment(chain, Addresses.load(settings.deployment))
         signer = load_key_file(settings.key_file) if settings.key_file else None
         return cls(
             open_engine(settings.ledger),

@@ -29,15 +29,16 @@ _LINK_S: Final = 365 * 86_400
 @router.get("/home")
 def home(visit: Visitor) -> Response:
     address, world = visit.needs_account(), visit.world
-    own = world.lines_of(set(visit.who.systems)) if visit.who.systems else []
-    lines = [money.line_status(world, line) for line in own]
+    lines = visit.softly(lambda: money.lines_of(world, set(visit.who.systems)), [])
+    waiting = visit.softly(lambda: council.applications(world), [])
     cards = [_card(visit, token, lines) for token in sorted(visit.who.systems)]
     return render(
-        visit, "home.html", cards=cards, lines=lines, requests=money.requests_of(world, visit.who),
-        held=money.held_tokens(world, address),
-        waiting=[a for a in council.applications(world) if a["applicant"].lower() == address.lower()],
-        ballots=council.ballots(world, "technical") if visit.who.member else [],
-        applications=council.applications(world) if visit.who.member else [],
+        visit, "home.html", cards=cards, lines=lines,
+        requests=visit.softly(lambda: money.requests_of(world, visit.who), {"storage": [], "take_outs": []}),
+        held=visit.softly(lambda: money.held_tokens(world, address), {}),
+        waiting=[a for a in waiting if a["applicant"].lower() == address.lower()],
+        ballots=visit.softly(lambda: council.ballots(world, "technical"), []) if visit.who.member else [],
+        applications=waiting if visit.who.member else [],
         wrong=fleet.wrong_now(world) if visit.who.operator else [],
     )  # fmt: skip
 
@@ -61,7 +62,7 @@ def _card(visit: Visit, token: int, lines: list[dict[str, Any]]) -> dict[str, An
         "last": _last_statement(visit, token),
         "waiting_mws": sum(int(line["waiting_mws"]) for line in mine),
         "turns": sorted({line["turn"] for line in mine} - {"nothing"}),
-        "room": money.room(world, token) if known.system["kind"] != "miner" else None,
+        "room": visit.softly(lambda: money.room(world, token), None) if known.system["kind"] != "miner" else None,
     }
 
 
@@ -101,7 +102,7 @@ def system_page(
         calendar=calendar_rows(metered.calendar(world, system, begin, end), begin, end, visit.zone),
         month_bars=bars([(d["day"], d["energy_mws"]) for d in days]), days=days,
         year_bars=bars([(m["month"], m["energy_mws"]) for m in months]), months=months,
-        lines=[money.line_status(world, line) for line in world.lines_of({system})],
+        lines=visit.softly(lambda: money.lines_of(world, {system}), []),
         statements=money.statements(world, system),
         links=world.keep.links(visit.who.address, system) if visit.who.owns(system) else [], secret="",
     )  # fmt: skip
@@ -224,7 +225,7 @@ def node_page(visit: Visitor, node: int) -> Response:
         visit, "node.html", node=node, room=money.room(world, node), state=visit.live.now(node),
         storage=[r for r in found["storage"] if r["node"] == node],
         take_outs=[t for t in found["take_outs"] if t["node"] == node],
-        lines=[money.line_status(world, line) for line in world.lines_of({node})],
+        lines=visit.softly(lambda: money.lines_of(world, {node}), []),
         statements=money.statements(world, node),
     )  # fmt: skip
 

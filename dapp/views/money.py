@@ -126,6 +126,11 @@ def order(world: World, number: int) -> dict[str, Any]:
     }
 
 
+def lines_of(world: World, systems: set[int]) -> list[dict[str, Any]]:
+    """Return the lines with an end at one of these systems, oldest first."""
+    return [line_status(world, line) for line in world.lines_of(systems)] if systems else []
+
+
 def line_status(world: World, line: Line) -> dict[str, Any]:
     """Return a line: its ends, what it was paid, what waits, and for whom it waits."""
     name = line.ends.line_id

@@ -84,12 +84,16 @@ class Chain:
         self._served: bool | None = None if where else False
         self._lock = threading.RLock()  # py-evm is not made for threads, and a nonce is used once
         self._sender = Sender(web3, self._asked)
+        self.rests_s, self._rests_until_s, self._away = 0.0, 0.0, ""
         self.sends = True  # else a transaction is only tried, and NothingSentError says what it would be
 
-    def trying(self) -> "Chain":
-        """Return this connection with transactions only tried: NothingSentError says what they would be."""
+    def trying(self, rests_s: float = 0.0) -> "Chain":
+        """Return this connection with transactions only tried: NothingSentError says what they would be.
+
+        `rests_s`: so long nothing is asked after the chain did not answer; Retryable says so at once.
+        """
         found = copy.copy(self)
-        found.sends = False
+        found.sends, found.rests_s = False, rests_s
         return found
 
     @property
@@ -308,6 +312,15 @@ class Chain:
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
         """Return an answer; what is no answer is asked for again for a while, then Retryable says why."""
+        if time.monotonic() < self._rests_until_s:
+            raise Retryable(self._away)
+        try:
+            return self._patiently(ask)
+        except Retryable as error:
+            self._rests_until_s, self._away = time.monotonic() + self.rests_s, str(error)
+            raise
+
+    def _patiently(self, ask: Callable[[], Any]) -> Any:
         deadline, pause_s = time.monotonic() + (0.0 if self.embedded else ANSWER_S), _FIRST_PAUSE_S
         while True:
             try:
