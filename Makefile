@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 DEMO_DIR ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage check fmt bench fuzz chaos invariants wheels contracts vectors lock services clean
+.PHONY: help venv demo test coverage check fmt bench fuzz chaos invariants wheels contracts web screenshots vectors lock services clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,7 @@ bench: venv ## measure, side by side with peers
 	@$(BIN)/python benchmarks/agent.py
 	@$(BIN)/python benchmarks/ingest.py
 	@$(BIN)/python benchmarks/settlement.py
+	@$(BIN)/python benchmarks/dapp.py
 
 fuzz: venv ## fuzz the decoder and judging, ten million runs each (hours)
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=3'
@@ -73,6 +74,12 @@ invariants: ## act on the contracts at random a million times (ten minutes)
 
 contracts: ## compile the contracts into maxgreen/chain/artifacts
 	@scripts/contracts build
+
+web: venv ## bundle the pages' scripts and styles into dapp/static
+	@scripts/web build
+
+screenshots: venv services ## take the pictures of the pages in docs/pages again
+	@$(BIN)/python scripts/screenshots.py
 
 vectors: venv ## write docs/vectors again
 	@$(BIN)/python scripts/vectors.py

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
@@ -29,6 +30,7 @@ from maxgreen.verify.rules import Decision
 
 router: Final = APIRouter(prefix="/api/v1", tags=["api"])
 _VALID_S: Final = 60
+_NUMBER: Final = re.compile(r"-?\d+(\.\d+)?")
 _DAY: Final = r"^\d{4}-\d{2}-\d{2}$"
 _MONTH: Final = r"^\d{4}-\d{2}$"
 
@@ -82,7 +84,7 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in row.items():
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
+        elif isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} and not _NUMBER.fullmatch(value):
             found[f"{prefix}{name}"] = f"'{value}"  # no formula in somebody's spreadsheet
         else:
             found[f"{prefix}{name}"] = value

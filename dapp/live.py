@@ -7,7 +7,8 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ _DEVICES: Final = 100_000
 _CHANNELS: Final = 256
 _ALARMS: Final = 20
 MOST_STREAMS: Final = 1_000
+MOST_OF_ONE: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Live:
         self._world = world
         self._lock = threading.Lock()
         self._states: dict[str, _State] = {}  # by device
-        self._streams = 0
+        self._streams: Counter[str] = Counter()  # by whose they are
         self._stopping = False
         self._connection: Connection | None = None
         if settings is not None and settings.enabled:
@@ -77,15 +79,18 @@ class Live:
         channels = [{**c, "watts": state.watts.get(str(c["channel"]), c["watts"])} for c in found["channels"]]
         return {**found, "channels": channels, "live": True, "silent": False, "alarms": state.alarms}
 
-    async def events(self, system: int) -> AsyncIterator[bytes]:
-        """Yield a system's state whenever it changed, as server-sent events; a comment now and then."""
-        if self._streams >= MOST_STREAMS:
+    async def events(self, system: int, whose: str, may_see: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """Yield a system's state whenever it changed, as server-sent events; a comment now and then.
+
+        `whose` streams are counted together; one ends when `may_see` says no more.
+        """
+        if self._streams.total() >= MOST_STREAMS or self._streams[whose] >= MOST_OF_ONE:
             yield b"retry: 30000\n\n"
             return
-        self._streams += 1
+        self._streams[whose] += 1
         try:
             said, beat_s = "", time.monotonic()
-            while not self._stopping:
+            while not self._stopping and await asyncio.to_thread(may_see):
                 value = await asyncio.to_thread(self.now, system)
                 text = json.dumps(value, separators=(",", ":"))
                 if text != said:
@@ -96,7 +101,8 @@ class Live:
                     yield b": still here\n\n"
                 await asyncio.sleep(_LOOK_S / 2)
         finally:
-            self._streams -= 1
+            self._streams[whose] -= 1
+            self._streams += Counter()  # forgets whoever has none
 
     def _take(self, notice: Notice) -> None:
         if not isinstance(notice, Incoming):

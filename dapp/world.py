@@ -42,10 +42,14 @@ class Memory:
         self._most = most
         self._known: OrderedDict[Any, tuple[float, Any]] = OrderedDict()
         self._fetching: dict[Any, threading.Lock] = {}
+        self._forgot_s = 0.0
+        self._due_s = 0.0  # when to forget, where somebody has just asked for that
 
     def get(self, key: Any, seconds: float, fetch: Callable[[], T]) -> T:
         """Return what is remembered, or what `fetch` returns."""
         with self._lock:
+            if self._due_s and time.monotonic() >= self._due_s:
+                self._clear()
             found = self._known.get(key)
             if found is not None and found[0] > time.monotonic():
                 return found[1]  # type: ignore[no-any-return]
@@ -68,9 +72,16 @@ class Memory:
         return value
 
     def forget(self) -> None:
-        """Forget everything: somebody has just changed something."""
+        """Forget everything, at most once a second: somebody has just changed something."""
         with self._lock:
-            self._known.clear()
+            if time.monotonic() >= self._forgot_s + 1:
+                self._clear()
+            else:
+                self._due_s = self._forgot_s + 1
+
+    def _clear(self) -> None:
+        self._known.clear()
+        self._forgot_s, self._due_s = time.monotonic(), 0.0
 
 
 @dataclass

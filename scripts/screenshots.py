@@ -1,10 +1,11 @@
-"""Takes the pictures of the pages in docs/pages: of a demo that serves them, in Chromium.
+"""Takes the pictures of the pages in docs/pages: of a demo that serves them, in Chromium (`make screenshots`)."""
 
-.venv/bin/maxgreen demo --serve      # in another terminal; it prints where the pages are
-.venv/bin/python scripts/screenshots.py http://127.0.0.1:PORT
-"""
-
+import re
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -23,13 +24,28 @@ PICTURES = {
 }
 
 
+@contextmanager
+def demo() -> Iterator[str]:
+    """Serve a demo; return where."""
+    program = Path(sys.executable).with_name("maxgreen")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [program, "demo", "--dir", f"{folder}/demo", "--serve"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            found = (re.search(r"pages: (\S+)/", line) for line in process.stderr or ())
+            yield next(one[1] for one in found if one)
+        finally:
+            process.terminate()
+            process.wait()
+
+
 def main() -> None:
     """Take them all."""
     FOLDER.mkdir(exist_ok=True)
-    with sync_playwright() as playwright:
+    with demo() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
         for who, pages in PICTURES.items():
-            context = browser.new_context(base_url=sys.argv[1], viewport={"width": 1000, "height": 700})
+            context = browser.new_context(base_url=url, viewport={"width": 1000, "height": 700})
             page = context.new_page()
             page.goto("/sign-in")
             page.get_by_role("button", name=f"Trial: {who}", exact=True).click()

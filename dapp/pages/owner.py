@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import segno
-from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 
 from dapp import words
@@ -13,6 +13,7 @@ from dapp.guard import not_found
 from dapp.pages.rendering import pack, render, times
 from dapp.views import council, fleet, metered, money
 from dapp.visit import LINK, Visit, Visitor
+from dapp.visit import visit as again
 from maxgreen.actions.all import ACTIONS
 from maxgreen.actions.samples import sample_text
 from maxgreen.errors import UsageError
@@ -231,10 +232,18 @@ def node_page(visit: Visitor, node: int) -> Response:
 
 
 @router.get("/live/{system}")
-async def live(visit: Visitor, system: int) -> Response:
+async def live(request: Request, visit: Visitor, system: int) -> Response:
     visit.sees(system)
+
+    def may_see() -> bool:
+        try:
+            return again(request).who.may_see(system)
+        except HTTPException:  # the token is over
+            return False
+
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(visit.live.events(system), media_type="text/event-stream", headers=headers)
+    events = visit.live.events(system, visit.who.address or f"a link to {system}", may_see)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 def _qr(text: str) -> list[str]:

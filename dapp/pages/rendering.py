@@ -54,7 +54,8 @@ def render(visit: Visit, name: str, /, **values: Any) -> HTMLResponse:
     shown = {
         "who": visit.who, "language": visit.language, "zone": visit.zone, "now_ms": visit.world.now_ms,
         "moment": lambda t_ms: words.moment(t_ms, visit.zone), "ago": lambda t_ms: words.ago(t_ms, visit.world.now_ms),
-        "named": visit.world.named, "trial": visit.world.trial, "missing": visit.missing, "network": visit.world.deployment.network,
+        "named": visit.world.named, "trial": visit.world.trial, "missing": visit.missing,
+        "network": visit.world.deployment.network,
     }  # fmt: skip
     return HTMLResponse(page.render(**shown, **values), headers={"Cache-Control": "private, no-store"})
 

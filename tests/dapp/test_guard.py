@@ -8,7 +8,9 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 
 from dapp import words
+from dapp.api import _csv
 from dapp.guard import Rate
+from dapp.world import Memory
 from maxgreen.actions.all import ACTIONS
 from maxgreen.actions.catalog import Kind
 from tests.dapp.conftest import URL
@@ -72,6 +74,22 @@ def test_an_answer_that_is_known_is_not_sent_again_and_lists_come_as_csv(site):
     sent = {row["day"]: row["energy_mws"]["sent"] for row in first.json()}
     assert f"{day}," in text
     assert str(sent[day]) in text
+
+
+def test_a_table_keeps_its_numbers_and_has_no_formulas():
+    text = _csv([{"loss_mws": "-12", "text": "=HYPERLINK(1)", "more": {"a": "+1.5x"}}]).decode()
+    assert text == "loss_mws,text,more.a\n-12,'=HYPERLINK(1),'+1.5x\n"
+
+
+def test_what_is_remembered_is_forgotten_at_most_once_a_second():
+    memory, asked = Memory(), []
+    for _ in range(50):
+        memory.get("x", 60, lambda: asked.append(1))
+        memory.forget()
+    assert len(asked) <= 2
+    memory._due_s = 1e-9
+    memory.get("x", 60, lambda: asked.append(1))
+    assert len(asked) >= 2
 
 
 def test_lists_are_read_page_by_page(site):

@@ -82,7 +82,9 @@ def test_an_open_page_hears_what_a_device_publishes(site, tmp_path):
         assert newest["alarms"] == ["the case is open; close it"]
         assert newest["channels"][0]["watts"] == 123.5
         publisher.loop_stop()
-        assert live._streams == 1
+        assert live._streams.total() == 1
+        world.keep.end_sessions(site.accounts["owner"].address)
+        wait_for(lambda: not live._streams, 30, "the end of a stream whose session is over")
 
 
 def test_what_a_device_says_is_bounded():
