@@ -12,6 +12,8 @@ from babel.messages.pofile import read_po
 
 from maxgreen.units import MWS_PER_KWH
 
+# What the protocol's words are to people.
+_ENGLISH: Final = {"miner": "solar panel", "storage_node": "storage node", "taken_out": "taken out"}
 LANGUAGES: Final = {"en": "English", "es": "Español"}
 _WEI: Final = 10**18
 _SMALL_WH: Final = 1_000
@@ -74,8 +76,8 @@ def known_zone(name: str) -> str:
 
 
 def said(language: str) -> Mapping[str, str]:
-    """Return what English texts are in a language."""
-    return _catalogue(language) if language in LANGUAGES and language != "en" else {}
+    """Return what the texts of templates are in a language."""
+    return _catalogue(language) if language in LANGUAGES and language != "en" else _ENGLISH
 
 
 @lru_cache(maxsize=len(LANGUAGES))

@@ -222,7 +222,7 @@ def the_owner_claims(town, owner, day):
     page = owner.goes("/home")
     page.get_by_role("link", name="Claim it").click()
     owner.acts()
-    expect(owner.goes("/wallet").locator("main")).to_contain_text("energy 3")
+    expect(owner.goes("/wallet").locator("main")).to_contain_text("energy of node 3")
     expect(owner.goes("/home").locator("main")).not_to_contain_text("A payment was approved")
 
 
