@@ -16,7 +16,7 @@ from dapp.live import Live
 from dapp.world import World
 from maxgreen.chain.code import verify
 from maxgreen.errors import Fatal
-from maxgreen.service import notify
+from maxgreen.service import notify, patiently
 
 _LOG: Final = logging.getLogger(__name__)
 _OPEN_PAGES_S: Final = 3  # open pages are told to come back
@@ -42,9 +42,12 @@ class DappService:
 
     @classmethod
     def from_settings(cls, settings: DappSettings) -> "DappService":
-        """Compose the service; Fatal when the chain is another one, or its contracts are others."""
-        world = World.from_settings(settings)
-        verify(world.deployment.chain, world.deployment.addresses)
+        """Compose the service; Fatal when the chain is another one, or its contracts are others.
+
+        A ledger or chain that is away is waited for.
+        """
+        world = patiently(lambda: World.from_settings(settings))
+        patiently(lambda: verify(world.deployment.chain, world.deployment.addresses))
         return cls(world, settings)
 
     def run(self) -> None:

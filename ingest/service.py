@@ -3,7 +3,6 @@
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -26,17 +25,15 @@ from maxgreen.chain.client import connect
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.clock import Clock, make_clock
 from maxgreen.keyfile import create_key_file, load_key_file
-from maxgreen.ledger.engine import LedgerAwayError, open_engine
+from maxgreen.ledger.engine import open_engine
 from maxgreen.ledger.lease import Lease
 from maxgreen.ledger.segments import verbatim_of
 from maxgreen.protocol.keys import Signer
-from maxgreen.service import notify, scrypt_kernel
+from maxgreen.service import notify, patiently, scrypt_kernel
 
 _LOG: Final = logging.getLogger(__name__)
 _PROJECT_EVERY_S: Final = 1.0
 _DAYS_EVERY_S: Final = 60.0  # a day of each device that sent something is read whole
-_OPEN_EVERY_S: Final = 2.0
-_PATIENCE_US: Final = 60_000_000
 
 
 class IngestService:
@@ -89,7 +86,7 @@ class IngestService:
         signer = load_key_file(key_file) if key_file.exists() else create_key_file(key_file)
         chain = connect(settings.chain.rpc, clock)
         deployment = Deployment(chain, Addresses.load(settings.chain.deployment))
-        return cls(settings, _opened(settings.ledger), deployment, signer, clock)
+        return cls(settings, patiently(lambda: open_engine(settings.ledger)), deployment, signer, clock)
 
     def missing(self) -> str | None:
         """Return what keeps the service from being ready, or None."""
@@ -156,17 +153,3 @@ def _source(settings: IngestSettings, shards: Shards | None, greet: Callable[[],
     from ingest.nats_source import NatsSource  # noqa: PLC0415 - nats-py only where it is used
 
     return NatsSource(settings.nats, settings.broker, shards.step, greet, metrics.connected.set)
-
-
-def _opened(url: str) -> Engine:
-    said = ""
-    while True:
-        try:
-            return open_engine(url)
-        except LedgerAwayError as error:
-            if str(error) != said:
-                said = str(error)
-                notify(f"STATUS=waiting: {said}")
-                _LOG.warning("waiting: %s", said)
-            notify(f"EXTEND_TIMEOUT_USEC={_PATIENCE_US}")  # systemd waits with us
-            time.sleep(_OPEN_EVERY_S)

@@ -8,12 +8,17 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Callable
 from logging.handlers import QueueHandler, QueueListener
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from maxgreen.errors import Fatal
+from maxgreen.errors import Fatal, Retryable
 from native import kernels
 
+T = TypeVar("T")
+
+_AGAIN_S: Final = 2.0
+_PATIENCE_US: Final = 60_000_000
 _LOG: Final = logging.getLogger(__name__)
 _HEARTBEAT_S: Final = 10.0
 _STUCK_S: Final = 180.0  # WatchdogSec of the units
@@ -40,6 +45,21 @@ def notify(state: str) -> None:
         if address not in _said:
             _said.add(address)
             _LOG.warning("systemd does not hear us at %s: %s", address, error)
+
+
+def patiently(step: Callable[[], T]) -> T:
+    """Return what a step returns, however long what it needs is away; it is said once, and systemd waits with us."""
+    said = ""
+    while True:
+        try:
+            return step()
+        except Retryable as error:
+            if str(error) != said:
+                said = str(error)
+                notify(f"STATUS=waiting: {said}")
+                _LOG.warning("waiting: %s", said)
+            notify(f"EXTEND_TIMEOUT_USEC={_PATIENCE_US}")
+            time.sleep(_AGAIN_S)
 
 
 def collect_seldom() -> None:
@@ -105,7 +125,10 @@ def log_to_stderr() -> None:
     stderr.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     listener = QueueListener(waiting, stderr)
-    logging.basicConfig(level=logging.INFO, handlers=[_Bounded(waiting)])
+    handler = _Bounded(waiting)
+    handler.setFormatter(logging.Formatter("%(message)s"))  # the rest is the listener's
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # what it does to a ledger is no news each time
     listener.start()
     atexit.register(listener.stop)
 
