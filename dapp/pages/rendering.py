@@ -18,6 +18,24 @@ from maxgreen.errors import UsageError
 from maxgreen.ledger.sums import DAY_S
 from settlement.packs import write_pack_of
 
+# What scripts say (dapp/web/src/wallet.js); English is in them.
+SCRIPT_TEXTS: Final = (
+    "Browser wallet",
+    "Done.",
+    "In block {block}.",
+    "It failed in block {block}: {why}",
+    "Sent: {hash}. It waits for a block.",
+    "The wallet asks you.",
+    "The wallet is asked to change its network.",
+    "The wallet waits for you: open it.",
+    "There is no wallet in this browser.",
+    "There is nothing to do: it is done already.",
+    "These bytes are not what they seem; nothing is signed.",
+    "This is no call to a contract that these pages know; nothing is signed.",
+    "You declined in the wallet.",
+    "You signed in as {account}, and the wallet is at {other}: choose the account in the wallet.",
+    "the chain does not say why",
+)
 TURNS: Final = {
     "opening": "opens when both agents have sent a reading; the operator sees to it",
     "trouble": "its evidence does not hold together; the operator looks at it",
@@ -44,6 +62,7 @@ def _environment(language: str) -> Environment:
     pages.globals.update(
         _=lambda text, /, **values: (said.get(text, text)).format(**values) if values else said.get(text, text),
         energy=words.energy, power=words.power, tokens=words.tokens, languages=words.LANGUAGES, turns=TURNS,
+        texts={text: said[text] for text in SCRIPT_TEXTS if text in said},
     )  # fmt: skip
     return pages
 

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.services
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync"]  # fmt: skip
 PATIENCE_MS = 60_000
+expect.set_options(timeout=PATIENCE_MS)
 GOVERNANCE = Governance(voting_delay_s=1, voting_period_s=3_600, timelock_s=1)  # people and browsers take a while
 ROLES = ("generation", "sent", "received", "delivered")
 

@@ -1,10 +1,12 @@
 """How the pages look and read: no width or theme breaks them, the keyboard suffices, axe finds nothing serious."""
 
+import json
 import re
 import shutil
 import threading
 
 import pytest
+import segno
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
@@ -13,9 +15,11 @@ from dapp import words
 from dapp.app import make_app
 from dapp.audits import Audits
 from dapp.live import Live
+from dapp.pages.rendering import SCRIPT_TEXTS, TURNS
+from settlement.explain import WHY
 from tests.conftest import ROOT, need
 from tests.dapp.conftest import world_of
-from tests.dapp.test_browser import ARGUMENTS
+from tests.dapp.test_browser import ARGUMENTS, PATIENCE_MS  # and its patience of `expect`
 from tests.services import free_port, wait_for
 
 pytestmark = pytest.mark.services
@@ -67,6 +71,7 @@ def pages_of(site):
 def at(browser, served, who, **options):
     site, world, url = served
     context = browser.new_context(base_url=url, **options)
+    context.set_default_timeout(PATIENCE_MS)
     if who != "stranger":
         secret = world.keep.begin_session(site.accounts[who].address, world.now_ms)
         context.add_cookies([{"name": "mg_session", "value": secret, "url": url}])
@@ -162,7 +167,36 @@ def test_every_text_has_its_spanish():
     known = set()
     for path in (ROOT / "dapp/templates").glob("*.html"):
         known |= set(TEXT.findall(path.read_text()))
+    scripts = set(re.findall(r'say\("([^"]+)"', (ROOT / "dapp/web/src/wallet.js").read_text()))
+    assert scripts == set(SCRIPT_TEXTS)
+    known |= scripts | set(WHY.values()) | set(TURNS.values())
     missing = sorted(text for text in known if text not in spanish)
     assert missing == []
     for text, said in spanish.items():
         assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", said)), text
+
+
+def test_scripts_speak_the_visitors_language(browser, served):
+    context = at(browser, served, "stranger")
+    context.add_cookies([{"name": "lang", "value": "es", "url": served[2]}])
+    page, broken = context.new_page(), []
+    page.on("console", lambda said: broken.append(said.text) if "Security Policy" in said.text else None)
+    page.goto("/sign-in")
+    expect(page.locator("#wallets")).to_contain_text("No hay ningún monedero en este navegador.")
+    assert page.locator("html").get_attribute("lang") == "es"
+    assert broken == []
+    context.close()
+
+
+def test_a_photograph_of_the_devices_code_is_read(browser, served, tmp_path):
+    proof = json.dumps({"network": "eip155:1:0x" + "ab" * 20, "public_key": "30" * 91, "signature": "cd" * 64})
+    segno.make_qr(proof, error="l").save(str(tmp_path / "code.png"), scale=6)
+    (tmp_path / "none.png").write_bytes((ROOT / "docs/pages/home.png").read_bytes())
+    context = at(browser, served, "owner")
+    page = context.new_page()
+    page.goto("/apply")
+    page.locator("#photo").set_input_files(tmp_path / "none.png")
+    page.wait_for_function("document.getElementById('f-proof').validationMessage !== ''")
+    page.locator("#photo").set_input_files(tmp_path / "code.png")
+    expect(page.locator("#f-proof")).to_have_value(proof)
+    context.close()

@@ -2,6 +2,10 @@
 import { decodeFunctionData, encodeFunctionData } from "viem";
 import { ABI } from "./abi.js";
 
+// Texts are English here; a page in another language brings them along.
+const texts = JSON.parse(document.getElementById("texts")?.textContent ?? "{}");
+const say = (text, values = {}) => (texts[text] ?? text).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+
 const found = new Map();
 const listeners = new Set();
 
@@ -12,14 +16,14 @@ window.addEventListener("eip6963:announceProvider", (event) => {
 window.dispatchEvent(new Event("eip6963:requestProvider"));
 setTimeout(() => {
   if (!found.size && window.ethereum) {
-    found.set("window.ethereum", { info: { uuid: "window.ethereum", name: "Browser wallet", icon: "" }, provider: window.ethereum });
+    found.set("window.ethereum", { info: { uuid: "window.ethereum", name: say("Browser wallet"), icon: "" }, provider: window.ethereum });
   }
   listeners.forEach((tell) => tell());
 }, 400);
 
 function words(error) {
-  if (error?.code === 4001) return "You declined in the wallet.";
-  if (error?.code === -32002) return "The wallet waits for you: open it.";
+  if (error?.code === 4001) return say("You declined in the wallet.");
+  if (error?.code === -32002) return say("The wallet waits for you: open it.");
   return error?.message || String(error);
 }
 
@@ -45,7 +49,7 @@ if (box) {
   const status = document.getElementById("wallet-status");
   const show = () => {
     box.replaceChildren();
-    if (!found.size) box.append(element("p", "There is no wallet in this browser.", "note"));
+    if (!found.size) box.append(element("p", say("There is no wallet in this browser."), "note"));
     for (const { info, provider } of found.values()) {
       const button = element("button", info.name, "button wide");
       if (info.icon?.startsWith("data:image/")) {
@@ -62,7 +66,7 @@ if (box) {
 
 async function signIn(info, provider, status) {
   try {
-    status.textContent = "The wallet asks you.";
+    status.textContent = say("The wallet asks you.");
     const [address] = await provider.request({ method: "eth_requestAccounts" });
     const text = await (await post("/sign-in/text", { address })).text();
     const hex = `0x${[...new TextEncoder().encode(text)].map((b) => b.toString(16).padStart(2, "0")).join("")}`;
@@ -98,12 +102,12 @@ async function act(form, steps) {
   for (let count = 0; ; count += 1) {
     const { transaction } = await (await post(`/api/v1/actions/${form.dataset.action}`, values, true)).json();
     if (!transaction) {
-      steps.append(element("p", count ? "Done." : "There is nothing to do: it is done already.", "note"));
+      steps.append(element("p", count ? say("Done.") : say("There is nothing to do: it is done already."), "note"));
       return;
     }
     if (!(await sign(transaction, form.dataset.account, steps))) return;
     if (transaction.last) {
-      steps.append(element("p", "Done.", "note good"));
+      steps.append(element("p", say("Done."), "note good"));
       return;
     }
   }
@@ -112,9 +116,9 @@ async function act(form, steps) {
 // What the wallet is asked to sign is decoded here from its bytes, encoded again and compared.
 function read(transaction) {
   const abi = ABI[transaction.contract];
-  if (!abi) throw new Error("This is no call to a contract that these pages know; nothing is signed.");
+  if (!abi) throw new Error(say("This is no call to a contract that these pages know; nothing is signed."));
   const { functionName, args } = decodeFunctionData({ abi, data: transaction.data });
-  if (encodeFunctionData({ abi, functionName, args }) !== transaction.data) throw new Error("These bytes are not what they seem; nothing is signed.");
+  if (encodeFunctionData({ abi, functionName, args }) !== transaction.data) throw new Error(say("These bytes are not what they seem; nothing is signed."));
   const inputs = abi.find((entry) => entry.name === functionName && entry.inputs.length === (args?.length ?? 0)).inputs;
   return { functionName, rows: inputs.map((input, k) => [input.name, args[k]]) };
 }
@@ -135,18 +139,18 @@ async function sign(transaction, account, steps) {
   steps.append(step);
   const wallet = await chosen();
   const hash = await send(wallet, transaction, account, status);
-  status.textContent = `Sent: ${hash}. It waits for a block.`;
+  status.textContent = say("Sent: {hash}. It waits for a block.", { hash });
   for (;;) {
     await new Promise((done) => { setTimeout(done, 600); });
     const answer = await fetch(`/api/v1/transactions/${hash}`);
     if (!answer.ok) continue;
     const outcome = await answer.json();
     if (outcome.state === "done") {
-      status.textContent = `In block ${outcome.block}.`;
+      status.textContent = say("In block {block}.", outcome);
       return true;
     }
     if (outcome.state === "failed") {
-      status.textContent = `It failed in block ${outcome.block}: ${outcome.why || "the chain does not say why"}`;
+      status.textContent = say("It failed in block {block}: {why}", { ...outcome, why: outcome.why || say("the chain does not say why") });
       return false;
     }
   }
@@ -157,20 +161,20 @@ async function chosen() {
   const last = localStorage.getItem("wallet");
   const all = [...found.values()];
   const one = all.find(({ info }) => (info.rdns ?? info.name) === last) ?? all[0];
-  if (!one) throw new Error("There is no wallet in this browser.");
+  if (!one) throw new Error(say("There is no wallet in this browser."));
   return one.provider;
 }
 
 async function send(provider, transaction, account, status) {
   const accounts = await provider.request({ method: "eth_requestAccounts" });
   if (!accounts.some((one) => one.toLowerCase() === account.toLowerCase())) {
-    throw new Error(`You signed in as ${account}, and the wallet is at ${accounts[0]}: choose the account in the wallet.`);
+    throw new Error(say("You signed in as {account}, and the wallet is at {other}: choose the account in the wallet.", { account, other: accounts[0] }));
   }
   const wanted = `0x${transaction.chain_id.toString(16)}`;
   if ((await provider.request({ method: "eth_chainId" })) !== wanted) {
-    status.textContent = "The wallet is asked to change its network.";
+    status.textContent = say("The wallet is asked to change its network.");
     await provider.request({ method: "wallet_switchEthereumChain", params: [{ chainId: wanted }] });
   }
-  status.textContent = "The wallet asks you.";
+  status.textContent = say("The wallet asks you.");
   return provider.request({ method: "eth_sendTransaction", params: [{ from: account, to: transaction.to, data: transaction.data, value: "0x0" }] });
 }
