@@ -98,6 +98,8 @@ class World:
     per_minute: int = 600
     trial: bool = False  # a wallet for trials is served beside the pages
     memory: Memory = field(default_factory=Memory)
+    admitted: set[int] = field(default_factory=set)  # applications that are over
+    _ends: dict[bytes, Ends] = field(default_factory=dict)  # which never change
     lasting: Memory = field(default_factory=lambda: Memory(512))  # what never changes: closed evidence
 
     @classmethod
@@ -185,8 +187,10 @@ class World:
         """The ends of every line that the DAO approved, by the line's id."""
 
         def fetch() -> Mapping[bytes, Ends]:
-            ids = self.contract.line_ids()
-            return {line: self.lasting.get(("ends", line), 1e9, lambda line=line: self.line(line).ends) for line in ids}  # type: ignore[misc]
+            for line in self.contract.line_ids():
+                if line not in self._ends:
+                    self._ends[line] = self.line(line).ends
+            return dict(self._ends)
 
         return self.memory.get("ends", BLOCK_S, fetch)
 

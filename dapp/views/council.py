@@ -89,8 +89,11 @@ def applications(world: World) -> list[dict[str, Any]]:
         count = int(world.deployment.chain.call(functions.applications()))
         found = []
         for number in range(count, 0, -1):
+            if number in world.admitted:
+                continue
             one = application(world.deployment, number)
             if one.token:
+                world.admitted.add(number)
                 continue
             found.append(
                 {
