@@ -34,7 +34,7 @@ def make_app(world: World, live: Live, audits: Audits) -> FastAPI:
     explain_errors(app, error_page)
 
     @app.get("/health/live", include_in_schema=False)
-    def is_live() -> dict[str, str]:
+    async def is_live() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/health/ready", include_in_schema=False)

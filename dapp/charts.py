@@ -48,13 +48,15 @@ def _top(values: Sequence[int], *, piled: bool) -> int:
 def calendar_rows(found: Sequence[Mapping[str, int]], from_s: int, until_s: int, zone: str) -> list[dict[str, Any]]:
     """Return the windows of a day in rows of an hour: none, counts, counts without work, does not count."""
     by_window = {one["window"]: one for one in found}
-    rows = []
-    for hour_s in range(from_s, until_s, _HOUR_S):
-        cells = []
-        for window_s in range(hour_s // WINDOW_S * WINDOW_S, min(hour_s + _HOUR_S, until_s), WINDOW_S):
-            one = by_window.get(window_s)
-            cells.append({"state": _state(one), "title": f"{words.moment(window_s * 1000, zone)}: {_said(one)}"})
-        rows.append({"hour": datetime.fromisoformat(words.iso(hour_s, zone)).strftime("%H:%M"), "cells": cells})
+    rows: list[dict[str, Any]] = []
+    for window_s in range(from_s // WINDOW_S * WINDOW_S, until_s, WINDOW_S):
+        hour_s = from_s + max(0, window_s - from_s) // _HOUR_S * _HOUR_S
+        hour = datetime.fromisoformat(words.iso(hour_s, zone)).strftime("%H:%M")
+        if not rows or rows[-1]["from"] != hour_s:
+            rows.append({"hour": hour, "from": hour_s, "cells": []})
+        one = by_window.get(window_s)
+        title = f"{words.moment(window_s * 1000, zone)}: {_said(one)}"
+        rows[-1]["cells"].append({"state": _state(one), "title": title})
     return rows
 
 

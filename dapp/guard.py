@@ -21,6 +21,7 @@ from maxgreen.errors import MaxgreenError, Retryable, UsageError
 
 _LOG: Final = logging.getLogger(__name__)
 _ADDRESSES: Final = 10_000  # whose rate is remembered
+_DIGITS: Final = 9  # of a length; more says nothing that a few do not
 _LARGEST: Final = 256 * 1024  # of a request's body, bytes
 _STATIC: Final = "/static/"
 _OPEN: Final = ("/health/", _STATIC)
@@ -104,7 +105,7 @@ class Guard:
         size = request.headers.get("content-length", "")
         if not size.isascii() or not size.isdigit():
             return told(request, 411, "say how long the request is (Content-Length)", self._page_of)
-        if int(size[:12]) > _LARGEST:
+        if len(size) > _DIGITS or int(size) > _LARGEST:
             return told(request, 413, f"a request has at most {_LARGEST} bytes", self._page_of)
         origin = request.headers.get("origin")
         same = origin == f"{wanted.scheme}://{wanted.netloc}" if origin else "cookie" not in request.headers

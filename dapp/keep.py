@@ -88,6 +88,9 @@ class Keep:
         secret = secrets.token_urlsafe(32)
         with self._writing() as db:
             db.execute("DELETE FROM sessions WHERE made_ms < ? OR seen_ms < ?", (now_ms - SESSION_MS, now_ms - IDLE_MS))
+            newest = "SELECT hash FROM sessions WHERE address = ? ORDER BY seen_ms DESC LIMIT ?"
+            query = f"DELETE FROM sessions WHERE address = ? AND hash NOT IN ({newest})"  # noqa: S608
+            db.execute(query, (address, address, _MOST_OF_ONE - 1))
             db.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (_hash(secret), address, now_ms, now_ms))
         return secret
 
@@ -119,6 +122,7 @@ class Keep:
             raise UsageError(f"a token lives 1 to {MOST_TOKEN_DAYS} days")
         secret = f"mgt_{secrets.token_urlsafe(32)}"
         with self._writing() as db:
+            db.execute("DELETE FROM tokens WHERE until_ms <= ?", (now_ms,))
             self._bound(db, "tokens", address)
             values = (_hash(secret), address, label[:100], now_ms, now_ms + days * 86_400_000)
             db.execute("INSERT INTO tokens (hash, address, label, made_ms, until_ms) VALUES (?, ?, ?, ?, ?)", values)

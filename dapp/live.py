@@ -5,6 +5,7 @@ What agents publish so is not signed and pays nothing: pages show it, and nothin
 
 import asyncio
 import json
+import math
 import threading
 import time
 from collections import Counter
@@ -110,7 +111,7 @@ class Live:
         try:
             device, _ = parse_topic(notice.topic)
             state = _read(json.loads(notice.payload))
-        except (Malformed, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (Malformed, ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return  # it is for people to look at, and this is nothing to look at
         with self._lock:
             if device.hex() in self._states or len(self._states) < _DEVICES:
@@ -120,4 +121,6 @@ class Live:
 def _read(state: Any) -> _State:
     """Return what an agent publishes of itself; ValueError and others where it is none."""
     watts = {str(n)[:5]: float(w) for n, w in list(state["power_w"].items())[:_CHANNELS] if w is not None}
+    if not all(map(math.isfinite, watts.values())):
+        raise ValueError("no power")
     return _State(time.monotonic(), watts, [str(alarm)[:300] for alarm in state["alarms"][:_ALARMS]])

@@ -2,31 +2,22 @@
 
 import secrets
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
+from eth_abi.abi import encode as abi_encode
 from eth_account import Account
 from eth_account.messages import encode_defunct
 from eth_utils.address import is_address, to_checksum_address
 from eth_utils.crypto import keccak
-from web3 import Web3
 
 from dapp.keep import Keep
 from maxgreen.chain.client import Chain
-from maxgreen.errors import MaxgreenError, UsageError
+from maxgreen.errors import UsageError
 
 _STATEMENT: Final = "Sign in to MaxCoin Green Energy. This sends nothing and costs nothing."
 _MOST_SIGNATURE: Final = 4_096  # bytes; a contract's may be long
 _ERC1271: Final = bytes.fromhex("1626ba7e")
-_ERC1271_ABI: Final[list[dict[str, Any]]] = [
-    {
-        "type": "function",
-        "name": "isValidSignature",
-        "stateMutability": "view",
-        "inputs": [{"name": "hash", "type": "bytes32"}, {"name": "signature", "type": "bytes"}],
-        "outputs": [{"name": "magic", "type": "bytes4"}],
-    }
-]
 
 
 def text_to_sign(keep: Keep, url: str, chain_id: int, address: str, now_ms: int) -> str:
@@ -71,13 +62,8 @@ def _signer(text: str, signature: bytes) -> str:
 
 
 def _contract_agrees(chain: Chain, address: str, text: str, signature: bytes) -> bool:
-    """Ask a contract whether it signed (ERC-1271); what has no code, or reverts, did not."""
-    try:
-        if not chain.code(address):
-            return False
-        data = text.encode()
-        digest = keccak(b"\x19Ethereum Signed Message:\n" + str(len(data)).encode() + data)
-        contract: Any = chain.web3.eth.contract(address=Web3.to_checksum_address(address), abi=_ERC1271_ABI)
-        return bool(chain.call(contract.functions.isValidSignature(digest, signature)) == _ERC1271)
-    except MaxgreenError:
-        return False
+    """Ask a contract whether it signed (ERC-1271); what answers anything else did not."""
+    message = text.encode()
+    digest = keccak(b"\x19Ethereum Signed Message:\n" + str(len(message)).encode() + message)
+    asked = _ERC1271 + abi_encode(["bytes32", "bytes"], [digest, signature])
+    return chain.ask_once(address, asked)[:32] == _ERC1271.ljust(32, b"\0")

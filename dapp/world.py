@@ -59,9 +59,13 @@ class Memory:
                 found = self._known.get(key)
                 if found is not None and found[0] > time.monotonic():
                     return found[1]  # type: ignore[no-any-return]
+            with self._lock:
+                begun = self._forgot_s
             try:
                 value = fetch()
                 with self._lock:
+                    if begun != self._forgot_s or self._due_s:
+                        return value  # it may be of before what somebody has changed
                     self._known[key] = (time.monotonic() + seconds, value)
                     self._known.move_to_end(key)
                     while len(self._known) > self._most:
@@ -98,6 +102,7 @@ class World:
     per_minute: int = 600
     trial: bool = False  # a wallet for trials is served beside the pages
     memory: Memory = field(default_factory=Memory)
+    ended: dict[Any, dict[str, Any]] = field(default_factory=dict)  # proposals that are over
     admitted: set[int] = field(default_factory=set)  # applications that are over
     _ends: dict[bytes, Ends] = field(default_factory=dict)  # which never change
     lasting: Memory = field(default_factory=lambda: Memory(512))  # what never changes: closed evidence

@@ -64,7 +64,7 @@ def trial_wallet(chain: Chain, accounts: Mapping[str, LocalAccount]) -> APIRoute
             return {"error": "this wallet has no such account"}
         try:
             return {"result": _answer(chain, account, asked)}
-        except (ChainRefusedError, MaxgreenError, ValueError, KeyError, TypeError) as error:
+        except (ChainRefusedError, MaxgreenError, ValueError, LookupError, TypeError) as error:
             return {"error": str(error)}
 
     return router

@@ -50,20 +50,20 @@ def order(visit: Visitor, number: int) -> Response:
 def order_evidence(visit: Visitor, number: int) -> Response:
     visit.needs_member()
     found = money.order(visit.world, min(max(number, 0), 2**48))
-    for one in money.closed(visit.world):
-        if one["until_s"] == found["until_s"]:
-            return pack(visit, one["period"], None)
-    raise not_found("the evidence of this order is not here")
+    period = money.period_of(visit.world, found)
+    if period is None:
+        raise not_found("the evidence of this order is not here")
+    return pack(visit, period["period"], None)
 
 
 @router.post("/dao/orders/{number}/audit")
 def begin_audit(visit: Visitor, number: int) -> Response:
     visit.needs_member()
     found = money.order(visit.world, min(max(number, 0), 2**48))
-    period = next((one["period"] for one in money.closed(visit.world) if one["until_s"] == found["until_s"]), None)
+    period = money.period_of(visit.world, found)
     if period is None:
         raise not_found("the evidence of this order is not here")
-    visit.audits.begin(visit.world, number, period)
+    visit.audits.begin(visit.world, number, period["period"])
     return RedirectResponse(f"/dao/orders/{number}/audit", 303)
 
 

@@ -1,8 +1,9 @@
 """Pages for everybody, and the way in and out."""
 
+import re
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Path, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from dapp import words
@@ -11,7 +12,9 @@ from dapp.signin import sign_in, text_to_sign
 from dapp.views import everybody
 from dapp.visit import SESSION, Visitor
 
+Number = Annotated[int, Path(ge=0, le=2**48)]
 router: Final = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+_INSIDE: Final = re.compile(r"/(?![/\\])")
 _SESSION_S: Final = 7 * 86_400
 _LINK_S: Final = 365 * 86_400
 
@@ -40,9 +43,8 @@ def docs(visit: Visitor) -> Response:
 
 @router.get("/language/{language}")
 def language(language: str, request: Request) -> Response:
-    there = request.headers.get("referer", "")
-    base = request.app.state.world.url
-    answer = RedirectResponse(there.removeprefix(base) or "/" if there.startswith(f"{base}/") else "/", 303)
+    there = request.headers.get("referer", "").removeprefix(request.app.state.world.url)
+    answer = RedirectResponse(there if _INSIDE.match(there) else "/", 303)
     answer.set_cookie("lang", language if language in words.LANGUAGES else "en", _LINK_S, samesite="lax")
     return answer
 
@@ -74,7 +76,7 @@ def sign_in_done(
 
 @router.post("/sign-out")
 def sign_out(request: Request, visit: Visitor, everywhere: Annotated[str, Form(max_length=3)] = "") -> Response:
-    if everywhere and visit.who.address:
+    if everywhere and visit.who.address and not visit.who.by_token:
         visit.world.keep.end_sessions(visit.who.address)
     visit.world.keep.end_session(request.cookies.get(SESSION, ""))
     answer = RedirectResponse("/", 303)
@@ -98,6 +100,6 @@ def new_token(
 
 
 @router.post("/account/tokens/{number}/end")
-def end_token(visit: Visitor, number: int) -> Response:
+def end_token(visit: Visitor, number: Number) -> Response:
     visit.world.keep.end_token(visit.needs_person(), number)
     return RedirectResponse("/account", 303)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import segno
-from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Form, HTTPException, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 
 from dapp import words
@@ -21,6 +21,7 @@ from settlement.packs import line_entries
 from settlement.page import statement_page, statement_pdf
 from settlement.statement import read_windows
 
+Number = Annotated[int, Path(ge=0, le=2**48)]
 router: Final = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 _DAY: Final = r"^(\d{4}-\d{2}-\d{2})?$"
 _MONTH: Final = r"^(\d{4}-\d{2})?$"
@@ -100,7 +101,7 @@ def system_page(
         owner=known.owner, device=known.record.device.hex(), day=day, month=month, year=year,
         day_before=words.today(begin * 1000 - 1000, visit.zone), day_after=words.today(end * 1000 + 1000, visit.zone),
         day_curve=metered.curve(world, system, begin, end),
-        calendar=calendar_rows(metered.calendar(world, system, begin, end), begin, end, visit.zone),
+        calendar=calendar_rows(metered.calendar(world, system, begin // 600 * 600, end), begin, end, visit.zone),
         month_bars=bars([(d["day"], d["energy_mws"]) for d in days]), days=days,
         year_bars=bars([(m["month"], m["energy_mws"]) for m in months]), months=months,
         lines=visit.softly(lambda: money.lines_of(world, {system}), []),
@@ -131,7 +132,7 @@ def new_link(visit: Visitor, system: int, label: Annotated[str, Form(max_length=
 
 
 @router.post("/systems/{system}/links/{number}/end")
-def end_link(visit: Visitor, system: int, number: int) -> Response:
+def end_link(visit: Visitor, system: int, number: Number) -> Response:
     visit.world.keep.end_link(visit.owns(system), number)
     return RedirectResponse(f"/systems/{system}", 303)
 
@@ -193,6 +194,8 @@ def _slot(slot: Any) -> dict[str, int]:
 @router.get("/systems/{system}/evidence/{period}/{line}.zip")
 def evidence(visit: Visitor, system: int, period: str, line: str) -> Response:
     visit.sees(system)
+    if not (visit.who.owns(system) or visit.who.member):  # it holds what the other end measured, too
+        raise not_found("evidence is for owners and members of the DAO")
     lines = [x["line"] for x in money.statements(visit.world, system) if x["period"] == period]
     if line not in lines:
         raise not_found(f"no evidence of {period[:10]} for this line of system {system}")

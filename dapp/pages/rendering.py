@@ -14,12 +14,14 @@ from jinja2 import Environment, FunctionLoader, select_autoescape
 from dapp import words
 from dapp.views import money
 from dapp.visit import Visit
+from maxgreen.chain.deployment import FIELDS
 from maxgreen.errors import UsageError
 from maxgreen.ledger.sums import DAY_S
 from settlement.packs import write_pack_of
 
 # What scripts say (dapp/web/src/wallet.js); English is in them.
 SCRIPT_TEXTS: Final = (
+    "Still no block has it: {hash}. Look in the wallet whether it was replaced.",
     "Browser wallet",
     "Done.",
     "In block {block}.",
@@ -67,6 +69,11 @@ def _environment(language: str) -> Environment:
     return pages
 
 
+def _contracts(visit: Visit) -> dict[str, str]:
+    """Return where the contracts of one kind are; of energy tokens and pools each node has its own."""
+    return {name: visit.world.deployment.address_of(name) for name in FIELDS if name != "EnergyToken"}
+
+
 def render(visit: Visit, name: str, /, **values: Any) -> HTMLResponse:
     """Return a page for a visitor."""
     page = _environment(visit.language).get_template(name)
@@ -74,6 +81,7 @@ def render(visit: Visit, name: str, /, **values: Any) -> HTMLResponse:
         "who": visit.who, "language": visit.language, "zone": visit.zone, "now_ms": visit.world.now_ms,
         "moment": lambda t_ms: words.moment(t_ms, visit.zone), "ago": lambda t_ms: words.ago(t_ms, visit.world.now_ms),
         "named": visit.world.named, "trial": visit.world.trial, "missing": visit.missing,
+        "contracts": _contracts(visit),
         "network": visit.world.deployment.network,
     }  # fmt: skip
     return HTMLResponse(page.render(**shown, **values), headers={"Cache-Control": "private, no-store"})

@@ -64,7 +64,13 @@ def ballot_row(world: World, body: str, ballot: Ballot) -> dict[str, Any]:
             }.get(state, ""),
         }  # fmt: skip
 
-    return world.memory.get(("ballot", body, ballot.number), BLOCK_S, fetch)
+    key = (body, ballot.number)
+    if key not in world.ended:
+        row = world.memory.get(("ballot", *key), BLOCK_S, fetch)
+        if not row["over"]:
+            return row
+        world.ended[key] = row
+    return world.ended[key]
 
 
 def ballot_page(world: World, body: str, digits: str, address: str) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def orders(world: World) -> list[dict[str, Any]]:
 
 def order_lines(world: World, order: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the lines of an order's run, the oddest first: how much of what was sent is not counted, or was lost."""
-    period = next((one for one in money.closed(world) if one["until_s"] == order["until_s"]), None)
+    period = money.period_of(world, order)
     if period is None:
         return []
     found = []

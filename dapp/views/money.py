@@ -33,14 +33,25 @@ def closed(world: World) -> list[dict[str, Any]]:
 
     def fetch() -> list[dict[str, Any]]:
         with world.book() as book:
-            query = select(periods.c.period, periods.c.until_s, periods.c.document, periods.c.closed_ms)
+            query = select(periods)
             rows = book.connection.execute(query.order_by(periods.c.until_s.desc()).limit(_PERIODS)).all()
         return [
-            {"period": r.period, "until_s": r.until_s, "closed_ms": r.closed_ms, "run": json.loads(r.document)}
+            {
+                "period": r.period,
+                "until_s": r.until_s,
+                "closed_ms": r.closed_ms,
+                "run": json.loads(r.document),
+                "digest": bytes(r.run).hex(),
+            }
             for r in rows
         ]
 
     return world.memory.get("periods", BLOCK_S, fetch)
+
+
+def period_of(world: World, order: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the closed period that an order is of; None where it is another run, since it was closed again."""
+    return next((one for one in closed(world) if one["digest"] == order["run"]), None)
 
 
 def find_period(world: World, period: str) -> dict[str, Any]:

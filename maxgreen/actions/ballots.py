@@ -14,10 +14,12 @@ from maxgreen.chain.dao import ENDED, Dao, Proposal, ProposalState
 from maxgreen.chain.deployment import FIELDS, Deployment
 from maxgreen.chain.registry import application
 from maxgreen.clock import Clock, utc
-from maxgreen.errors import MaxgreenError, UsageError
+from maxgreen.errors import UsageError
 
 _BLOCKS: Final = 10_000
 _UNSURE: Final = 256  # blocks that a chain may still take back
+_WORD: Final = 32
+_MOST_TOKEN: Final = 2**48
 _SHORT: Final = 10
 _STATUSES: Final = ("none", "active", "suspended", "revoked")
 
@@ -147,14 +149,15 @@ def contract_at(deployment: Deployment, address: str) -> str:
     if wanted in names:
         return names[wanted]
     chain: Any = deployment.chain
+    if not chain.code(wanted):
+        return ""
     if chain.call(deployment.functions("EnergyPools").isPool(wanted)):
         return "EnergyPool"
-    try:
-        node = chain.call(chain.contract("EnergyToken", wanted).functions.node())
-        mine: Any = deployment.registry.functions
-        return "EnergyToken" if chain.call(mine.energyTokenOf(node)) == wanted else ""
-    except MaxgreenError:  # it is no contract, or another one
-        return ""
+    said = chain.ask_once(wanted, bytes(keccak(text="node()")[:4]))
+    node = int.from_bytes(said, "big") if len(said) == _WORD else _MOST_TOKEN
+    mine: Any = deployment.registry.functions
+    is_ours = node < _MOST_TOKEN and chain.call(mine.energyTokenOf(node)) == wanted
+    return "EnergyToken" if is_ours else ""
 
 
 class _Explained:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, cast
 
+from eth_abi.exceptions import EncodingError
 from eth_account.signers.local import LocalAccount
 from eth_utils.address import is_address, to_checksum_address
+from web3.exceptions import MismatchedABI
 
 from maxgreen.actions.ballots import decode_call
 from maxgreen.actions.proofs import read_proof
@@ -29,7 +31,6 @@ from maxgreen.protocol.system import parse_system
 
 _MOST_TEXT: Final = 1_000
 _MOST_FILE: Final = 65_536
-_MOST_NUMBER: Final = 2**48
 _PREPARES: Final = {"approve"}  # ERC-20: lets a contract take tokens; the action itself comes after it
 
 
@@ -70,6 +71,7 @@ class Field:
     default: str | None = None
     choices: tuple[str, ...] = ()
     optional: bool = False
+    most: int = 2**48  # of a number
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ def draft(action: Action, context: Context, given: Mapping[str, str]) -> Draft |
     tried = Context(deployment, context.clock, context.account, context.claims, context.reading)
     try:
         action.step(tried, values)
+    except (MismatchedABI, EncodingError) as error:
+        raise UsageError("a number is larger than the contracts can hold") from error
     except NothingSentError as would:
         call = decode_call(deployment, would.to, would.data)
         last = not action.repeats and would.name not in _PREPARES
@@ -153,13 +157,14 @@ def _read(one: Field, text: str) -> Any:
     if len(text) > (_MOST_FILE if one.kind in {Kind.SYSTEM, Kind.PROOF, Kind.READING} else _MOST_TEXT):
         raise UsageError(f"{one.label}: is too long")
     try:
+        text.encode()  # no half of a character
         return _READERS[one.kind](one, text)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ArithmeticError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{one.label}: {text[:60]!r} is no {one.kind.value}") from error
 
 
 def _number(one: Field, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > _MOST_NUMBER:
+    if not text.isascii() or not text.isdigit() or int(text[:30]) > one.most:
         raise UsageError(f"{one.label}: {text[:60]!r}: expected a number")
     return int(text)
 

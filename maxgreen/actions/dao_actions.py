@@ -208,9 +208,9 @@ DAO_ACTIONS: Final = (
         (
             Field("miner", Kind.METER, "miner, TOKEN.CHANNEL"), Field("node", Kind.METER, "node, TOKEN.CHANNEL"),
             Field("resistance_uohm", Kind.NUMBER, "resistance, µΩ", default="0"),
-            Field("loss_ppm", Kind.NUMBER, "expected loss, ppm, where the resistance is 0", default="0"),
-            Field("max_loss_ppm", Kind.NUMBER, "loss that is never accepted, ppm", default="100000"),
-            Field("epoch", Kind.NUMBER, "how many lines between them were closed before", default="0"),
+            Field("loss_ppm", Kind.NUMBER, "expected loss, ppm, where the resistance is 0", default="0", most=10**6),
+            Field("max_loss_ppm", Kind.NUMBER, "loss that is never accepted, ppm", default="100000", most=10**6),
+            Field("epoch", Kind.NUMBER, "how many lines between them were closed before", default="0", most=2**32 - 1),
         ),
         _line,
     ),

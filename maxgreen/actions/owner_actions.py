@@ -6,7 +6,7 @@ from typing import Any, Final
 from maxgreen.actions.catalog import Action, Context, Field, Kind, Who
 from maxgreen.actions.proofs import check_proof
 from maxgreen.chain.market import COINS, Exchange, Pool, coin
-from maxgreen.chain.orders import SettlementContract
+from maxgreen.chain.orders import Line, SettlementContract
 from maxgreen.chain.registry import apply_with, each_system, request_replacement, rotate
 from maxgreen.errors import UsageError
 from maxgreen.protocol.attestation import Attestation
@@ -19,7 +19,7 @@ _LINE: Final = Field("line", Kind.LINE, "line")
 _NODE: Final = Field("node", Kind.NUMBER, "storage node (its token)")
 _NUMBER: Final = Field("number", Kind.NUMBER, "number of the request")
 _TOKEN: Final = Field("token", Kind.NUMBER, "system (its token)")
-_DAYS: Final = Field("days", Kind.NUMBER, "days that the node may think", default="7")
+_DAYS: Final = Field("days", Kind.NUMBER, "days that the node may think", default="7", most=30)
 _SYSTEM: Final = Field("system", Kind.SYSTEM, "system file")
 _PROOF: Final = Field("proof", Kind.PROOF, "the device's proof (maxgreen agent prove)")
 _READING: Final = Field("reading", Kind.READING, "meter reading; else the newest that was sent", optional=True)
@@ -49,8 +49,17 @@ def _request_key(with_: Context, values: Mapping[str, Any]) -> None:
 def _claim(with_: Context, values: Mapping[str, Any]) -> None:
     contract = SettlementContract(with_.deployment)
     for claim in with_.claims():
-        if values["line"] in {None, claim.line} and contract.line(claim.line).paid_mws < claim.payable_total_mws:
+        line = contract.line(claim.line)
+        wanted = values["line"] == claim.line if values["line"] else not line.hold and _has_an_end(with_, line)
+        if wanted and line.paid_mws < claim.payable_total_mws:
             contract.claim(with_.account, claim)
+
+
+def _has_an_end(with_: Context, line: Line) -> bool:
+    """Tell whether one of a line's ends is the account's."""
+    functions: Any = with_.deployment.registry.functions
+    tokens = (line.ends.miner_token, line.ends.node_token)
+    return any(with_.deployment.chain.call(functions.ownerOf(token)) == with_.account.address for token in tokens)
 
 
 def _redeem(with_: Context, values: Mapping[str, Any]) -> None:
@@ -131,7 +140,8 @@ OWNER_ACTIONS: Final = (
         (_SYSTEM, _PROOF), _apply,
     ),
     Action(
-        "claim", Who.ANYONE, "Claim what was approved", "Each line of the newest approved order that is not paid yet.",
+        "claim", Who.ANYONE, "Claim what was approved",
+        "What is not paid yet of your lines in the newest approved order.",
         (Field("line", Kind.LINE, "only this line", optional=True),), _claim, repeats=True,
     ),
     Action(

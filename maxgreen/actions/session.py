@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -199,7 +199,7 @@ def read_reading(path: Path) -> Attestation:
 def _scaled(text: str, unit: int) -> int:
     try:
         value = Decimal(text) * unit
-    except InvalidOperation as error:
+    except ArithmeticError as error:
         raise UsageError(f"amount {text!r}: expected a number like 1.5") from error
     if not value.is_finite() or value <= 0 or value != value.to_integral_value() or value >= 2**128:
         raise UsageError(f"amount {text!r}: expected a positive number with at most {len(str(unit)) - 1} decimals")

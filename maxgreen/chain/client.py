@@ -44,6 +44,7 @@ P256_ADDRESS: Final = Web3.to_checksum_address("0x" + "100".rjust(40, "0"))
 _FUNDED: Final = str(Account.from_key(dev_secret(0)).address)
 _NO_FEES: Final = {"maxFeePerGas": 0, "maxPriorityFeePerGas": 0}
 # A fixed limit keeps the embedded chain from running every transaction many times to estimate it.
+_STRANGERS_GAS: Final = 1_000_000
 EMBEDDED_GAS: Final = 12_000_000
 
 
@@ -200,6 +201,15 @@ class Chain:
             return bytes(self.web3.eth.wait_for_transaction_receipt(sent)["transactionHash"])
 
         return bytes(self._asked(step))
+
+    def ask_once(self, to: str, data: bytes) -> bytes:
+        """Return what any contract at all answers to some bytes; nothing where it does not, or the chain does not."""
+        call: Any = {"to": Web3.to_checksum_address(to), "data": HexBytes(data), "gas": _STRANGERS_GAS}
+        try:
+            with self._lock:
+                return bytes(self.web3.eth.call(call))
+        except Exception:  # noqa: BLE001 - it is a stranger's code, and may do what it likes
+            return b""
 
     def receipt(self, transaction: bytes) -> Any | None:
         """Return the receipt of a transaction, or None while it is in no block."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 from web3.contract.contract import Contract
 
 from maxgreen.chain.client import Chain
-from maxgreen.errors import Fatal
+from maxgreen.errors import Fatal, UsageError
 from maxgreen.protocol.identity import network_name
 
 # Of a contract's field in a deployment file.
@@ -129,6 +129,8 @@ class Deployment:
         return self.chain.contract("EnergySettlement", self.addresses.settlement)
 
     def energy_token(self, node_token: int) -> Contract:
-        """Return the energy token of a storage node."""
+        """Return the energy token of a storage node; UsageError when it is none."""
         address = self.chain.call(self.registry.functions.energyTokenOf(node_token))
+        if address == NOBODY:
+            raise UsageError(f"system {node_token} is no storage node: it has no energy token")
         return self.chain.contract("EnergyToken", address)

@@ -1,7 +1,9 @@
 """Who may see and do what: every route, every role."""
 
 import re
+from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 from eth_account import Account
@@ -29,7 +31,7 @@ ALLOWED = {
     "GET /home": SIGNED_IN, "GET /wallet": SIGNED_IN, "GET /apply": SIGNED_IN, "GET /act/{name}": SIGNED_IN,
     "GET /actions": SIGNED_IN,
     "GET /systems/{system}": SEES, "GET /live/{system}": SEES, "GET /systems/{system}/statements/{period}": SEES,
-    "GET /systems/{system}/statements/{period}.pdf": SEES, "GET /systems/{system}/evidence/{period}/{line}.zip": SEES,
+    "GET /systems/{system}/statements/{period}.pdf": SEES, "GET /systems/{system}/evidence/{period}/{line}.zip": SEES - {"reader"},
     "POST /systems/{system}/name": {"owner"}, "POST /systems/{system}/links": {"owner"},
     "POST /systems/{system}/links/{number}/end": {"owner"}, "GET /shared/{secret}": set(),
     "GET /nodes/{node}": {"node", "member"},
@@ -86,7 +88,7 @@ def place(site):
     own = next(line for line in statement if line["miner"] == "1")
     ballot = site.world.ballots["technical"].all()[0]
     return {
-        "system": "1", "node": "3", "number": "1", "gone": "999", "body": "technical", "proposal": f"{ballot.number:064x}",
+        "system": "1", "node": "3", "number": "2", "gone": "999", "body": "technical", "proposal": f"{ballot.number:064x}",
         "period": site.story.packs[0].run.period, "line": own["line"], "name": "claim", "language": "es",
         "device": site.world.systems[1].record.device.hex(), "digest": "0x" + "00" * 32, "secret": "none",
     }  # fmt: skip
@@ -231,6 +233,57 @@ def test_another_key_an_old_text_and_noise_are_refused(desk):
     with pytest.raises(UsageError, match="40 hex digits"):
         text(address="0x12")
     assert account.address in text(address=account.address.lower())
+
+
+def test_a_contract_that_answers_nothing_signs_nobody_in_and_keeps_nobody_out(site, desk):
+    _, _, text, enter = desk
+    chain, strange = site.world.deployment.chain, "0x" + "be" * 20
+    for code in ("0x00", "0xfe", "0x5b5f56", "0x60016000526001601ff3", "0x7f" + "16" * 32 + "5f5260205ff3"):
+        chain.web3.provider.make_request("anvil_setCode", [strange, code])
+        with pytest.raises(UsageError, match="not the signature"):
+            enter(text(address=strange), signature="0x00")
+    assert site.client().get("/api/v1/orders").status_code == 200
+    wise = "0x7f1626ba7e" + "00" * 28 + "5f5260205ff3"  # it says yes to everything
+    chain.web3.provider.make_request("anvil_setCode", [strange, wise])
+    assert enter(text(address=strange), signature="0x00")[0].lower() == strange
+
+
+def test_what_an_account_keeps_does_not_grow(site):
+    keep = Keep(None)
+    newest = [keep.begin_session("0xA", number) for number in range(200)][-1]
+    assert keep.session(newest, 300) == "0xA"
+    assert keep._db.execute("SELECT count(*) FROM sessions").fetchone()[0] == 50
+    for _ in range(60):
+        keep.add_token("0xA", "", 1, 0)
+        keep._db.execute("UPDATE tokens SET until_ms = 0")
+
+
+def test_a_token_of_a_script_ends_no_session_and_a_language_leads_nowhere_else(site):
+    person = site.client("other")
+    token = site.world.keep.add_token(site.accounts["other"].address, "", 1, site.world.now_ms)
+    script = site.client()
+    script.post("/sign-out", data={"everywhere": "yes"}, headers={"Authorization": f"Bearer {token}"})
+    assert person.get("/home").status_code == 200
+    for there, leads in (("/home", "/home"), ("//evil.example", "/"), ("/\\evil.example", "/"), ("", "/")):
+        assert person.get("/language/es", headers={"Referer": URL + there}).headers["location"] == leads
+    assert person.get("/language/es", headers={"Referer": "https://evil.example/"}).headers["location"] == "/"
+
+
+def test_a_claim_without_a_line_is_of_ones_own_lines(site, monkeypatch):
+    from maxgreen.actions import owner_actions
+    from maxgreen.actions.catalog import Context, visitor
+
+    asked = []
+    monkeypatch.setattr(owner_actions.SettlementContract, "claim", lambda *a: asked.append(a[-1].line))
+    real = owner_actions.SettlementContract.line
+    monkeypatch.setattr(owner_actions.SettlementContract, "line", lambda *a: replace(real(*a), paid_mws=0))
+    claims = [SimpleNamespace(line=ends.line_id, payable_total_mws=1) for ends in site.story.lines]
+    for who, wanted in (("owner", [0]), ("other", [1]), ("node", [0, 1]), ("nobody", [])):
+        asked.clear()
+        account = visitor(site.accounts[who].address)
+        context = Context(site.world.deployment, site.world.clock, account, lambda: claims)
+        owner_actions._claim(context, {"line": None})
+        assert asked == [site.story.lines[k].line_id for k in wanted]
 
 
 def test_sessions_survive_a_restart_end_by_themselves_and_no_secret_is_in_the_file(tmp_path):

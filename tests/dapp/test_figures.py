@@ -58,10 +58,14 @@ def test_statements_lines_and_tokens_are_the_chains(site):
 
 
 def test_the_oddest_line_of_an_order_comes_first(site):
-    rows = council.order_lines(site.world, money.order(site.world, 1))
+    rows = council.order_lines(site.world, money.order(site.world, 2))
+    assert len(rows) == 2
     assert [row["odd"] for row in rows] == sorted((row["odd"] for row in rows), reverse=True)
     rejected = money.order(site.world, 1)
     assert (rejected["status"], rejected["code"]) == ("rejected", 62)
+    assert council.order_lines(site.world, rejected) == []  # it was closed again: nobody judges it by another run
+    assert site.client("member").get("/dao/orders/1/evidence.zip").status_code == 404
+    assert site.client("member").get("/dao/orders/2/evidence.zip").status_code == 200
     assert "nobody looked at the seal" in site.client("member").get("/dao/orders/1").text
 
 

@@ -1,5 +1,6 @@
 """What the guard keeps out, and that no input at all makes the pages stumble."""
 
+import json
 import random
 import string
 
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from dapp import words
 from dapp.api import _csv
+from dapp.charts import calendar_rows
 from dapp.guard import Rate
 from dapp.world import Memory
 from maxgreen.actions.all import ACTIONS
@@ -30,6 +32,8 @@ def test_large_and_unmeasured_bodies_are_refused(site):
     owner = site.client("owner")
     assert owner.post("/systems/1/name", data={"name": "x" * 300_000}).status_code == 413
     assert owner.post("/systems/1/name", content=iter([b"name=x"])).status_code == 411
+    padded = {"Content-Length": "00000000000030000011", "Content-Type": "application/json"}
+    assert owner.post("/api/v1/actions/sweep", content=b"{}", headers=padded).status_code == 413
 
 
 def test_every_answer_tells_the_browser_what_it_may_do(site):
@@ -152,6 +156,7 @@ def test_no_address_of_a_page_is_an_error_of_ours(site, who):
 
 
 NOISE = [
+    *("9e999999", "281474976710656", "-9e9999", "1e-9999"),
     "",
     " ",
     "0",
@@ -188,6 +193,29 @@ def test_an_action_with_any_values_is_refused_in_words_or_drafted(site, name):
         assert answer.status_code in {200, 400, 409}, (values, answer.text[:300])
         if answer.status_code != 200:
             assert answer.json()["detail"]
+
+
+def test_half_a_character_and_a_node_that_is_none_are_refused_in_words(site):
+    owner = site.client("owner", "application/json")
+    for name, values in (
+        ("hold", {"line": "ab" * 32, "code": "other", "text": "\ud800"}),
+        ("take-out", {"buyer": "1.2", "node": "1", "amount": "1"}),
+        ("deposit", {"node": "1", "amount": "1", "coin": "energy"}),
+        ("line", {"miner": "1.1", "node": "3.0", "epoch": str(2**47)}),
+        ("request-storage", {"miner": "1", "node": "3", "energy": "1", "days": str(2**47)}),
+    ):
+        answer = owner.post(f"/api/v1/actions/{name}", content=json.dumps(values).encode())
+        assert answer.status_code in {400, 409, 422}, (name, answer.text)
+    for path in (f"/account/tokens/{10**40}/end", f"/systems/1/links/{10**40}/end"):
+        assert owner.post(path, data={"x": "y"}).status_code == 422
+
+
+def test_hours_of_a_zone_off_the_ten_minutes_hold_each_window_once():
+    begin, end = words.day_bounds("2026-10-01", "Asia/Kathmandu")
+    rows = calendar_rows([], begin, end, "Asia/Kathmandu")
+    titles = [cell["title"] for row in rows for cell in row["cells"]]
+    assert len(titles) == len(set(titles)) == 145
+    assert [row["hour"] for row in rows] == [f"{hour:02}:00" for hour in range(24)]
 
 
 def test_times_and_amounts_read_well():

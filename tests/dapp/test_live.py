@@ -69,6 +69,8 @@ def test_an_open_page_hears_what_a_device_publishes(site, tmp_path):
             b'{"power_w":[],"alarms":1}',
             b'{"power_w":{"1":"x"},"alarms":[]}',
             b"\xff" * 99,
+            b'{"power_w":{"0":NaN},"alarms":[]}',
+            b'{"power_w":{"0":1' + b"0" * 400 + b'},"alarms":[]}',
         ):
             publisher.publish(topic, noise)
         publisher.publish("mg/v1/zz/zz/state", b"{}")

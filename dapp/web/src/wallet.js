@@ -6,6 +6,7 @@ import { ABI } from "./abi.js";
 const texts = JSON.parse(document.getElementById("texts")?.textContent ?? "{}");
 const say = (text, values = {}) => (texts[text] ?? text).replace(/\{(\w+)\}/g, (_, name) => values[name]);
 
+const contracts = JSON.parse(document.getElementById("contracts")?.textContent ?? "{}");
 const found = new Map();
 const listeners = new Set();
 
@@ -115,6 +116,8 @@ async function act(form, steps) {
 
 // What the wallet is asked to sign is decoded here from its bytes, encoded again and compared.
 function read(transaction) {
+  const known = contracts[transaction.contract];
+  if (known && known.toLowerCase() !== transaction.to.toLowerCase()) throw new Error(say("This is no call to a contract that these pages know; nothing is signed."));
   const abi = ABI[transaction.contract];
   if (!abi) throw new Error(say("This is no call to a contract that these pages know; nothing is signed."));
   const { functionName, args } = decodeFunctionData({ abi, data: transaction.data });
@@ -130,9 +133,9 @@ function plain(value) {
 async function sign(transaction, account, steps) {
   const { functionName, rows } = read(transaction);
   const step = element("section", "", "card");
-  step.append(element("p", transaction.says));
+  step.append(element("p", transaction.says), element("p", `${transaction.contract}: ${transaction.to}`, "dim"));
   const details = element("details");
-  details.append(element("summary", `${transaction.contract}.${functionName}`), element("pre", rows.map(([name, value]) => `${name}: ${plain(value)}`).join("\n")), element("p", `${transaction.to} · ${transaction.data.length / 2 - 1} bytes`, "dim"));
+  details.append(element("summary", `${transaction.contract}.${functionName}`), element("pre", rows.map(([name, value]) => `${name}: ${plain(value)}`).join("\n")), element("p", `${transaction.data.length / 2 - 1} bytes`, "dim"));
   const status = element("p", "", "status");
   status.setAttribute("role", "status");
   step.append(details, status);
@@ -140,8 +143,8 @@ async function sign(transaction, account, steps) {
   const wallet = await chosen();
   const hash = await send(wallet, transaction, account, status);
   status.textContent = say("Sent: {hash}. It waits for a block.", { hash });
-  for (;;) {
-    await new Promise((done) => { setTimeout(done, 600); });
+  for (let tries = 0; tries < 400; tries += 1) {
+    await new Promise((done) => { setTimeout(done, Math.min(600 + 20 * tries, 3000)); });
     const answer = await fetch(`/api/v1/transactions/${hash}`);
     if (!answer.ok) continue;
     const outcome = await answer.json();
@@ -154,6 +157,8 @@ async function sign(transaction, account, steps) {
       return false;
     }
   }
+  status.textContent = say("Still no block has it: {hash}. Look in the wallet whether it was replaced.", { hash });
+  return false;
 }
 
 async function chosen() {
