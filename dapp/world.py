@@ -31,6 +31,7 @@ T = TypeVar("T")
 SOON_S: Final = 5.0  # what the ledger says of devices
 BLOCK_S: Final = 12.0  # what the chain says
 _MOST: Final = 4_096
+_FORGETS: Final = 10
 _REST_S: Final = 10.0  # after the chain did not answer: no page waits for it meanwhile
 
 
@@ -42,7 +43,7 @@ class Memory:
         self._most = most
         self._known: OrderedDict[Any, tuple[float, Any]] = OrderedDict()
         self._fetching: dict[Any, threading.Lock] = {}
-        self._forgot_s = 0.0
+        self._forgot_s = self._often = 0.0
         self._due_s = 0.0  # when to forget, where somebody has just asked for that
 
     def get(self, key: Any, seconds: float, fetch: Callable[[], T]) -> T:
@@ -76,12 +77,14 @@ class Memory:
         return value
 
     def forget(self) -> None:
-        """Forget everything, at most once a second: somebody has just changed something."""
+        """Forget everything: somebody has just changed something. Ten times at once, then once a second."""
         with self._lock:
-            if time.monotonic() >= self._forgot_s + 1:
+            now_s = time.monotonic()
+            self._often = max(0.0, self._often - (now_s - self._forgot_s)) + 1
+            if self._often <= _FORGETS:
                 self._clear()
             else:
-                self._due_s = self._forgot_s + 1
+                self._due_s = now_s + 1
 
     def _clear(self) -> None:
         self._known.clear()
