@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from dapp.guard import not_found
 from dapp.pages.rendering import pack, render
 from dapp.views import council, money
-from dapp.visit import Visitor
+from dapp.visit import Visit, Visitor
 from maxgreen.actions.all import ACTIONS
 from maxgreen.actions.catalog import Who
 
@@ -46,24 +46,23 @@ def order(visit: Visitor, number: int) -> Response:
     return render(visit, "order.html", order=found, lines=lines)
 
 
-@router.get("/dao/orders/{number}/evidence.zip")
-def order_evidence(visit: Visitor, number: int) -> Response:
+def _period_of(visit: Visit, number: int) -> str:
+    """Return the closed period that an order is of, for a member of the DAO; 404 when its evidence is not here."""
     visit.needs_member()
-    found = money.order(visit.world, min(max(number, 0), 2**48))
-    period = money.period_of(visit.world, found)
+    period = money.period_of(visit.world, money.order(visit.world, min(max(number, 0), 2**48)))
     if period is None:
         raise not_found("the evidence of this order is not here")
-    return pack(visit, period["period"], None)
+    return str(period["period"])
+
+
+@router.get("/dao/orders/{number}/evidence.zip")
+def order_evidence(visit: Visitor, number: int) -> Response:
+    return pack(visit, _period_of(visit, number), None)
 
 
 @router.post("/dao/orders/{number}/audit")
 def begin_audit(visit: Visitor, number: int) -> Response:
-    visit.needs_member()
-    found = money.order(visit.world, min(max(number, 0), 2**48))
-    period = money.period_of(visit.world, found)
-    if period is None:
-        raise not_found("the evidence of this order is not here")
-    visit.audits.begin(visit.world, number, period["period"])
+    visit.audits.begin(visit.world, number, _period_of(visit, number))
     return RedirectResponse(f"/dao/orders/{number}/audit", 303)
 
 

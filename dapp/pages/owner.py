@@ -151,13 +151,19 @@ def shared(request: Request, visit: Visitor, secret: str) -> Response:
     return answer
 
 
+def _statements(visit: Visit, system: int, period: str) -> list[dict[str, Any]]:
+    """Return a system's statements of a period, for who may see it; 404 when there are none."""
+    visit.sees(system)
+    lines = [line for line in money.statements(visit.world, system) if line["period"] == period]
+    if not lines:
+        raise not_found(f"no statement of {period[:10]} for system {system}")
+    return lines
+
+
 @router.get("/systems/{system}/statements/{period}.pdf")
 def pdf(visit: Visitor, system: int, period: str) -> Response:
     world = visit.world
-    visit.sees(system)
-    lines = [line for line in money.statements(world, system) if line["period"] == period]
-    if not lines:
-        raise not_found(f"no statement of {period[:10]} for system {system}")
+    lines = _statements(visit, system, period)
     windows = [(line, read_windows(line_entries(world.store, bytes.fromhex(line["manifest"])))) for line in lines]
     owners = {str(token): known.owner for token, known in world.systems.items()}
     page = statement_page(period, world.deployment.network, windows, None, owners)
@@ -168,10 +174,7 @@ def pdf(visit: Visitor, system: int, period: str) -> Response:
 @router.get("/systems/{system}/statements/{period}")
 def statement(visit: Visitor, system: int, period: str) -> Response:
     world = visit.world
-    visit.sees(system)
-    lines = [line for line in money.statements(world, system) if line["period"] == period]
-    if not lines:
-        raise not_found(f"no statement of {period[:10]} for system {system}")
+    lines = _statements(visit, system, period)
     shown = []
     for line in lines:
         found = money.explained(world, period, line)

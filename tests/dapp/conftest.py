@@ -1,7 +1,10 @@
 """A deployment with a past, and the pages over it."""
 
+import shutil
+
 import pytest
 from fastapi.testclient import TestClient
+from playwright.sync_api import sync_playwright
 
 from dapp.app import make_app
 from dapp.audits import Audits
@@ -10,10 +13,12 @@ from dapp.live import Live
 from dapp.world import World
 from maxgreen.chain.deployment import Deployment
 from tests.chain.world import on_anvil
-from tests.conftest import running_anvil
+from tests.conftest import need, running_anvil
 from tests.e2e.story import Story, tell
 from tests.ingest.desks import BACKEND
 
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
 URL = "http://pages.example"
 MORNING = ("--timestamp", "1790841600")  # 2026-10-01 08:00 UTC: a chain's day is not over before the story is
 
@@ -60,3 +65,13 @@ def site(tmp_path_factory):
         story = Story(on_anvil(url), tmp_path_factory.mktemp("dapp"))
         tell(story)
         yield Site(story)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser."""
+    program = need(shutil.which("chromium"), "chromium is not installed (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()

@@ -1,12 +1,11 @@
 """People at the pages, in a real browser with a wallet in it, on a real chain: from an application to burned tokens."""
 
 import json
-import shutil
 import threading
 import time
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from dapp.config import DappSettings, HttpSettings
 from dapp.service import DappService
@@ -18,27 +17,16 @@ from settlement.orders import open_line
 from settlement.packs import keep_run
 from simulator.trial_wallet import trial_wallet
 from tests.chain.world import on_anvil
-from tests.conftest import need, running_anvil
+from tests.conftest import running_anvil
 from tests.dapp.conftest import MORNING, world_of
 from tests.e2e.story import DAY_S, Story
 from tests.services import free_port
 
 pytestmark = pytest.mark.services
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
 PATIENCE_MS = 60_000
 expect.set_options(timeout=PATIENCE_MS)
 GOVERNANCE = Governance(voting_delay_s=1, voting_period_s=3_600, timelock_s=1)  # people and browsers take a while
 ROLES = ("generation", "sent", "received", "delivered")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = need(shutil.which("chromium"), "chromium is not installed (apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
 import threading
 
 import pytest
 import segno
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from dapp import words
 from dapp.app import make_app
@@ -17,22 +16,13 @@ from dapp.audits import Audits
 from dapp.live import Live
 from dapp.pages.rendering import SCRIPT_TEXTS, TURNS
 from settlement.explain import WHY
-from tests.conftest import ROOT, need
+from tests.conftest import ROOT
 from tests.dapp.conftest import world_of
-from tests.dapp.test_browser import ARGUMENTS, PATIENCE_MS  # and its patience of `expect`
+from tests.dapp.test_browser import PATIENCE_MS  # and its patience of `expect`
 from tests.services import free_port, wait_for
 
 pytestmark = pytest.mark.services
 FIRST_LOAD_BYTES, ALL_BYTES = 120_000, 300_000
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = need(shutil.which("chromium"), "chromium is not installed (apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
