@@ -4,6 +4,7 @@ from importlib.resources import files
 from typing import Final
 
 from fastapi import FastAPI, Response
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.staticfiles import StaticFiles
 
 from dapp import api
@@ -45,7 +46,7 @@ def make_app(world: World, live: Live, audits: Audits) -> FastAPI:
         return {"status": missing or "ok"}
 
     static = StaticFiles(directory=str(files("dapp").joinpath("static")))
-    app.mount("/static", static)
+    app.mount("/static", GZipMiddleware(static, minimum_size=500))
 
     for router in ROUTERS:
         app.include_router(router)
