@@ -5,23 +5,21 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from dapp import acting
+from dapp import acting, words
 from dapp.guard import not_found
 from dapp.views import council, everybody, fleet, metered, money
 from dapp.visit import Visit, Visitor
-from dapp.words import day_bounds
 from dapp.world import SOON_S
 from ingest.commands import give
 from maxgreen.actions.all import ACTIONS
 from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
-from maxgreen.ledger.sums import DAY_S
 from maxgreen.protocol.backend import CommandKind
 from maxgreen.protocol.batch import MAX_SEQ
 from maxgreen.protocol.reasons import RELEASABLE
@@ -383,19 +381,9 @@ def _looks_after(visit: Visit, system: int) -> None:
         raise not_found("there is no such device that you may see")
 
 
-def _bounds(of: Callable[[], tuple[int, int]], text: str) -> tuple[int, int]:
-    try:
-        begin, end = of()
-    except (ValueError, OverflowError) as error:
-        raise UsageError(f"{text}: no such time") from error
-    if not 0 < begin < end < 2**33 or end - begin > 40 * DAY_S:
-        raise UsageError(f"{text}: no such time")
-    return begin, end
-
-
 def _day(day: str, zone: str) -> tuple[int, int]:
-    return _bounds(lambda: day_bounds(day, zone), day)
+    return words.bounds(lambda: words.day_bounds(day, zone))
 
 
 def _month(month: str) -> tuple[int, int]:
-    return _bounds(lambda: metered.month_bounds(month), month)
+    return words.bounds(lambda: metered.month_bounds(month))

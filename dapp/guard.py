@@ -25,7 +25,7 @@ _DIGITS: Final = 9  # of a length; more says nothing that a few do not
 _LARGEST: Final = 256 * 1024  # of a request's body, bytes
 _STATIC: Final = "/static/"
 _OPEN: Final = ("/health/", _STATIC)
-PageOf = Callable[[Request, int, str], Response]
+PageOf = Callable[[int, str], Response]
 _HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
@@ -139,7 +139,7 @@ def explain_errors(app: FastAPI, page_of: PageOf) -> None:
 
 def told(request: Request, status: int, detail: str, page_of: PageOf) -> Response:
     """Return an error, as JSON or as a page."""
-    return problem(request, status, detail) if _wants_json(request) else page_of(request, status, detail)
+    return problem(request, status, detail) if _wants_json(request) else page_of(status, detail)
 
 
 def _status(error: MaxgreenError) -> int:

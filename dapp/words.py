@@ -1,6 +1,6 @@
 """Numbers, times and sentences as people read them; every text in English, with a catalogue for other languages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from importlib.resources import files
@@ -10,12 +10,14 @@ from zoneinfo import ZoneInfo
 
 from babel.messages.pofile import read_po
 
+from maxgreen.errors import UsageError
 from maxgreen.units import MWS_PER_KWH
 
 # What the protocol's words are to people.
 _ENGLISH: Final = {"miner": "solar panel", "storage_node": "storage node", "taken_out": "taken out"}
 LANGUAGES: Final = {"en": "English", "es": "Español"}
 _WEI: Final = 10**18
+_MOST_S: Final = 40 * 86_400  # of what is asked for at once
 _SMALL_WH: Final = 1_000
 
 
@@ -63,6 +65,17 @@ def day_bounds(day: str, zone: str) -> tuple[int, int]:
     begin = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=there)
     end = datetime.fromtimestamp(begin.timestamp() + 36 * 3600, there).replace(hour=0, minute=0, second=0)
     return int(begin.timestamp()), int(end.timestamp())
+
+
+def bounds(of: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """Return when a day or month begins and ends; UsageError when it is none."""
+    try:
+        begin, end = of()
+    except (ValueError, OverflowError) as error:
+        raise UsageError("no such day or month") from error
+    if not 0 < begin < end < 2**33 or end - begin > _MOST_S:
+        raise UsageError("no such day or month")
+    return begin, end
 
 
 def today(now_ms: int, zone: str) -> str:

@@ -60,7 +60,6 @@ class Memory:
                 found = self._known.get(key)
                 if found is not None and found[0] > time.monotonic():
                     return found[1]  # type: ignore[no-any-return]
-            with self._lock:
                 begun = self._forgot_s
             try:
                 value = fetch()
@@ -201,6 +200,11 @@ class World:
             return dict(self._ends)
 
         return self.memory.get("ends", BLOCK_S, fetch)
+
+    @property
+    def storing(self) -> list[int]:
+        """The storage nodes that a line leads to, by token."""
+        return sorted({ends.node_token for ends in self.ends.values()})
 
     def line(self, line: bytes) -> Line:
         """Return a line as the chain has it."""

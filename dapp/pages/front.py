@@ -33,7 +33,7 @@ def public(visit: Visitor) -> Response:
 
 @router.get("/verify")
 def verify(visit: Visitor) -> Response:
-    return render(visit, "verify.html", totals=everybody.totals(visit.world), rpc_hint=visit.world.url)
+    return render(visit, "verify.html", totals=everybody.totals(visit.world))
 
 
 @router.get("/docs")

@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 from dapp import words
 from dapp.charts import bars, calendar_rows
 from dapp.guard import not_found
-from dapp.pages.rendering import pack, render, times
+from dapp.pages.rendering import pack, render
 from dapp.views import council, fleet, metered, money
 from dapp.visit import LINK, Visit, Visitor
 from dapp.visit import visit as again
@@ -89,8 +89,8 @@ def system_page(
     visit.sees(system)
     day = day or words.today(_newest_ms(visit, system), visit.zone)
     month, year = month or day[:7], year or int(day[:4])
-    begin, end = times(lambda: words.day_bounds(day, visit.zone))
-    month_begin, month_end = times(lambda: metered.month_bounds(month))
+    begin, end = words.bounds(lambda: words.day_bounds(day, visit.zone))
+    month_begin, month_end = words.bounds(lambda: metered.month_bounds(month))
     if not 2000 <= year <= 2099:
         raise UsageError(f"year {year}: no such year")
     days = metered.days(world, system, month_begin, month_end)
@@ -106,7 +106,7 @@ def system_page(
         year_bars=bars([(m["month"], m["energy_mws"]) for m in months]), months=months,
         lines=visit.softly(lambda: money.lines_of(world, {system}), []),
         statements=money.statements(world, system),
-        links=world.keep.links(visit.who.address, system) if visit.who.owns(system) else [], secret="",
+        links=world.keep.links(visit.who.address, system) if visit.who.owns(system) else [],
     )  # fmt: skip
 
 
@@ -199,8 +199,7 @@ def evidence(visit: Visitor, system: int, period: str, line: str) -> Response:
     visit.sees(system)
     if not (visit.who.owns(system) or visit.who.member):  # it holds what the other end measured, too
         raise not_found("evidence is for owners and members of the DAO")
-    lines = [x["line"] for x in money.statements(visit.world, system) if x["period"] == period]
-    if line not in lines:
+    if line not in {one["line"] for one in _statements(visit, system, period)}:
         raise not_found(f"no evidence of {period[:10]} for this line of system {system}")
     return pack(visit, period, line)
 

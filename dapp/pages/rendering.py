@@ -1,13 +1,13 @@
 """How pages are made: templates, words, errors, files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from fastapi import Request, Response
+from fastapi import Response
 from fastapi.responses import HTMLResponse, StreamingResponse
 from jinja2 import Environment, FunctionLoader, select_autoescape
 
@@ -15,8 +15,6 @@ from dapp import words
 from dapp.views import money
 from dapp.visit import Visit
 from maxgreen.chain.deployment import FIELDS
-from maxgreen.errors import UsageError
-from maxgreen.ledger.sums import DAY_S
 from settlement.packs import write_pack_of
 
 # What scripts say (dapp/web/src/wallet.js); English is in them.
@@ -87,10 +85,10 @@ def render(visit: Visit, name: str, /, **values: Any) -> HTMLResponse:
     return HTMLResponse(page.render(**shown, **values), headers={"Cache-Control": "private, no-store"})
 
 
-def error_page(request: Request, status: int, detail: str) -> Response:
+def error_page(status: int, detail: str) -> Response:
     """Return an error for people."""
     page = _environment("en").get_template("error.html")
-    body = page.render(who=None, status=status, detail=detail, language="en", zone="UTC", here=request.url.path)
+    body = page.render(who=None, status=status, detail=detail, language="en", zone="UTC")
     return HTMLResponse(body, status)
 
 
@@ -109,14 +107,3 @@ def pack(visit: Visit, period: str, line: str | None) -> Response:
     name = f"evidence-{period}{f'-{line[:8]}' if line else ''}.zip"
     headers = {"Content-Disposition": f"attachment; filename={name}", "Content-Length": str(path.stat().st_size)}
     return StreamingResponse(parts(), media_type="application/zip", headers=headers)
-
-
-def times(of: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-    """Return when a day or month begins and ends; UsageError when it is none."""
-    try:
-        begin, end = of()
-    except (ValueError, OverflowError) as error:
-        raise UsageError("no such day or month") from error
-    if not 0 < begin < end < 2**33 or end - begin > 40 * DAY_S:
-        raise UsageError("no such day or month")
-    return begin, end

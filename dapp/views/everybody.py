@@ -9,7 +9,6 @@ from dapp.world import SOON_S, World
 def totals(world: World) -> dict[str, Any]:
     """Return what everybody may know: how many systems, what was paid, tokens against storage, statements' roots."""
     systems = world.systems
-    nodes = sorted({ends.node_token for ends in world.ends.values()})
     paid = world.memory.get("paid", SOON_S, world.contract.total_paid_mws)
     return {
         "network": world.deployment.network,
@@ -17,7 +16,7 @@ def totals(world: World) -> dict[str, Any]:
         "nodes": sum(known.system["kind"] != "miner" for known in systems.values()),
         "lines": len(world.ends),
         "paid_mws": str(paid),
-        "storage": [money.room(world, node) for node in nodes if node in systems],
+        "storage": [money.room(world, node) for node in world.storing if node in systems],
         "periods": [
             {
                 "period": one["period"], "lines": len(one["run"]["lines"]), "root": one["run"]["root"],

@@ -123,12 +123,6 @@ def now(world: World, system: int) -> dict[str, Any]:
     }
 
 
-def today_of(world: World, system: int) -> dict[str, int]:
-    """Return the energy of this UTC day by role, mW·s."""
-    day_s = world.now_ms // 1000 // DAY_S * DAY_S
-    return dict(days(world, system, day_s, day_s + DAY_S)[0]["energy_mws"])
-
-
 def month_bounds(month: str) -> tuple[int, int]:
     """Return when a UTC month begins and ends, unix s; ValueError when it is none."""
     begin = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)

@@ -188,8 +188,7 @@ def held_tokens(world: World, address: str) -> dict[str, int]:
     """Return what an account holds, wei, by token (`energy N` of node N); zeros are left out."""
 
     def fetch() -> dict[str, int]:
-        nodes = sorted({ends.node_token for ends in world.ends.values()})
-        return {name: amount for name, amount in balances(world.deployment, address, nodes).items() if amount}
+        return {name: amount for name, amount in balances(world.deployment, address, world.storing).items() if amount}
 
     return world.memory.get(("tokens", address), BLOCK_S, fetch)
 
@@ -199,7 +198,7 @@ def pools(world: World, address: str) -> list[dict[str, Any]]:
 
     def fetch() -> list[dict[str, Any]]:
         found = []
-        for node in sorted({ends.node_token for ends in world.ends.values()}):
+        for node in world.storing:
             try:
                 pool = Pool(world.deployment, node)
             except UsageError:  # the DAO has opened none
