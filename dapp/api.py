@@ -107,7 +107,7 @@ def totals(request: Request, visit: Visitor) -> Response:
 @router.get("/systems", summary="The systems that I may see by name: my own, and those of links")
 def systems(request: Request, visit: Visitor) -> Response:
     rows = [
-        {"system": token, "name": visit.world.named(token), "kind": visit.world.systems[token].system["kind"]}
+        {"system": token, "name": visit.named(token), "kind": visit.world.systems[token].system["kind"]}
         for token in sorted(visit.who.systems | visit.who.shared)
         if token in visit.world.systems
     ]
@@ -152,14 +152,14 @@ def windows(request: Request, visit: Visitor, system: int, day: Day) -> Response
 
 @router.get("/systems/{system}/statements", summary="What a system's lines came to, by period")
 def statements(request: Request, visit: Visitor, system: int) -> Response:
-    rows = money.statements(visit.world, visit.sees(system))
+    found = money.statements(visit.world, visit.sees_payment(system))
+    rows = [money.with_state(visit.world, system, row) for row in found]
     return answer(request, rows, rows)
 
 
 @router.get("/systems/{system}/lines", summary="A system's lines, and what each waits for")
 def lines(request: Request, visit: Visitor, system: int) -> Response:
-    visit.sees(system)
-    rows = money.lines_of(visit.world, {system})
+    rows = money.lines_of(visit.world, {visit.sees_payment(system)})
     return answer(request, rows, rows)
 
 

@@ -12,7 +12,7 @@ from dapp.audits import Audits
 from dapp.guard import Guard, explain_errors
 from dapp.live import Live
 from dapp.pages import ROUTERS
-from dapp.pages.rendering import error_page
+from dapp.pages.rendering import error_page, refusal_page
 from dapp.world import World
 from maxgreen import __version__
 
@@ -31,7 +31,7 @@ def make_app(world: World, live: Live, audits: Audits) -> FastAPI:
         openapi_url="/api/v1/openapi.json",
     )  # fmt: skip
     app.state.world, app.state.live, app.state.audits = world, live, audits
-    app.add_middleware(Guard, world=world, page_of=error_page)
+    app.add_middleware(Guard, world=world, page_of=refusal_page)
     explain_errors(app, error_page)
 
     @app.get("/health/live", include_in_schema=False)

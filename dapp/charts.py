@@ -34,7 +34,7 @@ def bars(
             place = {"x": x, "y": top, "width": wide, "height": height}
             parts.append({"kind": kind, **{name: round(value, 2) for name, value in place.items()}})
         said = ", ".join(f"{kind} {words.energy(values.get(kind, 0))}" for kind in shown)
-        found.append({"label": label, "parts": parts, "title": f"{label}: {said or 'nothing'}"})
+        found.append({"label": label, "parts": parts, "title": f"{label}: {said or 'nothing'}", "values": dict(values)})
     return {
         "bars": found, "kinds": shown, "most": words.energy(most if shown else 0), "width": max(1, len(rows)) * WIDTH,
         "height": HEIGHT,

@@ -10,6 +10,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -25,7 +26,9 @@ _DIGITS: Final = 9  # of a length; more says nothing that a few do not
 _LARGEST: Final = 256 * 1024  # of a request's body, bytes
 _STATIC: Final = "/static/"
 _OPEN: Final = ("/health/", _STATIC)
-PageOf = Callable[[int, str], Response]
+PageOf = Callable[[Request, int, str], Response]
+_MISSING: Final = {"NoSuchOrder", "NoSuchLine", "NotRegistered", "ERC721NonexistentToken"}
+_LIKE: Final = {"day": "2026-10-01", "month": "2026-10"}
 _HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
@@ -117,7 +120,7 @@ def explain_errors(app: FastAPI, page_of: PageOf) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def http(request: Request, error: StarletteHTTPException) -> Response:
-        answer = told(request, error.status_code, str(error.detail), page_of)
+        answer = await run_in_threadpool(told, request, error.status_code, str(error.detail), page_of)
         answer.headers.update(error.headers or {})
         return answer
 
@@ -125,21 +128,23 @@ def explain_errors(app: FastAPI, page_of: PageOf) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])[:200]
-        return told(request, 422, f"{where}: {first['msg']}", page_of)
+        like = _LIKE.get(where)
+        text = f"{where}: {first['msg']}" if like is None else f"{where}: expected one like {like}"
+        return await run_in_threadpool(told, request, 422, text, page_of)
 
     @app.exception_handler(MaxgreenError)
     async def ours(request: Request, error: MaxgreenError) -> Response:
-        return told(request, _status(error), str(error), page_of)
+        return await run_in_threadpool(told, request, _status(error), str(error), page_of)
 
     @app.exception_handler(Exception)
     async def ours_not(request: Request, error: Exception) -> Response:
         _LOG.error("%s %s", request.method, request.url.path, exc_info=error)
-        return told(request, 500, "something went wrong here; it is in the log", page_of)
+        return await run_in_threadpool(told, request, 500, "something went wrong here; it is in the log", page_of)
 
 
 def told(request: Request, status: int, detail: str, page_of: PageOf) -> Response:
     """Return an error, as JSON or as a page."""
-    return problem(request, status, detail) if _wants_json(request) else page_of(status, detail)
+    return problem(request, status, detail) if _wants_json(request) else page_of(request, status, detail)
 
 
 def _status(error: MaxgreenError) -> int:
@@ -147,7 +152,7 @@ def _status(error: MaxgreenError) -> int:
         case UsageError():
             return 400
         case ChainRefusedError():
-            return 409
+            return 404 if error.name in _MISSING else 409
         case Retryable():
             return 503
         case _:

@@ -110,9 +110,10 @@ class Keep:
             db.execute("DELETE FROM sessions WHERE hash = ?", (_hash(secret),))
 
     def end_sessions(self, address: str) -> None:
-        """End all sessions of an account."""
+        """End all sessions of an account, and all tokens of its scripts."""
         with self._writing() as db:
             db.execute("DELETE FROM sessions WHERE address = ?", (address,))
+            db.execute("DELETE FROM tokens WHERE address = ?", (address,))
 
     # tokens of scripts
 

@@ -36,7 +36,7 @@ class Person:
 
     def may_look_after(self, system: int) -> bool:
         """Tell whether this person may see how a system's device does: batches, verdicts, commands, no energy."""
-        return self.operator or self.may_see(system)
+        return self.operator or self.member or self.owns(system)
 
 
 def person(world: World, address: str, shared: AbstractSet[int] = frozenset(), *, by_token: bool = False) -> Person:

@@ -1,5 +1,6 @@
 """One request's visitor: who it is, in which language and time zone."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
@@ -11,13 +12,14 @@ from dapp.audits import Audits
 from dapp.guard import not_found
 from dapp.live import Live
 from dapp.people import Person, person
-from dapp.words import LANGUAGES, known_zone
+from dapp.words import KINDS, known_zone, language_of, translated
 from dapp.world import World
 from maxgreen.errors import Retryable
 
 SESSION: Final = "mg_session"
 LINK: Final = "mg_link"
 _MOST_LINKS: Final = 5
+INSIDE: Final = re.compile(r"/(?![/\\])[^\r\n]{0,1000}\Z")
 _BEARER: Final = "bearer "
 
 
@@ -31,6 +33,7 @@ class Visit:
     who: Person
     language: str
     zone: str
+    path: str = "/"  # and query of what is asked for
     missing: list[str] = field(default_factory=list)  # what a page is shown without
 
     def softly(self, fetch: Callable[[], Any], default: Any) -> Any:
@@ -41,6 +44,17 @@ class Visit:
             if str(error) not in self.missing:
                 self.missing.append(str(error))
             return default
+
+    def say(self, text: str, **values: object) -> str:
+        """Return a text in the visitor's language."""
+        return translated(text, self.language).format(**values)
+
+    def named(self, system: int) -> str:
+        """Return a system's name; what its owner calls it, for the owner and those whom a link shows it."""
+        own = self.world.named(system) if self.who.owns(system) or system in self.who.shared else ""
+        known = self.world.systems.get(system)
+        kind = "System" if known is None else KINDS[known.system["kind"]]
+        return own or f"{self.say(kind)} {system}"
 
     def needs_account(self) -> str:
         """Return the visitor's address; 401 for a stranger."""
@@ -80,6 +94,13 @@ class Visit:
             raise not_found(f"there is no system {system} that you may see; sign in as its owner")
         return system
 
+    def sees_payment(self, system: int) -> int:
+        """Return a system whose payment the visitor may see: its owner's and the DAO's, no link shows it."""
+        self.sees(system)
+        if not (self.who.owns(system) or self.who.member):
+            raise not_found("what a system earned is for its owner and members of the DAO")
+        return system
+
     def owns(self, system: int) -> str:
         """Return the address of the person who owns a system."""
         address = self.needs_person()
@@ -101,10 +122,30 @@ def visit(request: Request) -> Visit:
         session = request.cookies.get(SESSION, "")
         address = (world.keep.session(session, now_ms) if session else None) or ""
     who = person(world, address, _shared(world, request), by_token=by_token)
-    chosen = request.cookies.get("lang") or request.headers.get("accept-language", "")[:2]
-    language = chosen if chosen in LANGUAGES else "en"
+    language = language_of(request.cookies.get("lang", ""), request.headers.get("accept-language", ""))
     parts = request.app.state
-    return Visit(world, parts.live, parts.audits, who, language, known_zone(unquote(request.cookies.get("tz", "UTC"))))
+    return Visit(
+        world,
+        parts.live,
+        parts.audits,
+        who,
+        language,
+        known_zone(unquote(request.cookies.get("tz", "UTC"))),
+        _path(request),
+    )
+
+
+def came_from(request: Request, otherwise: str) -> str:
+    """Return the page of ours that a visitor came from."""
+    there = request.headers.get("referer", "").removeprefix(request.app.state.world.url)
+    return there if INSIDE.match(there) else otherwise
+
+
+def _path(request: Request) -> str:
+    """Return what a visitor asks for, or the first page where coming back to it makes no sense."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    there = f"{request.url.path}{query}"
+    return there if request.method == "GET" and INSIDE.match(there) else "/"
 
 
 def _shared(world: World, request: Request) -> frozenset[int]:

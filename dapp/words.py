@@ -1,6 +1,6 @@
 """Numbers, times and sentences as people read them; every text in English, with a catalogue for other languages."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from importlib.resources import files
@@ -15,28 +15,39 @@ from maxgreen.units import MWS_PER_KWH
 
 # What the protocol's words are to people.
 _ENGLISH: Final = {"miner": "solar panel", "storage_node": "storage node", "taken_out": "taken out"}
+KINDS: Final = {"miner": "Solar system", "storage_node": "Storage node"}
 LANGUAGES: Final = {"en": "English", "es": "Español"}
+_COMMAS: Final = {"es"}
 _WEI: Final = 10**18
 _MOST_S: Final = 40 * 86_400  # of what is asked for at once
-_SMALL_WH: Final = 1_000
+_THOUSAND: Final = 1_000
+_WH: Final = (("Wh", 1.0, 1), ("kWh", 1e3, 2), ("MWh", 1e6, 2))
+_W: Final = (("W", 1.0, 1), ("kW", 1e3, 2), ("MW", 1e6, 2))
 
 
 def energy(energy_mws: int | str) -> str:
-    """Return an energy in Wh or kWh."""
-    wh = int(energy_mws) / MWS_PER_KWH * 1000
-    if abs(wh) < _SMALL_WH:
-        return f"{_number(wh, 1)} Wh"
-    return f"{_number(wh / 1000, 2)} kWh"
+    """Return an energy in Wh, kWh or MWh."""
+    return _scaled(int(energy_mws) / MWS_PER_KWH * 1000, _WH)
 
 
 def power(watts: float) -> str:
-    """Return a power in W or kW."""
-    return f"{_number(watts, 1)} W" if abs(watts) < _SMALL_WH else f"{_number(watts / 1000, 2)} kW"
+    """Return a power in W, kW or MW."""
+    return _scaled(watts, _W)
+
+
+def worth(amount_wei: int | str) -> str:
+    """Return an amount of energy tokens as the energy that it stands for: 1 token is 1 kWh."""
+    return energy(int(amount_wei) * MWS_PER_KWH // _WEI)
 
 
 def tokens(amount_wei: int | str) -> str:
     """Return an amount of tokens, at most six decimals."""
     return _number(int(amount_wei) / _WEI, 6)
+
+
+def percent(ppm: int) -> str:
+    """Return parts of a million in percent."""
+    return f"{_number(ppm / 10_000, 2)} %"
 
 
 def moment(t_ms: int, zone: str) -> str:
@@ -57,6 +68,12 @@ def ago(then_ms: int, now_ms: int) -> tuple[int, str]:
         if seconds >= 2 * size:
             return seconds // size, unit
     return seconds, "seconds"
+
+
+def span(seconds: int) -> str:
+    """Return a span of time: 2 d, 3 h, 5 min, 40 s."""
+    parts = [(seconds // 86_400, "d"), (seconds // 3_600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s")]
+    return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"
 
 
 def day_bounds(day: str, zone: str) -> tuple[int, int]:
@@ -93,6 +110,22 @@ def said(language: str) -> Mapping[str, str]:
     return _catalogue(language) if language in LANGUAGES and language != "en" else _ENGLISH
 
 
+def language_of(chosen: str, accepted: str) -> str:
+    """Return the language that a visitor chose, else the first one that the browser names, else English."""
+    wanted = chosen or accepted[:2]
+    return wanted if wanted in LANGUAGES else "en"
+
+
+def with_commas(say: Callable[..., str], language: str) -> Callable[..., str]:
+    """Return a way to write numbers as a language writes them."""
+    return say if language not in _COMMAS else lambda *values: say(*values).replace(".", ",")
+
+
+def translated(text: str, language: str) -> str:
+    """Return a text in a language; as it is where the catalogue does not have it."""
+    return said(language).get(text, text)
+
+
 @lru_cache(maxsize=len(LANGUAGES))
 def _catalogue(language: str) -> Mapping[str, str]:
     data = files("dapp").joinpath("locale", f"{language}.po").read_bytes()
@@ -105,6 +138,12 @@ def _zone(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (ValueError, OSError, KeyError):
         return UTC
+
+
+def _scaled(value: float, units: Sequence[tuple[str, float, int]]) -> str:
+    """Return a number in the first unit in which it is written with less than four digits before the point."""
+    unit, size, decimals = next((one for one in units if abs(round(value / one[1], one[2])) < _THOUSAND), units[-1])
+    return f"{_number(value / size, decimals)} {unit}"
 
 
 def _number(value: float, decimals: int) -> str:

@@ -216,6 +216,5 @@ class World:
         return [self.line(line) for line in own]
 
     def named(self, token: int) -> str:
-        """Return what its owner calls a system, or `system N`."""
-        names = self.memory.get("names", SOON_S, self.keep.names)
-        return names.get(token) or f"System {token}"
+        """Return what its owner calls a system, or nothing."""
+        return self.memory.get("names", SOON_S, self.keep.names).get(token, "")

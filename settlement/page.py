@@ -20,6 +20,7 @@ Line = tuple[Mapping[str, Any], Sequence[Window]]  # statement and windows
 
 _HEIGHT: Final = 160  # of the picture, px
 _KINDS: Final = ("counted_mws", "lost_mws", "held_mws", "disputed_mws")
+_COLORS: Final = {"counted": "#2a8a3e", "lost": "#b07a00", "held": "#77808c", "disputed": "#b3261e"}
 _COLUMNS: Final = (
     "line", "miner", "node", "sent_mws", "received_mws", "loss_mws", "expected_loss_mws", "error_mws",
     "counted_windows", "online_windows", "hashes", "payable_total_mws", "paid_before_mws", "payable_mws", "mint_wei",
@@ -32,8 +33,12 @@ def statement_page(
     lines: Sequence[Line],
     order: Mapping[str, Any] | None = None,
     owners: Mapping[str, str] = MappingProxyType({}),
+    node_share_ppm: int | None = None,
 ) -> str:
-    """Return the HTML page of a period's statements; `order`: order.json's values, `owners`: addresses by token."""
+    """Return the HTML page of a period's statements; `order`: order.json's values, `owners`: addresses by token.
+
+    `node_share_ppm`: what of the tokens the node's owner gets; left out where it is None.
+    """
     pages = Environment(
         loader=FunctionLoader(lambda name: files("settlement").joinpath("templates", name).read_text()),
         autoescape=select_autoescape(default=True),
@@ -43,7 +48,15 @@ def statement_page(
         until=_date(period_bounds(period)[1]),
         network=network,
         order=order,
-        lines=[{**_readable(period, one, windows), "owner": owners.get(one["miner"])} for one, windows in lines],
+        colors=_COLORS,
+        lines=[
+            {
+                **_readable(period, one, windows),
+                "owner": owners.get(str(one["miner"])),
+                "split": _split(int(one["mint_wei"]), node_share_ppm),
+            }
+            for one, windows in lines
+        ],
     )
 
 
@@ -88,6 +101,17 @@ def _readable(period: str, line: Mapping[str, Any], windows: Sequence[Window]) -
         "most_kwh": kwh(max((_height(slot) for slot in explained.slots), default=0)),
         "decisions": [{**d, "at": _date(d["at_ms"] // 1000)} for d in line["decisions"]],
     }
+
+
+def _split(mint_wei: int, node_share_ppm: int | None) -> dict[str, str] | None:
+    """Return what of the tokens each end's owner gets."""
+    if node_share_ppm is None:
+        return None
+    to_node = mint_wei * node_share_ppm // 10**6
+    return {
+        "miner": f"{(mint_wei - to_node) / 1e18:.9f}", "node": f"{to_node / 1e18:.9f}",
+        "percent": f"{node_share_ppm / 10_000:g}",
+    }  # fmt: skip
 
 
 def _bars(slots: Sequence[Slot]) -> list[dict[str, Any]]:

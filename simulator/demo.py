@@ -222,7 +222,7 @@ class _Demo:
             ledger=f"sqlite:///{self._folder / 'ledger.db'}",
             broker=BrokerSettings(port=port),
             http=HttpSettings(port=0),
-            chain=IngestChain(refresh_s=3_600),
+            chain=IngestChain(refresh_s=30),
         )
         engine = open_engine(settings.ledger)
         nbits = nbits_of_credit(SHARE_HASHES)

@@ -5,6 +5,7 @@ from typing import Final
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from dapp import words
 from dapp.guard import not_found
 from dapp.pages.rendering import pack, render
 from dapp.views import council, money
@@ -18,17 +19,21 @@ router: Final = APIRouter(include_in_schema=False, default_response_class=HTMLRe
 @router.get("/dao")
 def dao(visit: Visitor, ended: str = "") -> Response:
     world = visit.world
+    wanted = council.wanted_lines(world) if visit.who.member else []
     return render(
         visit, "dao.html", ballots=council.ballots(world, "technical", ended=bool(ended)),
         module_ballots=council.ballots(world, "modules", ended=bool(ended)), ended=bool(ended),
-        applications=council.applications(world), orders=council.orders(world),
+        applications=council.applications(world), wanted=wanted, orders=council.orders(world),
         proposals=[a for a in ACTIONS.values() if a.who is Who.MEMBER and a.name != "vote"],
     )  # fmt: skip
 
 
 @router.get("/dao/members")
 def members(visit: Visitor) -> Response:
-    return render(visit, "members.html", facts=council.members(visit.world), modules=council.modules(visit.world))
+    return render(
+        visit, "members.html", facts=council.members(visit.world), modules=council.modules(visit.world),
+        labels=council.LABELS, span=words.span,
+    )  # fmt: skip
 
 
 @router.get("/dao/ballots/{body}/{proposal}")

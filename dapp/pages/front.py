@@ -1,6 +1,5 @@
 """Pages for everybody, and the way in and out."""
 
-import re
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Form, Path, Request, Response
@@ -10,11 +9,10 @@ from dapp import words
 from dapp.pages.rendering import render
 from dapp.signin import sign_in, text_to_sign
 from dapp.views import everybody
-from dapp.visit import SESSION, Visitor
+from dapp.visit import INSIDE, SESSION, Visitor, came_from
 
 Number = Annotated[int, Path(ge=0, le=2**48)]
 router: Final = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
-_INSIDE: Final = re.compile(r"/(?![/\\])")
 _SESSION_S: Final = 7 * 86_400
 _LINK_S: Final = 365 * 86_400
 
@@ -43,15 +41,15 @@ def docs(visit: Visitor) -> Response:
 
 @router.get("/language/{language}")
 def language(language: str, request: Request) -> Response:
-    there = request.headers.get("referer", "").removeprefix(request.app.state.world.url)
-    answer = RedirectResponse(there if _INSIDE.match(there) else "/", 303)
+    answer = RedirectResponse(came_from(request, "/"), 303)
     answer.set_cookie("lang", language if language in words.LANGUAGES else "en", _LINK_S, samesite="lax")
     return answer
 
 
 @router.get("/sign-in")
-def sign_in_page(visit: Visitor) -> Response:
-    return render(visit, "sign-in.html", chain_id=visit.world.deployment.addresses.chain_id)
+def sign_in_page(visit: Visitor, to: str = "") -> Response:
+    to = to if INSIDE.match(to) and to != "/" and not to.startswith("/sign-in") else "/home"
+    return render(visit, "sign-in.html", chain_id=visit.world.deployment.addresses.chain_id, to=to)
 
 
 @router.post("/sign-in/text")

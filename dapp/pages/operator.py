@@ -48,7 +48,7 @@ def device_page(visit: Visitor, device: str, before: Annotated[int | None, Query
     return render(
         visit, "device.html", device=device.lower(), row=row, token=known.token, batches=found,
         commands=fleet.commands_of(visit.world, known.record.device, 10),
-        decisions=fleet.decisions_of(visit.world, known.record.device), kinds=list(Decided),
+        decisions=fleet.decisions_of(visit.world, known.record.device), kinds=list(Decided), effects=fleet.EFFECTS,
         reasons=[(int(r), r.label) for r in sorted(RELEASABLE)], can_command=visit.world.signer is not None,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Pages for owners: home, systems, statements, tokens, links; and power as it is now."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -12,7 +13,8 @@ from dapp.charts import bars, calendar_rows
 from dapp.guard import not_found
 from dapp.pages.rendering import pack, render
 from dapp.views import council, fleet, metered, money
-from dapp.visit import LINK, Visit, Visitor
+from dapp.views.standing import standing
+from dapp.visit import LINK, Visit, Visitor, came_from
 from dapp.visit import visit as again
 from maxgreen.actions.all import ACTIONS
 from maxgreen.actions.samples import sample_text
@@ -25,6 +27,7 @@ Number = Annotated[int, Path(ge=0, le=2**48)]
 router: Final = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 _DAY: Final = r"^(\d{4}-\d{2}-\d{2})?$"
 _MONTH: Final = r"^(\d{4}-\d{2})?$"
+_HOURS: Final = 24
 _LINK_S: Final = 365 * 86_400
 
 
@@ -40,6 +43,7 @@ def home(visit: Visitor) -> Response:
         held=visit.softly(lambda: money.held_tokens(world, address), {}),
         waiting=[a for a in waiting if a["applicant"].lower() == address.lower()],
         ballots=visit.softly(lambda: council.ballots(world, "technical"), []) if visit.who.member else [],
+        wanted=visit.softly(lambda: council.wanted_lines(world), []) if visit.who.member else [],
         applications=waiting if visit.who.member else [],
         wrong=fleet.wrong_now(world) if visit.who.operator else [],
     )  # fmt: skip
@@ -55,13 +59,14 @@ def _card(visit: Visit, token: int, lines: list[dict[str, Any]]) -> dict[str, An
     known = world.systems[token]
     return {
         **visit.live.now(token),
-        "name": world.named(token),
+        "name": visit.named(token),
+        "standing": visit.softly(lambda: standing(world, token), None),
         "kind": known.system["kind"],
-        "today": this_month[day.day - 1]["energy_mws"],
+        "today": this_month[day.day - 1],
         "rejected": sum(one["rejected"] for one in this_month),
         "month": metered.total_by_role(this_month),
-        "paid_mws": sum(int(line["paid_mws"]) for line in mine),
-        "last": _last_statement(visit, token),
+        "got_wei": visit.softly(lambda: sum(money.yours_in_all(world, token, line) for line in mine), 0),
+        "last": visit.softly(lambda: _last_statement(visit, token), None),
         "waiting_mws": sum(int(line["waiting_mws"]) for line in mine),
         "turns": sorted({line["turn"] for line in mine} - {"nothing"}),
         "room": visit.softly(lambda: money.room(world, token), None) if known.system["kind"] != "miner" else None,
@@ -71,10 +76,15 @@ def _card(visit: Visit, token: int, lines: list[dict[str, Any]]) -> dict[str, An
 def _last_statement(visit: Visit, token: int) -> dict[str, Any] | None:
     """Return the newest period that a system has statements of, and what its lines came to together."""
     rows = money.statements(visit.world, token)
-    newest = [row for row in rows if row["period"] == rows[0]["period"]]
+    newest = [money.with_state(visit.world, token, row) for row in rows if row["period"] == rows[0]["period"]]
     if not newest:
         return None
-    return {"period": rows[0]["period"], "payable_mws": sum(int(row["payable_mws"]) for row in newest)}
+    return {
+        "period": rows[0]["period"],
+        "payable_mws": sum(int(row["payable_mws"]) for row in newest),
+        "yours_wei": sum(int(row["yours_wei"]) for row in newest),
+        "percent": words.percent(newest[0]["yours_ppm"]),
+    }
 
 
 @router.get("/systems/{system}")
@@ -96,18 +106,37 @@ def system_page(
     days = metered.days(world, system, month_begin, month_end)
     months = metered.months(world, system, year)
     known = world.systems[system]
+    payment = visit.who.owns(system) or visit.who.member
+    curve = metered.curve(world, system, begin, end)
     return render(
-        visit, "system.html", system=system, state=visit.live.now(system), known=known.system,
+        visit, "system.html", standing=visit.softly(lambda: standing(world, system), None), payment=payment,
+        system=system, state=visit.live.now(system), known=known.system,
         owner=known.owner, device=known.record.device.hex(), day=day, month=month, year=year,
         day_before=words.today(begin * 1000 - 1000, visit.zone), day_after=words.today(end * 1000 + 1000, visit.zone),
-        day_curve=metered.curve(world, system, begin, end),
+        day_curve=curve, names=_names(visit, curve["watts"]), own_name=world.named(system),
         calendar=calendar_rows(metered.calendar(world, system, begin // 600 * 600, end), begin, end, visit.zone),
         month_bars=bars([(d["day"], d["energy_mws"]) for d in days]), days=days,
         year_bars=bars([(m["month"], m["energy_mws"]) for m in months]), months=months,
-        lines=visit.softly(lambda: money.lines_of(world, {system}), []),
-        statements=money.statements(world, system),
+        lines=visit.softly(lambda: money.lines_of(world, {system}), []) if payment else [],
+        statements=_stated(visit, system) if payment else [],
         links=world.keep.links(visit.who.address, system) if visit.who.owns(system) else [],
     )  # fmt: skip
+
+
+def _stated(visit: Visit, system: int) -> list[dict[str, Any]]:
+    """Return a system's statements with what became of each; without that where the chain is away."""
+    rows = money.statements(visit.world, system)
+    found: list[dict[str, Any]] = visit.softly(lambda: [money.with_state(visit.world, system, r) for r in rows], rows)
+    return found
+
+
+def _names(visit: Visit, curves: Iterable[str]) -> dict[str, str]:
+    """Return what people call a day's curves: what a channel is, and its number where there are several such."""
+    roles = [name.rpartition(" ")[0] for name in curves]
+    return {
+        name: visit.say(role) if roles.count(role) == 1 else f"{visit.say(role)} {name.rpartition(' ')[2]}"
+        for name, role in zip(curves, roles, strict=True)
+    }
 
 
 def _newest_ms(visit: Visit, system: int) -> int:
@@ -117,11 +146,13 @@ def _newest_ms(visit: Visit, system: int) -> int:
 
 
 @router.post("/systems/{system}/name")
-def name_system(visit: Visitor, system: int, name: Annotated[str, Form(max_length=60)] = "") -> Response:
+def name_system(
+    request: Request, visit: Visitor, system: int, name: Annotated[str, Form(max_length=60)] = ""
+) -> Response:
     visit.owns(system)
     visit.world.keep.name_system(system, name)
     visit.world.memory.forget()
-    return RedirectResponse(f"/systems/{system}", 303)
+    return RedirectResponse(came_from(request, f"/systems/{system}"), 303)
 
 
 @router.post("/systems/{system}/links")
@@ -153,7 +184,7 @@ def shared(request: Request, visit: Visitor, secret: str) -> Response:
 
 def _statements(visit: Visit, system: int, period: str) -> list[dict[str, Any]]:
     """Return a system's statements of a period, for who may see it; 404 when there are none."""
-    visit.sees(system)
+    visit.sees_payment(system)
     lines = [line for line in money.statements(visit.world, system) if line["period"] == period]
     if not lines:
         raise not_found(f"no statement of {period[:10]} for system {system}")
@@ -166,26 +197,30 @@ def pdf(visit: Visitor, system: int, period: str) -> Response:
     lines = _statements(visit, system, period)
     windows = [(line, read_windows(line_entries(world.store, bytes.fromhex(line["manifest"])))) for line in lines]
     owners = {str(token): known.owner for token, known in world.systems.items()}
-    page = statement_page(period, world.deployment.network, windows, None, owners)
+    share_ppm = visit.softly(world.contract.node_share_ppm, None)
+    page = statement_page(period, world.deployment.network, windows, None, owners, share_ppm)
     name = f"attachment; filename=statement-{period}-{system}.pdf"
     return Response(statement_pdf(page), media_type="application/pdf", headers={"Content-Disposition": name})
 
 
 @router.get("/systems/{system}/statements/{period}")
 def statement(visit: Visitor, system: int, period: str) -> Response:
+    lines = [_explained(visit, system, line) for line in _statements(visit, system, period)]
+    return render(visit, "statement.html", system=system, period=period, lines=lines)
+
+
+def _explained(visit: Visit, system: int, line: dict[str, Any]) -> dict[str, Any]:
+    """Return a statement, why it says this amount, and what became of that."""
     world = visit.world
-    lines = _statements(visit, system, period)
-    shown = []
-    for line in lines:
-        found = money.explained(world, period, line)
-        chart = None
-        if found is not None:
-            chart = bars(
-                [(words.moment(s.begin_s * 1000, "UTC"), _slot(s)) for s in found.slots],
-                ("counted", "lost", "held", "disputed"),
-            )
-        shown.append({"line": line, "found": found, "chart": chart})
-    return render(visit, "statement.html", system=system, period=period, lines=shown)
+    found = money.explained(world, line["period"], line)
+    chart = None
+    if found is not None:
+        by_day = len(found.slots) != _HOURS
+        rows = [(words.iso(s.begin_s, "UTC")[slice(10) if by_day else slice(11, 16)], _slot(s)) for s in found.slots]
+        chart = bars(rows, ("counted", "lost", "held", "disputed"))
+    stated = visit.softly(lambda: money.with_state(world, system, line), None)
+    paid_ms = visit.softly(lambda: money.paid_ms(world, line), None) if stated and stated["state"] == "paid" else None
+    return {"line": line, "found": found, "chart": chart, "stated": stated, "paid_ms": paid_ms}
 
 
 def _slot(slot: Any) -> dict[str, int]:
@@ -196,9 +231,6 @@ def _slot(slot: Any) -> dict[str, int]:
 
 @router.get("/systems/{system}/evidence/{period}/{line}.zip")
 def evidence(visit: Visitor, system: int, period: str, line: str) -> Response:
-    visit.sees(system)
-    if not (visit.who.owns(system) or visit.who.member):  # it holds what the other end measured, too
-        raise not_found("evidence is for owners and members of the DAO")
     if line not in {one["line"] for one in _statements(visit, system, period)}:
         raise not_found(f"no evidence of {period[:10]} for this line of system {system}")
     return pack(visit, period, line)
@@ -207,9 +239,10 @@ def evidence(visit: Visitor, system: int, period: str, line: str) -> Response:
 @router.get("/wallet")
 def wallet(visit: Visitor) -> Response:
     address, world = visit.needs_account(), visit.world
+    lines = money.lines_of(world, set(visit.who.systems))
     return render(
         visit, "wallet.html", held=money.held_tokens(world, address), pools=money.pools(world, address),
-        requests=money.requests_of(world, visit.who), has_claims=bool(money.claims(world)),
+        requests=money.requests_of(world, visit.who), due=any(line["turn"] == "claim" for line in lines),
     )  # fmt: skip
 
 
@@ -217,13 +250,15 @@ def wallet(visit: Visitor) -> Response:
 def apply_page(visit: Visitor) -> Response:
     visit.needs_account()
     samples = {kind: sample_text(kind) for kind in ("miner", "storage_node")}
-    return render(visit, "apply.html", action=ACTIONS["apply"], samples=samples)
+    action = ACTIONS["apply"]
+    fields = [{"name": f.name, "label": f.label, "file": True, "required": True, "value": ""} for f in action.fields]
+    return render(visit, "apply.html", action=action, samples=samples, fields=fields)
 
 
 @router.get("/nodes/{node}")
 def node_page(visit: Visitor, node: int) -> Response:
     world = visit.world
-    visit.sees(node)
+    visit.sees_payment(node)
     if world.systems[node].system["kind"] == "miner":
         raise not_found(f"system {node} is no storage node")
     found = money.requests_of(world, visit.who)
@@ -232,7 +267,7 @@ def node_page(visit: Visitor, node: int) -> Response:
         storage=[r for r in found["storage"] if r["node"] == node],
         take_outs=[t for t in found["take_outs"] if t["node"] == node],
         lines=visit.softly(lambda: money.lines_of(world, {node}), []),
-        statements=money.statements(world, node),
+        statements=_stated(visit, node),
     )  # fmt: skip
 
 

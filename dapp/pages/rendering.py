@@ -7,23 +7,30 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from fastapi import Response
+from fastapi import HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
 from jinja2 import Environment, FunctionLoader, select_autoescape
+from sqlalchemy.exc import SQLAlchemyError
 
 from dapp import words
 from dapp.views import money
 from dapp.visit import Visit
+from dapp.visit import visit as visit_of
 from maxgreen.chain.deployment import FIELDS
+from maxgreen.errors import MaxgreenError
 from settlement.packs import write_pack_of
 
 # What scripts say (dapp/web/src/wallet.js); English is in them.
 SCRIPT_TEXTS: Final = (
     "Still no block has it: {hash}. Look in the wallet whether it was replaced.",
+    "Back",
     "Browser wallet",
     "Done.",
+    "Go on",
     "In block {block}.",
     "It failed in block {block}: {why}",
+    "Once more",
+    "Sign",
     "Sent: {hash}. It waits for a block.",
     "The wallet asks you.",
     "The wallet is asked to change its network.",
@@ -50,6 +57,15 @@ TURNS: Final = {
 }
 
 
+_NUMBERS: Final = (words.energy, words.power, words.tokens, words.worth, words.percent)
+STATES: Final = {  # of a statement
+    **TURNS,
+    "paid": "paid",
+    "nothing": "nothing to pay",
+    "later": "goes on in a later period",
+}
+
+
 @lru_cache(maxsize=len(words.LANGUAGES))
 def _environment(language: str) -> Environment:
     said = words.said(language)
@@ -61,7 +77,8 @@ def _environment(language: str) -> Environment:
     )
     pages.globals.update(
         _=lambda text, /, **values: (said.get(text, text)).format(**values) if values else said.get(text, text),
-        energy=words.energy, power=words.power, tokens=words.tokens, languages=words.LANGUAGES, turns=TURNS,
+        **{one.__name__: words.with_commas(one, language) for one in _NUMBERS},
+        languages=words.LANGUAGES, turns=TURNS, states=STATES,
         texts={text: said[text] for text in SCRIPT_TEXTS if text in said},
     )  # fmt: skip
     return pages
@@ -78,17 +95,31 @@ def render(visit: Visit, name: str, /, **values: Any) -> HTMLResponse:
     shown = {
         "who": visit.who, "language": visit.language, "zone": visit.zone, "now_ms": visit.world.now_ms,
         "moment": lambda t_ms: words.moment(t_ms, visit.zone), "ago": lambda t_ms: words.ago(t_ms, visit.world.now_ms),
-        "named": visit.world.named, "trial": visit.world.trial, "missing": visit.missing,
+        "named": visit.named, "trial": visit.world.trial, "missing": visit.missing,
         "contracts": _contracts(visit),
-        "network": visit.world.deployment.network,
+        "network": visit.world.deployment.network, "path": visit.path,
     }  # fmt: skip
     return HTMLResponse(page.render(**shown, **values), headers={"Cache-Control": "private, no-store"})
 
 
-def error_page(status: int, detail: str) -> Response:
-    """Return an error for people."""
-    page = _environment("en").get_template("error.html")
-    body = page.render(who=None, status=status, detail=detail, language="en", zone="UTC")
+def error_page(request: Request, status: int, detail: str) -> Response:
+    """Return an error for people, as the visitors that they are."""
+    try:
+        visit = visit_of(request)
+    except (HTTPException, MaxgreenError, SQLAlchemyError):  # it may be what the error is about
+        return refusal_page(request, status, detail)
+    page = render(visit, "error.html", status=status, detail=words.translated(detail, visit.language))
+    page.status_code = status
+    return page
+
+
+def refusal_page(request: Request, status: int, detail: str) -> Response:
+    """Return an error for people; nothing is asked who they are."""
+    language = words.language_of(request.cookies.get("lang", ""), request.headers.get("accept-language", ""))
+    page = _environment(language).get_template("error.html")
+    body = page.render(
+        who=None, status=status, detail=words.translated(detail, language), language=language, zone="UTC", path="/"
+    )
     return HTMLResponse(body, status)
 
 

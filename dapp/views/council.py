@@ -9,10 +9,17 @@ from dapp.world import BLOCK_S, World
 from maxgreen.actions.ballots import Ballot
 from maxgreen.chain.dao import ENDED, ProposalState
 from maxgreen.chain.doctor import diagnose
+from maxgreen.chain.market import RequestStatus
 from maxgreen.chain.registry import application, module_history
 from maxgreen.errors import UsageError
+from maxgreen.protocol.batch import Role
 
 MODULES: Final = ("agent", "limits", "backend keys", "checks")
+LABELS: Final = {  # of what is known of a deployment
+    "network": "Network", "voting_delay_s": "A vote begins after", "voting_period_s": "A vote lasts",
+    "timelock_s": "What passed waits for", "members": "Members", "votes_to_pass": "Votes that it takes",
+    "operators": "Operators", "guardian": "Guardian",
+}  # fmt: skip
 _ORDERS: Final = 50
 _TITLE: Final = re.compile(r"(, attempt \d+)?( #proposer=0x[0-9a-f]{40})?$")  # what the governor wants behind a title
 
@@ -115,6 +122,30 @@ def applications(world: World) -> list[dict[str, Any]]:
         return found
 
     return world.memory.get("applications", BLOCK_S, fetch)
+
+
+def wanted_lines(world: World) -> list[dict[str, Any]]:
+    """Return the lines that storage nodes accepted and the DAO did not allow yet, with meters that are free."""
+    ends = world.ends.values()
+    joined = {(one.miner_token, one.node_token) for one in ends}
+    taken = {(e.miner_token, e.miner_channel) for e in ends} | {(e.node_token, e.node_channel) for e in ends}
+
+    def meter(system: int, role: Role) -> str:
+        known = world.systems.get(system)
+        channels = known.system["channels"] if known is not None else ()
+        free = (
+            int(c["number"]) for c in channels if int(c["role"]) == role and (system, int(c["number"])) not in taken
+        )
+        return next((f"{system}.{number}" for number in free), "")
+
+    return [
+        {
+            "number": r.number, "miner": r.miner, "node": r.node,
+            "miner_meter": meter(r.miner, Role.SENT), "node_meter": meter(r.node, Role.RECEIVED),
+        }
+        for r in money.requests(world)[0]
+        if r.status is RequestStatus.ACCEPTED and (r.miner, r.node) not in joined
+    ]  # fmt: skip
 
 
 def orders(world: World) -> list[dict[str, Any]]:

@@ -35,6 +35,21 @@ EXPLANATIONS: Final = {
     Reason.WRONG_ROLE: "a channel has another role than the registry gives it; see the agent's settings",
 }
 
+_ARGUMENTS: Final = {"sampling_interval": ("interval_ms",)}
+COMMANDS: Final = {  # by kind: what a device is told
+    "start_transfer": "deliver on channel {channel} for {seconds} s",
+    "stop_transfer": "stop delivering on channel {channel}",
+    "send_registers": "send its registers now",
+    "sampling_interval": "measure every {interval_ms} ms",
+}
+EFFECTS: Final = {  # of decisions, for those who make them
+    "skip": "the chain goes on without these batches, which did not arrive; they never count",
+    "release": "these batches count, though a check of theirs failed: name the reasons that it lifts",
+    "reject": "these batches never count; nothing takes that back",
+    "reinstate": "batches that were held while the device was suspended count again",
+    "continue": "the chain goes on from these batches, though it contradicts itself there",
+}
+
 
 def devices(world: World) -> list[dict[str, Any]]:
     """Return every device that counts now, with how it is, by token."""
@@ -78,39 +93,37 @@ def _place(system: Mapping[str, Any]) -> list[float] | None:
     return [d / 10 for d in deci] if deci else None
 
 
-def wrong_now(world: World) -> list[dict[str, str]]:
-    """Return what an operator should look at now: each with a word, a sentence and where to look."""
+def wrong_now(world: World) -> list[dict[str, Any]]:
+    """Return what an operator should look at now: each with a word, a sentence, its numbers and where to look."""
     return world.memory.get("wrong", SOON_S, lambda: list(_wrong(world)))
 
 
-def _wrong(world: World) -> Iterator[dict[str, str]]:
+def _wrong(world: World) -> Iterator[dict[str, Any]]:
     rows = devices(world)
     for how, text in (
-        ("silent", "have sent nothing for twenty minutes"),
-        ("halted", "are halted: their chain contradicts itself; decide 'continue', or ask the owner"),
-        ("never seen", "are registered and have never sent anything"),
+        ("silent", "{count} of {all} devices have sent nothing for twenty minutes"),
+        ("halted", "{count} of {all} devices are halted: their chain contradicts itself; decide, or ask the owner"),
+        ("never seen", "{count} of {all} devices are registered and have never sent anything"),
     ):
         count = sum(row["how"] == how for row in rows)
         if count:
-            yield {"what": how, "text": f"{count} of {len(rows)} devices {text}", "where": f"/fleet?how={how}"}
+            numbers = {"count": count, "all": len(rows)}
+            yield {"what": how, "text": text, "numbers": numbers, "where": f"/fleet?how={how}"}
     with world.book() as book:
         newest = book.connection.execute(select(func.max(beacons.c.issued_s))).scalar()
         refused = int(book.connection.execute(select(func.count()).select_from(aside)).scalar() or 0)
     if newest is None or world.now_ms // 1000 - newest > _BEACON_LATE_S:
-        when = (
-            "was ever issued" if newest is None else f"was issued for {(world.now_ms // 1000 - newest) // 60} minutes"
-        )
+        minutes = None if newest is None else (world.now_ms // 1000 - newest) // 60
+        text = "no beacon was ever issued" if newest is None else "no beacon was issued for {minutes} minutes"
         yield {
-            "what": "beacon",
-            "text": f"no beacon {when}: is ingest running, and the chain there?",
-            "where": "/fleet",
-        }
+            "what": "beacon", "text": f"{text}: is ingest running, and the chain there?",
+            "numbers": {"minutes": minutes}, "where": "/fleet",
+        }  # fmt: skip
     if refused:
         yield {
-            "what": "view",
-            "text": f"{refused} messages are not in InfluxDB: maxgreen ingest aside",
-            "where": "/fleet",
-        }
+            "what": "view", "text": "messages that are not in InfluxDB: {count} (maxgreen ingest aside)",
+            "numbers": {"count": refused}, "where": "/fleet",
+        }  # fmt: skip
 
 
 def facts(world: World) -> dict[str, Any]:
@@ -173,7 +186,13 @@ def commands_of(world: World, device: bytes | None, limit: int) -> list[dict[str
     """Return the newest commands, and what became of them."""
     with world.book() as book:
         rows = book.all_commands(min(max(1, limit), MOST), device=device)
-    return [command_json(row, world.now_ms) for row in rows]
+    found = [command_json(row, world.now_ms) for row in rows]
+    return [{**one, "text": COMMANDS[one["kind"]], "numbers": _numbers(one)} for one in found]
+
+
+def _numbers(command: Mapping[str, Any]) -> dict[str, int]:
+    names = _ARGUMENTS.get(command["kind"], ("channel", "seconds", "energy_mws"))
+    return {name: command["arguments"].get(k, 0) for k, name in enumerate(names)}
 
 
 def decisions_of(world: World, device: bytes) -> list[dict[str, Any]]:

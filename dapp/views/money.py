@@ -21,6 +21,7 @@ from settlement.run import Run
 from settlement.statement import read_windows
 
 _PERIODS: Final = 120
+_PPM: Final = 10**6
 _TURNS: Final = {
     OrderStatus.POSTED.label: "vote",
     OrderStatus.APPROVED.label: "claim",
@@ -71,6 +72,58 @@ def statements(world: World, system: int) -> list[dict[str, Any]]:
         for line in one["run"]["lines"]
         if token in {str(line["miner"]), str(line["node"])}
     ]
+
+
+def with_state(world: World, system: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a system's statement with what its owner gets of it, wei and ppm, and what became of that."""
+    minted, ppm = int(row["mint_wei"]), world.memory.get("node share", 10 * BLOCK_S, world.contract.node_share_ppm)
+    to_node = minted * ppm // _PPM
+    miner_end = str(row["miner"]) == str(system)
+    return {
+        **row,
+        "yours_wei": str(minted - to_node if miner_end else to_node),
+        "yours_ppm": _PPM - ppm if miner_end else ppm,
+        "state": _state_of(world, row),
+    }
+
+
+def _state_of(world: World, row: Mapping[str, Any]) -> str:
+    """Return what became of a statement, as a word that pages put into a sentence."""
+    if not int(row["payable_mws"]):
+        return "nothing"
+    line, total_mws = world.line(bytes.fromhex(row["line"])), int(row["payable_total_mws"])
+    if line.paid_mws >= total_mws:
+        return "room" if line.credit_mws else "paid"
+    newer = any(
+        one["until_s"] > row["until_s"] and any(x["line"] == row["line"] for x in one["run"]["lines"])
+        for one in closed(world)
+    )
+    if newer:
+        return "later"
+    return "hold" if line.hold else _turn_of(newest_order(world))
+
+
+def paid_ms(world: World, row: Mapping[str, Any]) -> int | None:
+    """Return when what a statement says was claimed; None where that is not known."""
+    period = find_period(world, row["period"])
+
+    def fetch() -> int | None:
+        for number in range(world.contract.order_count(), 0, -1):
+            if order(world, number)["run"] == period["digest"]:
+                posted_block = world.contract.order(number).posted_block
+                line, total_mws = bytes.fromhex(row["line"]), int(row["payable_total_mws"])
+                block = world.contract.claimed_block(line, total_mws, posted_block)
+                return None if block is None else 1000 * world.contract.time_of(block)
+        return None
+
+    return world.lasting.get(("paid", row["line"], period["digest"]), 3_600, fetch)
+
+
+def yours_in_all(world: World, system: int, line: Mapping[str, Any]) -> int:
+    """Return what a system's owner got for a line, wei, at the present split."""
+    ppm = world.memory.get("node share", 10 * BLOCK_S, world.contract.node_share_ppm)
+    to_node = int(line["minted_wei"]) * ppm // _PPM
+    return int(line["minted_wei"]) - to_node if line["miner"] == system else to_node
 
 
 def explained(world: World, period: str, line: Mapping[str, Any]) -> Explanation | None:
@@ -159,6 +212,7 @@ def line_status(world: World, line: Line) -> dict[str, Any]:
         "opened_s": line.opened_s,
         "closed_s": line.closed_s,
         "paid_mws": str(line.paid_mws),
+        "minted_wei": str(line.minted_wei),
         "credit_mws": str(line.credit_mws),
         "waiting_mws": str(waiting_mws),
         "hold": line.hold,
@@ -177,11 +231,14 @@ def _turn(line: Line, said: Mapping[str, Any] | None, waiting_mws: int, last: Ma
     if line.hold:
         return "hold"
     if waiting_mws:
-        status = "" if last is None else last["status"]
-        return _TURNS.get(status, "order")
+        return _turn_of(last)
     if line.credit_mws:
         return "room"
     return "period" if said is None else "nothing"
+
+
+def _turn_of(last: Mapping[str, Any] | None) -> str:
+    return "order" if last is None else _TURNS.get(last["status"], "order")
 
 
 def held_tokens(world: World, address: str) -> dict[str, int]:
@@ -231,6 +288,7 @@ def requests(world: World) -> tuple[list[StorageRequest], list[TakeOut]]:
 def requests_of(world: World, who: Person) -> dict[str, list[dict[str, Any]]]:
     """Return the requests in which somebody has a part, and whether it is their turn."""
     storage, take_outs = requests(world)
+    joined = {(ends.miner_token, ends.node_token) for ends in world.ends.values()}
     wanted = who.address.lower()
     return {
         "storage": [
@@ -238,6 +296,7 @@ def requests_of(world: World, who: Person) -> dict[str, list[dict[str, Any]]]:
                 "number": r.number, "miner": r.miner, "node": r.node, "energy_mws": str(r.energy_mws),
                 "expires_s": r.expires_s, "status": r.status.label,
                 "yours": r.status is RequestStatus.OPEN and who.owns(r.node),
+                "has_line": (r.miner, r.node) in joined,
             }
             for r in storage
             if who.owns(r.miner) or who.owns(r.node)

@@ -1,48 +1,20 @@
-"""Proposals as they are on the chain, decoded from their calls and never from their text."""
+"""Proposals as they are on the chain: what they would do is their calls, never their text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from eth_utils import keccak
-from eth_utils.abi import function_abi_to_4byte_selector
-from web3 import Web3
 
-from maxgreen.actions.session import kwh, tokens
-from maxgreen.chain.artifacts import artifact
+from maxgreen.actions.calls import Call, decode_call
+from maxgreen.chain.client import LOG_SPAN
 from maxgreen.chain.dao import ENDED, Dao, Proposal, ProposalState
-from maxgreen.chain.deployment import FIELDS, Deployment
-from maxgreen.chain.registry import application
-from maxgreen.clock import Clock, utc
+from maxgreen.chain.deployment import Deployment
+from maxgreen.clock import Clock
 from maxgreen.errors import UsageError
 
-_BLOCKS: Final = 10_000
 _UNSURE: Final = 256  # blocks that a chain may still take back
-_WORD: Final = 32
-_MOST_TOKEN: Final = 2**48
 _SHORT: Final = 10
-_STATUSES: Final = ("none", "active", "suspended", "revoked")
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a proposal; `contract` is empty when the target is none of ours."""
-
-    target: str
-    contract: str
-    function: str
-    values: dict[str, Any]
-    says: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the call for scripts."""
-        return {
-            "target": self.target,
-            "contract": self.contract,
-            "function": self.function,
-            "arguments": {name: _readable(value) for name, value in self.values.items()},
-            "says": self.says,
-        }
 
 
 @dataclass(frozen=True)
@@ -86,8 +58,8 @@ class Ballots:
         """Return all proposals, the newest first. Blocks that were read stay read, but for the last ones."""
         newest = self._chain.newest_block().number
         found = dict(self._known)
-        for first in range(self._followed_to, newest + 1, _BLOCKS):
-            for event in self._chain.all_events(self._contract, first, min(first + _BLOCKS - 1, newest)):
+        for first in range(self._followed_to, newest + 1, LOG_SPAN):
+            for event in self._chain.all_events(self._contract, first, min(first + LOG_SPAN - 1, newest)):
                 if event["event"] == "ProposalCreated":
                     ballot = _ballot(event["args"])
                     found[ballot.number] = ballot
@@ -128,109 +100,6 @@ class Ballots:
         return [decode_call(self._deployment, target, data) for target, data in pairs]
 
 
-def decode_call(deployment: Deployment, target: str, data: bytes) -> Call:
-    """Return what a call would do, by its bytes and our contracts' interfaces."""
-    contract = contract_at(deployment, target)
-    for abi in artifact(contract)["abi"] if contract else ():
-        if abi["type"] == "function" and bytes(function_abi_to_4byte_selector(abi)) == data[:4]:
-            try:
-                _, values = deployment.chain.contract(contract, target).decode_function_input(data)
-            except Exception:  # noqa: BLE001 - whoever proposed may have written any bytes
-                break
-            says = _Explained(deployment).say(contract, str(abi["name"]), values)
-            return Call(target, contract, str(abi["name"]), values, says)
-    return Call(target, contract, "", {"data": data}, f"an unknown call to {contract or target}: look closely")
-
-
-def contract_at(deployment: Deployment, address: str) -> str:
-    """Return the name of our contract at an address, a node's pool and energy token too; empty when it is none."""
-    wanted = Web3.to_checksum_address(address)
-    names = {deployment.address_of(name): name for name in FIELDS}
-    if wanted in names:
-        return names[wanted]
-    chain: Any = deployment.chain
-    if not chain.code(wanted):
-        return ""
-    if chain.call(deployment.functions("EnergyPools").isPool(wanted)):
-        return "EnergyPool"
-    said = chain.ask_once(wanted, bytes(keccak(text="node()")[:4]))
-    node = int.from_bytes(said, "big") if len(said) == _WORD else _MOST_TOKEN
-    mine: Any = deployment.registry.functions
-    is_ours = node < _MOST_TOKEN and chain.call(mine.energyTokenOf(node)) == wanted
-    return "EnergyToken" if is_ours else ""
-
-
-class _Explained:
-    """Says in a sentence what a call would change."""
-
-    def __init__(self, deployment: Deployment) -> None:
-        self._deployment = deployment
-
-    def say(self, contract: str, function: str, values: dict[str, Any]) -> str:
-        """Return the sentence; a plain rendering for what has none of its own."""
-        known = getattr(self, f"_{contract}_{function}", None)
-        if known is not None:
-            return str(known(values))
-        return f"{contract}.{function}({', '.join(f'{name}={_readable(v)}' for name, v in values.items())})"
-
-    def _MinerRegistry_admit(self, values: dict[str, Any]) -> str:  # noqa: N802 - named as contract and function
-        found = application(self._deployment, values["applicationId"])
-        if found.content != values["content"]:
-            return f"admit application {found.number}, which is another one now: it would be skipped"
-        channels = ", ".join(f"{c.number} (role {c.role}, {c.peak_mw / 1000:g} W)" for c in found.spec.channels)
-        place = (
-            "" if found.spec.place_deci is None else f", at {'/'.join(f'{d / 10:g}' for d in found.spec.place_deci)}"
-        )
-        battery = f", battery {found.spec.battery_wh} Wh" if found.spec.battery_wh else ""
-        return (
-            f"admit application {found.number}: a {found.spec.kind.label.replace('_', ' ')} of {found.applicant}, "
-            f"channels {channels}{battery}{place}"
-        )
-
-    def _MinerRegistry_setStatus(self, values: dict[str, Any]) -> str:  # noqa: N802
-        return f"set system {values['tokenId']} to {_STATUSES[values['status']]}: {values['reason']}"
-
-    def _EnergySettlement_approve(self, values: dict[str, Any]) -> str:  # noqa: N802
-        posting = values["posting"]
-        text = (
-            f"approve order {values['orderId']}: {posting['count']} lines until {utc(posting['until'] * 1000)}, "
-            f"all lines together {kwh(posting['total'])} since they opened, manifest "
-            f"{posting['manifestDigest'].hex()}, evidence {posting['evidence'] or 'from the operator'}"
-        )
-        excluded = [f"without line {e['line'].hex()} ({e['code']}: {e['text']})" for e in values["excluded"]]
-        return "; ".join([text, *excluded])
-
-    def _EnergySettlement_reject(self, values: dict[str, Any]) -> str:  # noqa: N802
-        return f"reject order {values['orderId']} with code {values['code']}: {values['text']}"
-
-    def _EnergySettlement_hold(self, values: dict[str, Any]) -> str:  # noqa: N802
-        held = values["exclusion"]
-        return f"stop the payment of line {held['line'].hex()} ({held['code']}: {held['text']})"
-
-    def _EnergySettlement_release(self, values: dict[str, Any]) -> str:  # noqa: N802
-        return f"pay line {values['line'].hex()} again"
-
-    def _LineBook_approveLine(self, values: dict[str, Any]) -> str:  # noqa: N802
-        ends, loss = values["ends"], values["loss"]
-        return (
-            f"allow the line from system {ends['minerToken']} channel {ends['minerChannel']} to system "
-            f"{ends['nodeToken']} channel {ends['nodeChannel']}: {loss['resistanceUohm']} µΩ, {loss['lossPpm']} ppm "
-            f"expected, at most {loss['maxLossPpm']} ppm lost"
-        )
-
-    def _Authority_grantRole(self, values: dict[str, Any]) -> str:  # noqa: N802
-        return f"GIVE ROLE {values['roleId']} TO {values['account']}: who holds it may do what docs/contracts.md says"
-
-    def _Deca_transfer(self, values: dict[str, Any]) -> str:  # noqa: N802
-        return f"give {tokens(values['value'])} DECA of the vault to {values['to']}"
-
-    def _MaxCoin_transfer(self, values: dict[str, Any]) -> str:  # noqa: N802
-        return f"give {tokens(values['value'])} MaxCoin of the vault to {values['to']}"
-
-    def _CarbonToken_transfer(self, values: dict[str, Any]) -> str:  # noqa: N802
-        return f"give {tokens(values['value'])} CarbonToken of the vault to {values['to']}"
-
-
 def _ballot(args: Any) -> Ballot:
     return Ballot(
         int(args["proposalId"]),
@@ -239,16 +108,6 @@ def _ballot(args: Any) -> Ballot:
         tuple(bytes(data) for data in args["calldatas"]),
         str(args["description"]),
     )
-
-
-def _readable(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return "0x" + value.hex()
-    if isinstance(value, dict):
-        return {name: _readable(inner) for name, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_readable(inner) for inner in value]
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def waiting(ballots: Ballots) -> Iterator[tuple[Ballot, ProposalState]]:

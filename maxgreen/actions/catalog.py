@@ -16,14 +16,14 @@ from eth_account.signers.local import LocalAccount
 from eth_utils.address import is_address, to_checksum_address
 from web3.exceptions import MismatchedABI
 
-from maxgreen.actions.ballots import decode_call
+from maxgreen.actions.calls import decode_call
 from maxgreen.actions.proofs import read_proof
 from maxgreen.actions.session import line_id, meter_of, mws, wei
 from maxgreen.chain.claims import parse_attestation
 from maxgreen.chain.client import NothingSentError, Visitor
 from maxgreen.chain.dao import Proposal
 from maxgreen.chain.deployment import Deployment
-from maxgreen.chain.orders import Claim
+from maxgreen.chain.orders import Claim, SettlementContract
 from maxgreen.clock import Clock
 from maxgreen.errors import UsageError
 from maxgreen.protocol.attestation import Attestation
@@ -31,6 +31,7 @@ from maxgreen.protocol.system import parse_system
 
 _MOST_TEXT: Final = 1_000
 _MOST_FILE: Final = 65_536
+_LINE_DIGITS: Final = 64
 _PREPARES: Final = {"approve"}  # ERC-20: lets a contract take tokens; the action itself comes after it
 
 
@@ -61,6 +62,26 @@ class Kind(StrEnum):
     READING = "reading"  # what `maxgreen operator reading` prints
 
 
+class Of(StrEnum):
+    """Of what a field names one: where somebody can see the list, forms offer it."""
+
+    MY_MINER = "my miner"
+    MY_SYSTEM = "my system"
+    MY_METER = "my meter"  # that receives
+    MY_LINE = "my line"
+    SYSTEM = "system"
+    NODE = "storage node"
+    POOL = "node with a pool"
+    SENDING = "meter that sends"
+    RECEIVING = "meter that receives"
+    LINE = "line"
+    ORDER = "order"  # that is not decided
+    APPLICATION = "application"  # that waits
+    STORAGE_REQUEST = "storage request"
+    TAKE_OUT = "take-out"
+    PROPOSAL = "proposal"  # that is not over
+
+
 @dataclass(frozen=True)
 class Field:
     """A field of an action's form; one with a default, or that is optional, may be left out."""
@@ -72,6 +93,7 @@ class Field:
     choices: tuple[str, ...] = ()
     optional: bool = False
     most: int = 2**48  # of a number
+    of: Of | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +148,7 @@ def draft(action: Action, context: Context, given: Mapping[str, str]) -> Draft |
 
     UsageError where a value is wrong, ChainRefusedError where the chain would refuse it.
     """
-    values = action.read(given)
+    values = action.read(_whole(context, action, given))
     chain = context.deployment.chain.trying()
     deployment = Deployment(chain, context.deployment.addresses)
     tried = Context(deployment, context.clock, context.account, context.claims, context.reading)
@@ -139,6 +161,20 @@ def draft(action: Action, context: Context, given: Mapping[str, str]) -> Draft |
         last = not action.repeats and would.name not in _PREPARES
         return Draft(would.to, would.data, call.contract, would.name, call.says, last)
     return None
+
+
+def _whole(context: Context, action: Action, given: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a form's values with lines named whole: people name one by its first digits."""
+    found = dict(given)
+    for one in action.fields:
+        digits = str(given.get(one.name, "")).strip().lower().removeprefix("0x")
+        if one.kind is Kind.LINE and 0 < len(digits) < _LINE_DIGITS:
+            known = [line.hex() for line in SettlementContract(context.deployment).line_ids()]
+            matching = [line for line in known if line.startswith(digits)]
+            if len(matching) != 1:
+                raise UsageError(f"{one.label}: {digits!r}: {len(matching)} lines begin with this")
+            found[one.name] = matching[0]
+    return found
 
 
 def visitor(address: str) -> LocalAccount:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from maxgreen.actions.ballots import Ballots
-from maxgreen.actions.catalog import Action, Context, Field, Kind, Who
+from maxgreen.actions.catalog import Action, Context, Field, Kind, Of, Who
 from maxgreen.chain.dao import Proposal, Vote
 from maxgreen.chain.market import COINS, Exchange, Pool, coin, pool_opening, sweep
-from maxgreen.chain.orders import Ends, Exclusion, LossTerms, SettlementContract
+from maxgreen.chain.orders import Ends, Exclusion, LossTerms, OrderStatus, SettlementContract
 from maxgreen.chain.registry import admission, application
 from maxgreen.errors import UsageError
 from maxgreen.protocol.keys import SPKI_PREFIX, key_id
@@ -18,13 +18,13 @@ TOPICS: Final = {"hardware": 0, "pool": 1}
 VOTES: Final = {"against": Vote.AGAINST, "for": Vote.FOR, "abstain": Vote.ABSTAIN}
 _COINS: Final = tuple(name for name in COINS if name != "energy")
 _CODE_OF: Final = {name: code for code, name in CODES.items()}
-_LINE: Final = Field("line", Kind.LINE, "line")
+_LINE: Final = Field("line", Kind.LINE, "line", of=Of.LINE)
 _CODE: Final = Field("code", Kind.CHOICE, "why", choices=tuple(_CODE_OF))
 _TEXT: Final = Field("text", Kind.TEXT, "in words, for the owners")
-_ORDER: Final = Field("number", Kind.NUMBER, "number of the order")
-_TOKEN: Final = Field("token", Kind.NUMBER, "system (its token)")
-_NODE: Final = Field("node", Kind.NUMBER, "storage node (its token)")
-_PROPOSAL: Final = Field("proposal", Kind.PROPOSAL, "proposal")
+_ORDER: Final = Field("number", Kind.NUMBER, "order", of=Of.ORDER)
+_TOKEN: Final = Field("token", Kind.NUMBER, "system", of=Of.SYSTEM)
+_NODE: Final = Field("node", Kind.NUMBER, "storage node", of=Of.NODE)
+_PROPOSAL: Final = Field("proposal", Kind.PROPOSAL, "proposal", of=Of.PROPOSAL)
 _DIGEST: Final = Field("digest", Kind.TEXT, "its SHA-256, 64 hex digits")
 _BODY: Final = Field("body", Kind.CHOICE, "who votes", default="technical", choices=("technical", "modules"))
 
@@ -73,8 +73,17 @@ def _admit(with_: Context, values: Mapping[str, Any]) -> Proposal:
     return admission(with_.deployment, [values["number"]])
 
 
+def _undecided(with_: Context, number: int) -> tuple[SettlementContract, int]:
+    """Return an order that waits for the DAO; UsageError when it does not."""
+    contract = SettlementContract(with_.deployment)
+    status = contract.order(number).status
+    if status is not OrderStatus.POSTED:
+        raise UsageError(f"order {number} is {status.label} already")
+    return contract, number
+
+
 def _approve(with_: Context, values: Mapping[str, Any]) -> Proposal:
-    contract, number = SettlementContract(with_.deployment), values["number"]
+    contract, number = _undecided(with_, values["number"])
     if not with_.deployment.chain.is_final(contract.order(number).posted_block):
         raise UsageError(f"order {number} is not final yet: the chain could still take it back; try again later")
     without = []
@@ -84,7 +93,7 @@ def _approve(with_: Context, values: Mapping[str, Any]) -> Proposal:
 
 
 def _reject(with_: Context, values: Mapping[str, Any]) -> Proposal:
-    contract, number = SettlementContract(with_.deployment), values["number"]
+    contract, number = _undecided(with_, values["number"])
     return contract.rejection(number, contract.posting(number), _CODE_OF[values["code"]], values["text"])
 
 
@@ -188,12 +197,12 @@ DAO_ACTIONS: Final = (
     Action("execute", Who.ANYONE, "Carry out", "When the timelock is over.", (_PROPOSAL, _BODY), _execute),
     _proposal(
         "admit", "Propose to admit", "With exactly the content that the application has now.",
-        (Field("number", Kind.NUMBER, "number of the application"),), _admit,
+        (Field("number", Kind.NUMBER, "application", of=Of.APPLICATION),), _admit,
     ),
     _proposal(
         "approve", "Propose to approve an order", "As it is on the chain now; a line may be left out.",
         (
-            _ORDER, Field("line", Kind.LINE, "without this line", optional=True),
+            _ORDER, Field("line", Kind.LINE, "without this line", optional=True, of=Of.LINE),
             Field("code", Kind.CHOICE, "why it is left out", default="other", choices=tuple(_CODE_OF)),
             Field("text", Kind.TEXT, "in words, for its owners", optional=True),
         ),
@@ -206,7 +215,8 @@ DAO_ACTIONS: Final = (
     _proposal(
         "line", "Propose a line", "From a miner's sent channel to a node's received one.",
         (
-            Field("miner", Kind.METER, "miner, TOKEN.CHANNEL"), Field("node", Kind.METER, "node, TOKEN.CHANNEL"),
+            Field("miner", Kind.METER, "from the meter", of=Of.SENDING),
+            Field("node", Kind.METER, "to the meter", of=Of.RECEIVING),
             Field("resistance_uohm", Kind.NUMBER, "resistance, µΩ", default="0"),
             Field("loss_ppm", Kind.NUMBER, "expected loss, ppm, where the resistance is 0", default="0", most=10**6),
             Field("max_loss_ppm", Kind.NUMBER, "loss that is never accepted, ppm", default="100000", most=10**6),
@@ -261,7 +271,7 @@ DAO_ACTIONS: Final = (
     ),
     _proposal(
         "decide", "Propose what a take-out delivered", "When its parties disagree.",
-        (Field("number", Kind.NUMBER, "number of the request"), Field("energy", Kind.ENERGY, "kWh", optional=True)),
+        (Field("number", Kind.NUMBER, "take-out", of=Of.TAKE_OUT), Field("energy", Kind.ENERGY, "kWh", optional=True)),
         lambda w, v: Exchange(w.deployment).decision(v["number"], v["energy"] or 0),
     ),
     _proposal(

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from maxgreen.actions.catalog import Action, Context, Field, Kind, Who
+from maxgreen.actions.catalog import Action, Context, Field, Kind, Of, Who
 from maxgreen.actions.proofs import check_proof
+from maxgreen.actions.session import kwh
 from maxgreen.chain.market import COINS, Exchange, Pool, coin
 from maxgreen.chain.orders import Line, SettlementContract
 from maxgreen.chain.registry import apply_with, each_system, request_replacement, rotate
@@ -12,13 +13,16 @@ from maxgreen.errors import UsageError
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.system import Kind as SystemKind
+from maxgreen.units import MWS_PER_KWH
 
 _DAY_S: Final = 86_400
 _COINS: Final = tuple(COINS)
-_LINE: Final = Field("line", Kind.LINE, "line")
-_NODE: Final = Field("node", Kind.NUMBER, "storage node (its token)")
-_NUMBER: Final = Field("number", Kind.NUMBER, "number of the request")
-_TOKEN: Final = Field("token", Kind.NUMBER, "system (its token)")
+_LINE: Final = Field("line", Kind.LINE, "line", of=Of.MY_LINE)
+_NODE: Final = Field("node", Kind.NUMBER, "storage node", of=Of.NODE)
+_POOL: Final = Field("node", Kind.NUMBER, "pool of storage node", of=Of.POOL)
+_STORAGE: Final = Field("number", Kind.NUMBER, "request", of=Of.STORAGE_REQUEST)
+_TAKE_OUT: Final = Field("number", Kind.NUMBER, "request", of=Of.TAKE_OUT)
+_MINE: Final = Field("token", Kind.NUMBER, "system", of=Of.MY_SYSTEM)
 _DAYS: Final = Field("days", Kind.NUMBER, "days that the node may think", default="7", most=30)
 _SYSTEM: Final = Field("system", Kind.SYSTEM, "system file")
 _PROOF: Final = Field("proof", Kind.PROOF, "the device's proof (maxgreen agent prove)")
@@ -122,6 +126,9 @@ def _shown(with_: Context, given: Attestation | None, token: int, channels: Sequ
 
 
 def _storage(with_: Context, values: Mapping[str, Any]) -> None:
+    battery_mws = next(each_system(with_.deployment, [values["node"]])).spec.battery_wh * MWS_PER_KWH // 1000
+    if values["energy"] > battery_mws:
+        raise UsageError(f"the battery of node {values['node']} holds {kwh(battery_mws)}, and you ask for more")
     Exchange(with_.deployment).request_storage(
         with_.account, values["miner"], values["node"], values["energy"], values["days"] * _DAY_S
     )
@@ -142,7 +149,7 @@ OWNER_ACTIONS: Final = (
     Action(
         "claim", Who.ANYONE, "Claim what was approved",
         "What is not paid yet of your lines in the newest approved order.",
-        (Field("line", Kind.LINE, "only this line", optional=True),), _claim, repeats=True,
+        (Field("line", Kind.LINE, "only this line", optional=True, of=Of.MY_LINE),), _claim, repeats=True,
     ),
     Action(
         "collect", Who.ANYONE, "Collect credit", "What waits for room in the node's battery, as far as there is room.",
@@ -154,11 +161,11 @@ OWNER_ACTIONS: Final = (
     ),
     Action(
         "rotate-key", Who.OWNER, "Rotate a key", "The old key hands over to the one that the agent made.",
-        (_TOKEN, _SYSTEM, _PROOF), _rotate_key,
+        (_MINE, _SYSTEM, _PROOF), _rotate_key,
     ),
     Action(
         "request-key", Who.OWNER, "Replace a lost key", "The DAO decides; from then on the new device counts.",
-        (_TOKEN, _SYSTEM, _PROOF), _request_key,
+        (_MINE, _SYSTEM, _PROOF), _request_key,
     ),
     Action(
         "next-key", Who.ANYONE, "Go on with the next key", "A line's end, after its key was rotated or replaced.",
@@ -175,7 +182,8 @@ OWNER_ACTIONS: Final = (
     Action(
         "prove-fraud", Who.ANYONE, "Prove a fraud", "Two readings of a device that contradict each other suspend it.",
         (
-            _TOKEN, Field("first", Kind.READING, "one reading"), Field("second", Kind.READING, "the other"),
+            Field("token", Kind.NUMBER, "system", of=Of.SYSTEM),
+            Field("first", Kind.READING, "one reading"), Field("second", Kind.READING, "the other"),
             Field("key", Kind.NUMBER, "which of its keys signed, from 0", default="0"),
         ),
         lambda w, v: SettlementContract(w.deployment).prove_fraud(
@@ -184,13 +192,13 @@ OWNER_ACTIONS: Final = (
     ),
     Action(
         "deposit", Who.ANYONE, "Put tokens into the pool", "For shares of it, which earn its fees.",
-        (_NODE, Field("amount", Kind.AMOUNT, "how many"), Field("coin", Kind.CHOICE, "token", choices=_COINS)),
+        (_POOL, Field("amount", Kind.AMOUNT, "how many"), Field("coin", Kind.CHOICE, "token", choices=_COINS)),
         lambda w, v: Pool(w.deployment, v["node"]).deposit(w.account, v["coin"], v["amount"]),
     ),
     Action(
         "redeem", Who.ANYONE, "Take out of the pool", "What shares are worth: of each token, or all in one of them.",
         (
-            _NODE, Field("shares", Kind.AMOUNT, "how many shares; else all", optional=True),
+            _POOL, Field("shares", Kind.AMOUNT, "how many shares; else all", optional=True),
             Field("take", Kind.CHOICE, "in which token", default="each", choices=("each", *_COINS)),
         ),
         _redeem,
@@ -198,7 +206,7 @@ OWNER_ACTIONS: Final = (
     Action(
         "swap", Who.ANYONE, "Swap", "At the pool's parity, for 0.3 %.",
         (
-            _NODE, Field("amount", Kind.AMOUNT, "how many you give"),
+            _POOL, Field("amount", Kind.AMOUNT, "how many you give"),
             Field("give", Kind.CHOICE, "you give", choices=_COINS),
             Field("get", Kind.CHOICE, "you get", choices=_COINS),
         ),
@@ -206,50 +214,54 @@ OWNER_ACTIONS: Final = (
     ),
     Action(
         "request-storage", Who.OWNER, "Ask for storage", "A node says whether it takes energy that you will send.",
-        (Field("miner", Kind.NUMBER, "your miner (its token)"), _NODE, Field("energy", Kind.ENERGY, "kWh"), _DAYS),
+        (
+            Field("miner", Kind.NUMBER, "your solar system", of=Of.MY_MINER), _NODE,
+            Field("energy", Kind.ENERGY, "kWh"), _DAYS,
+        ),
         _storage,
     ),
     Action(
         "take-out", Who.OWNER, "Ask for energy", "Your energy tokens (and their carbon) are in escrow until it came.",
         (
-            Field("buyer", Kind.METER, "your meter that receives it, TOKEN.CHANNEL"), _NODE,
+            Field("buyer", Kind.METER, "your meter that receives it", of=Of.MY_METER), _NODE,
             Field("amount", Kind.AMOUNT, "kWh"), _DAYS,
         ),
         _take_out,
     ),
     Action(
         "cancel", Who.OWNER, "Cancel a request for energy", "As long as the node did not accept it.",
-        (_NUMBER,), lambda w, v: Exchange(w.deployment).decline(w.account, v["number"]),
+        (_TAKE_OUT,), lambda w, v: Exchange(w.deployment).decline(w.account, v["number"]),
     ),
     Action(
         "confirm", Who.OWNER, "Confirm what you received", "With your meter's reading of after the delivery.",
-        (_NUMBER, _READING), _confirm,
+        (_TAKE_OUT, _READING), _confirm,
     ),
     Action(
         "settle", Who.ANYONE, "Settle by one meter", "When the other said nothing for two weeks.",
-        (_NUMBER,), lambda w, v: Exchange(w.deployment).settle(w.account, v["number"]),
+        (_TAKE_OUT,), lambda w, v: Exchange(w.deployment).settle(w.account, v["number"]),
     ),
     Action(
         "withdraw", Who.ANYONE, "Take back", "Everything of yours that is out of escrow.", (), _withdraw, repeats=True
     ),
     Action(
         "accept-storage", Who.NODE, "Accept to store", "The DAO then approves the line.",
-        (_NUMBER,), lambda w, v: Exchange(w.deployment).answer_storage(w.account, v["number"], accept=True),
+        (_STORAGE,), lambda w, v: Exchange(w.deployment).answer_storage(w.account, v["number"], accept=True),
     ),
     Action(
-        "refuse-storage", Who.NODE, "Refuse to store", "Or, as the miner's owner, take the request back.",
-        (_NUMBER,), lambda w, v: Exchange(w.deployment).answer_storage(w.account, v["number"], accept=False),
+        "refuse-storage", Who.NODE, "Refuse to store, or take the request back",
+        "The node's owner refuses; the miner's takes it back.",
+        (_STORAGE,), lambda w, v: Exchange(w.deployment).answer_storage(w.account, v["number"], accept=False),
     ),
     Action(
         "accept", Who.NODE, "Accept to deliver", "With both meters' readings of now, not older than an hour.",
-        (_NUMBER, _READING, Field("buyer_reading", Kind.READING, "the buyer's; else the newest", optional=True)),
+        (_TAKE_OUT, _READING, Field("buyer_reading", Kind.READING, "the buyer's; else the newest", optional=True)),
         _accept,
     ),
     Action(
         "refuse", Who.NODE, "Refuse to deliver", "The buyer has its tokens again.",
-        (_NUMBER,), lambda w, v: Exchange(w.deployment).decline(w.account, v["number"]),
+        (_TAKE_OUT,), lambda w, v: Exchange(w.deployment).decline(w.account, v["number"]),
     ),
     Action(
-        "finish", Who.NODE, "Close a delivery", "With your meter's reading.", (_NUMBER, _READING), _finish
+        "finish", Who.NODE, "Close a delivery", "With your meter's reading.", (_TAKE_OUT, _READING), _finish
     ),
 )  # fmt: skip

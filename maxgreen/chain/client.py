@@ -37,6 +37,7 @@ FINAL_DEPTH: Final = 64  # blocks, where a chain names none that is final
 ANSWER_S = 20.0  # for one question, all attempts together
 CONNECT_S: Final = 5.0
 SILENT_S: Final = 10.0
+LOG_SPAN: Final = 10_000  # blocks whose events are asked for at once
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 4.0
 _SHOWN: Final = 200
@@ -254,9 +255,19 @@ class Chain:
         """Return the code at an address; empty where there is no contract."""
         return bytes(self._asked(lambda: bytes(self.web3.eth.get_code(Web3.to_checksum_address(address)))))
 
-    def events(self, event: Any, block: int) -> list[Any]:
-        """Return a contract's events in one block."""
-        return list(self._asked(lambda: event.get_logs(from_block=block, to_block=block)))
+    def events(self, event: Any, block: int, until: int | None = None, **where: Any) -> list[Any]:
+        """Return a contract's events in one block, or in all to a later one; `where`: only with these arguments."""
+        found: list[Any] = []
+        last = block if until is None else until
+        for first in range(block, last + 1, LOG_SPAN):
+            span = partial(
+                event.get_logs,
+                from_block=first,
+                to_block=min(first + LOG_SPAN - 1, last),
+                argument_filters=where or None,
+            )
+            found += self._asked(span)
+        return found
 
     def all_events(self, contract: Contract, from_block: int, to_block: int) -> list[Any]:
         """Return all events of a contract in some blocks, decoded; what its ABI does not know is left out."""

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from maxgreen.chain import roles
+from maxgreen.chain.client import LOG_SPAN
 from maxgreen.chain.code import code_findings
 from maxgreen.chain.deploying import selector_of
 from maxgreen.chain.deployment import NOBODY, Deployment
 from maxgreen.errors import Retryable
 
-_BLOCKS: Final = 10_000  # of logs that are asked for at once
 _FEW_MEMBERS: Final = 3
 _SHORT_S: Final = 3_600
 
@@ -143,8 +143,8 @@ def _events(deployment: Deployment, contract: Any) -> list[tuple[str, Any]]:
     newest = chain.newest_block().number
     found = [
         (str(event["event"]), event["args"])
-        for first in range(0, newest + 1, _BLOCKS)
-        for event in chain.all_events(contract, first, min(first + _BLOCKS - 1, newest))
+        for first in range(0, newest + 1, LOG_SPAN)
+        for event in chain.all_events(contract, first, min(first + LOG_SPAN - 1, newest))
     ]
     if not found:
         raise Retryable("the RPC keeps no events that old: ask one that does")

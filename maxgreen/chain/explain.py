@@ -34,6 +34,12 @@ _SENTENCES: Final = {
     "EfficiencyOutOfRange": "an efficiency of {efficiencyPpm} ppm is not in 1..1,000,000",
     "ERC20InsufficientBalance": "{sender} holds {balance} wei of this token, and {needed} are needed",
     "Expired": "request {id} ended at {time}",
+    "GovernorAlreadyCastVote": "{voter} has voted on this proposal already",
+    "GovernorInsufficientProposerVotes": "{proposer} may not propose: it takes a badge that is older than this block",
+    "GovernorNonexistentProposal": "there is no such proposal",
+    "GovernorNotQueuedProposal": "the proposal is not in the timelock",
+    "GovernorUnexpectedProposalState": "the proposal is not where this can be done: its vote has not begun or is not "
+    "over, or it was carried out already",
     "HandOverNotProved": "device {oldDevice} did not sign that {newDevice} takes its place",
     "KeyNotRequested": "the owner of token {tokenId} did not ask for device {deviceId}",
     "LineWasNotOpened": "line {line} was never opened",

@@ -1,6 +1,6 @@
 """What owners do with their tokens: a node's pool, and energy stored and taken out. Amounts in wei, energy in mW·s."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
@@ -11,6 +11,7 @@ from web3.logs import DISCARD
 
 from maxgreen.chain.dao import Proposal
 from maxgreen.chain.deployment import NOBODY, Deployment
+from maxgreen.chain.explain import ChainRefusedError
 from maxgreen.chain.orders import attestation_values
 from maxgreen.chain.registry import name_fields
 from maxgreen.errors import Retryable, UsageError
@@ -88,15 +89,15 @@ class Pool:
 
     def deposit(self, account: LocalAccount, token: str, amount: int) -> Any:
         """Put tokens into the pool for shares."""
-        self._allow(account, token, amount)
         call = self._functions.deposit(self.token(token), amount, 1, self._deadline())
+        self._allow(account, token, amount, call)
         return self._chain.transact(account, call)
 
     def swap(self, account: LocalAccount, token_in: str, amount: int, token_out: str, *, slippage_ppm: int = 0) -> Any:
         """Exchange tokens at the pool's parity; what it gives is at least the quote less a slippage."""
         least = self.quote(token_in, amount, token_out) * (_PPM - slippage_ppm) // _PPM
-        self._allow(account, token_in, amount)
         call = self._functions.swap(self.token(token_in), amount, self.token(token_out), least, self._deadline())
+        self._allow(account, token_in, amount, call)
         return self._chain.transact(account, call)
 
     def redeem(self, account: LocalAccount, shares: int) -> Any:
@@ -111,15 +112,35 @@ class Pool:
     def _deadline(self) -> int:
         return self._chain.now_s() + _DEADLINE_S
 
-    def _allow(self, account: LocalAccount, name: str, amount: int) -> None:
-        allow(self._deployment, account, coin(self._deployment, name, self.node), self.address, amount)
+    def _allow(self, account: LocalAccount, name: str, amount: int, call: ContractFunction) -> None:
+        allow(self._deployment, account, {coin(self._deployment, name, self.node): amount}, call)
 
 
-def allow(deployment: Deployment, account: LocalAccount, token: Contract, spender: str, amount: int) -> None:
-    """Let a contract take an amount of an account's tokens, unless it may already."""
-    functions: Any = token.functions
-    if deployment.chain.call(functions.allowance(account.address, spender)) < amount:
-        deployment.chain.transact(account, functions.approve(spender, amount))
+def allow(
+    deployment: Deployment, account: LocalAccount, amounts: Mapping[Contract, int], call: ContractFunction
+) -> None:
+    """Let a call's contract take amounts of an account's tokens, as far as it may not yet.
+
+    UsageError where the account has not as many, ChainRefusedError where the call would be refused for another reason:
+    nobody signs an allowance for what then does not go.
+    """
+    missing: list[tuple[Any, int]] = []
+    for token, amount in amounts.items():
+        functions: Any = token.functions
+        held = int(deployment.chain.call(functions.balanceOf(account.address)))
+        if held < amount:
+            symbol = deployment.chain.call(functions.symbol())
+            raise UsageError(f"you hold {held / KWH_WEI:g} {symbol}, and this needs {amount / KWH_WEI:g}")
+        if deployment.chain.call(functions.allowance(account.address, call.address)) < amount:
+            missing.append((functions, amount))
+    if missing:
+        try:
+            deployment.chain.call(call, sender=account.address)
+        except ChainRefusedError as error:
+            if error.name != "ERC20InsufficientAllowance":
+                raise
+    for functions, amount in missing:
+        deployment.chain.transact(account, functions.approve(call.address, amount))
 
 
 def pool_opening(deployment: Deployment, node: int, coins_per_kwh: Sequence[int], caps: Sequence[int]) -> Proposal:
@@ -249,12 +270,12 @@ class Exchange:
         self, owner: LocalAccount, buyer: int, channel: int, node: int, amount_wei: int, valid_s: int
     ) -> int:
         """Put tokens in escrow for energy of a node, metered by a channel of the buyer; return the request's number."""
-        exchange = self._contract.address
-        allow(self._deployment, owner, coin(self._deployment, "energy", node), exchange, amount_wei)
+        call = self._functions.requestTakeOut(buyer, channel, node, amount_wei, self._chain.now_s() + valid_s)
+        amounts = {coin(self._deployment, "energy", node): amount_wei}
         per_kwh = int(self._chain.call(self._functions.carbonPerKwh()))
         if carbon := -(-amount_wei * per_kwh // KWH_WEI):
-            allow(self._deployment, owner, coin(self._deployment, "carbon"), exchange, carbon)
-        call = self._functions.requestTakeOut(buyer, channel, node, amount_wei, self._chain.now_s() + valid_s)
+            amounts[coin(self._deployment, "carbon")] = carbon
+        allow(self._deployment, owner, amounts, call)
         return self._number(owner, call, "TakeOutRequested")
 
     def accept(self, owner: LocalAccount, number: int, node_start: Attestation, buyer_start: Attestation) -> Any:

@@ -4,6 +4,7 @@ import pytest
 import typer
 
 from maxgreen.actions.all import ACTIONS
+from maxgreen.actions.calls import _SAYS
 from maxgreen.actions.catalog import Field, Kind
 from maxgreen.actions.dao_cli import app as dao
 from maxgreen.actions.node_cli import app as node
@@ -32,6 +33,10 @@ def test_wallets_can_read_every_function_that_is_signed():
         there = {entry["name"] for entry in artifact(contract)["abi"] if entry["type"] == "function"}
         assert set(functions) <= there
     assert {"propose", "castVoteWithReason", "claim", "approve", "applyFor"} <= known
+
+
+def test_every_function_that_is_signed_has_its_sentence():
+    assert {f"{contract}.{name}" for contract, names in SIGNED.items() for name in names} <= set(_SAYS)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_members_see_what_a_call_would_do_and_not_what_its_text_says(desk):
     assert "GIVE ROLE 0 TO" in shown["calls"][0]["says"]
     own = Proposal((market.world.deployment.energy_token(2).functions.transfer(market.vault, 1),), "y")
     world.dao.propose(world.members[2], own)
-    assert "EnergyToken.transfer" in desk("m1", "dao show", "latest")["calls"][0]["says"]
+    assert "energy of node 2 of the vault" in desk("m1", "dao show", "latest")["calls"][0]["says"]
     strange = Proposal((world.functions("EnergyToken", market.vault).transfer(market.vault, 1),), "x")
     world.dao.propose(world.members[2], strange)
     assert "unknown call" in desk("m1", "dao show", "latest")["calls"][0]["says"]

@@ -20,7 +20,8 @@ EVERYBODY = {"stranger", "nobody", "reader", "script", "owner", "other", "node",
 SIGNED_IN = EVERYBODY - {"stranger", "reader"}
 PERSONS = SIGNED_IN - {"script"}
 SEES = {"owner", "script", "reader", "member"}  # system 1
-LOOKS_AFTER = SEES | {"operator"}
+EARNS = SEES - {"reader"}  # a link shows what is measured, not what is earned
+LOOKS_AFTER = EARNS | {"operator"}
 COUNCIL = {"member", "operator"}
 # routes, and who is let in; what others get is 401, 403 or 404
 ALLOWED = {
@@ -30,8 +31,8 @@ ALLOWED = {
     "GET /account": PERSONS, "POST /account/tokens": PERSONS, "POST /account/tokens/{number}/end": PERSONS,
     "GET /home": SIGNED_IN, "GET /wallet": SIGNED_IN, "GET /apply": SIGNED_IN, "GET /act/{name}": SIGNED_IN,
     "GET /actions": SIGNED_IN,
-    "GET /systems/{system}": SEES, "GET /live/{system}": SEES, "GET /systems/{system}/statements/{period}": SEES,
-    "GET /systems/{system}/statements/{period}.pdf": SEES, "GET /systems/{system}/evidence/{period}/{line}.zip": SEES - {"reader"},
+    "GET /systems/{system}": SEES, "GET /live/{system}": SEES, "GET /systems/{system}/statements/{period}": EARNS,
+    "GET /systems/{system}/statements/{period}.pdf": EARNS, "GET /systems/{system}/evidence/{period}/{line}.zip": EARNS,
     "POST /systems/{system}/name": {"owner"}, "POST /systems/{system}/links": {"owner"},
     "POST /systems/{system}/links/{number}/end": {"owner"}, "GET /shared/{secret}": set(),
     "GET /nodes/{node}": {"node", "member"},
@@ -47,8 +48,8 @@ ALLOWED = {
     "GET /api/v1/actions": EVERYBODY, "GET /api/v1/openapi.json": EVERYBODY,
     "GET /api/v1/systems/{system}": SEES, "GET /api/v1/systems/{system}/curve": SEES,
     "GET /api/v1/systems/{system}/days": SEES, "GET /api/v1/systems/{system}/months": SEES,
-    "GET /api/v1/systems/{system}/windows": SEES, "GET /api/v1/systems/{system}/statements": SEES,
-    "GET /api/v1/systems/{system}/lines": SEES,
+    "GET /api/v1/systems/{system}/windows": SEES, "GET /api/v1/systems/{system}/statements": EARNS,
+    "GET /api/v1/systems/{system}/lines": EARNS,
     "GET /api/v1/tokens": SIGNED_IN, "GET /api/v1/requests": SIGNED_IN, "POST /api/v1/actions/{name}": SIGNED_IN,
     "GET /api/v1/transactions/{digest}": SIGNED_IN,
     "GET /api/v1/orders/{number}/lines": {"member"}, "GET /api/v1/fleet": COUNCIL,

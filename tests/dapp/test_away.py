@@ -54,7 +54,7 @@ def test_an_owner_sees_the_panel_without_the_chain(site, monkeypatch, answer):
         home = owner.get("/home")
         assert home.status_code == 200
         assert "Not everything is shown: the chain does not answer" in home.text
-        assert "System 1" in home.text
+        assert "Solar system 1" in home.text
         day = site.story.packs[0].run.period
         assert owner.get(f"/systems/1?day={day}").status_code == 200
         assert owner.get(f"/systems/1/statements/{day}").status_code == 200

@@ -223,7 +223,7 @@ def test_times_and_amounts_read_well():
     assert words.energy(-1) == "0 Wh"
     assert words.energy(3_600_000_000 * 12) == "12 kWh"
     assert words.energy(3_600_000) == "1 Wh"
-    assert words.power(999.96) == "1000 W"
+    assert words.power(999.96) == "1 kW"
     assert words.power(1_234.5) == "1.23 kW"
     assert words.tokens(10**18) == "1"
     assert words.moment(1_761_436_800_000, "Europe/Madrid") == "2025-10-26 02:00 CEST"

@@ -11,7 +11,8 @@ if (zone && !document.cookie.includes(`tz=${encodeURIComponent(zone)}`)) {
 function power(watts) {
   const big = Math.abs(watts) >= 1000;
   const text = (big ? watts / 1000 : watts).toFixed(big ? 2 : 1).replace(/\.?0+$/, "");
-  return `${text === "-0" || text === "" ? "0" : text} ${big ? "kW" : "W"}`;
+  const shown = text === "-0" || text === "" ? "0" : text;
+  return `${document.documentElement.lang === "es" ? shown.replace(".", ",") : shown} ${big ? "kW" : "W"}`;
 }
 
 function follow(element) {
@@ -39,6 +40,35 @@ function begin() {
 document.addEventListener("visibilitychange", begin);
 document.addEventListener("htmx:after:swap", begin);
 begin();
+
+// On a narrow screen a table is a list of cards: each value then has its column's title beside it.
+function label() {
+  for (const table of document.querySelectorAll(".scroll table:not([role])")) {
+    const titles = [...table.querySelectorAll("thead th")].map((th) => th.textContent.trim());
+    if (!titles.length) continue;
+    table.setAttribute("role", "table"); // which browsers forget of tables that are shown as blocks
+    table.querySelectorAll("tr").forEach((row) => row.setAttribute("role", "row"));
+    table.querySelectorAll("thead th").forEach((th) => th.setAttribute("role", "columnheader"));
+    for (const row of table.querySelectorAll("tbody tr")) {
+      [...row.children].forEach((cell, k) => {
+        cell.setAttribute("role", cell.tagName === "TH" ? "rowheader" : "cell");
+        if (titles[k]) cell.dataset.title = titles[k];
+      });
+    }
+  }
+}
+document.addEventListener("htmx:after:swap", label);
+label();
+
+for (const secret of document.querySelectorAll(".secret, [data-copy]")) {
+  const button = document.createElement("button");
+  [button.type, button.className, button.textContent] = ["button", "copy", document.body.dataset.copyText];
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(secret.textContent);
+    button.textContent = document.body.dataset.copiedText;
+  });
+  if (navigator.clipboard) secret.after(" ", button);
+}
 
 for (const link of document.querySelectorAll("a[data-csv]")) {
   link.addEventListener("click", async (event) => {

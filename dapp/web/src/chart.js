@@ -15,13 +15,16 @@ function hours(times, zone) {
 
 function watts(value) {
   if (value === null || value === undefined) return "–";
-  return Math.abs(value) >= 1000 ? `${(value / 1000).toFixed(2)} kW` : `${value.toFixed(1)} W`;
+  const big = Math.abs(value) >= 1000;
+  const text = String(Number((big ? value / 1000 : value).toPrecision(3)));
+  return `${document.documentElement.lang === "es" ? text.replace(".", ",") : text} ${big ? "kW" : "W"}`;
 }
 
 async function draw() {
   const answer = await fetch(element.dataset.src);
   const day = await answer.json();
   const names = Object.keys(day.watts);
+  const said_names = JSON.parse(element.dataset.names);
   const style = getComputedStyle(document.documentElement);
   const color = (name) => style.getPropertyValue(`--${name.split(" ")[0]}`).trim() || style.getPropertyValue("--ink").trim();
   const { splits, said, at } = hours(day.times, element.dataset.zone);
@@ -31,14 +34,14 @@ async function draw() {
     {
       width: element.clientWidth,
       height: 260,
-      scales: { x: { time: false }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high || 1) * 1.05] } },
+      scales: { x: { time: false }, y: { range: (_, low, high) => [Math.min(0, low ?? 0), Math.max(high || 0, 0.001) * 1.05] } },
       axes: [
         { ...axis, splits: () => splits, values: (_, values) => said(values) },
         { ...axis, size: 64, values: (_, values) => values.map(watts) },
       ],
       series: [
         { label: "time", value: (_, t) => (t === null ? "–" : at(t)) },
-        ...names.map((name) => ({ label: name, stroke: color(name), width: 2, spanGaps: false, value: (_, v) => watts(v) })),
+        ...names.map((name) => ({ label: said_names[name] ?? name, stroke: color(name), width: 2, spanGaps: false, value: (_, v) => watts(v) })),
       ],
     },
     [day.times, ...names.map((name) => day.watts[name])],

@@ -74,7 +74,7 @@ async function signIn(info, provider, status) {
     const signature = await provider.request({ method: "personal_sign", params: [hex, address] });
     await post("/sign-in", { text, signature });
     localStorage.setItem("wallet", info.rdns ?? info.name);
-    location.assign("/home");
+    location.assign(document.getElementById("sign-in").dataset.to);
   } catch (error) {
     status.textContent = words(error);
   }
@@ -89,13 +89,27 @@ if (form) {
     event.preventDefault();
     form.querySelectorAll("button").forEach((button) => { button.disabled = true; });
     steps.replaceChildren();
+    let done = false;
     try {
-      await act(form, steps);
+      done = await act(form, steps);
     } catch (error) {
       steps.append(element("p", words(error), "note bad"));
     }
     form.querySelectorAll("button").forEach((button) => { button.disabled = false; });
+    form.hidden = done; // nobody does it twice by a second press
+    if (done) steps.append(after(form));
   });
+}
+
+// Where to go when it is done.
+function after(form) {
+  const ways = element("p");
+  for (const [address, text] of [[form.dataset.done, say("Go on")], [location.pathname, say("Once more")]]) {
+    const way = element("a", text, ways.childElementCount ? "" : "button");
+    way.href = address;
+    ways.append(way, " ");
+  }
+  return ways;
 }
 
 async function act(form, steps) {
@@ -104,12 +118,12 @@ async function act(form, steps) {
     const { transaction } = await (await post(`/api/v1/actions/${form.dataset.action}`, values, true)).json();
     if (!transaction) {
       steps.append(element("p", count ? say("Done.") : say("There is nothing to do: it is done already."), "note"));
-      return;
+      return true;
     }
-    if (!(await sign(transaction, form.dataset.account, steps))) return;
+    if (!(await sign(transaction, form, steps))) return false;
     if (transaction.last) {
       steps.append(element("p", say("Done."), "note good"));
-      return;
+      return true;
     }
   }
 }
@@ -130,18 +144,26 @@ function plain(value) {
   return JSON.stringify(value, (_, one) => (typeof one === "bigint" ? one.toString() : one), 1);
 }
 
-async function sign(transaction, account, steps) {
+// Shows what would be signed as a sentence, its bytes beneath it, and signs it when it is agreed to.
+async function sign(transaction, form, steps) {
   const { functionName, rows } = read(transaction);
   const step = element("section", "", "card");
-  step.append(element("p", transaction.says), element("p", `${transaction.contract}: ${transaction.to}`, "dim"));
+  step.append(element("p", transaction.says.charAt(0).toUpperCase() + transaction.says.slice(1)));
   const details = element("details");
-  details.append(element("summary", `${transaction.contract}.${functionName}`), element("pre", rows.map(([name, value]) => `${name}: ${plain(value)}`).join("\n")), element("p", `${transaction.data.length / 2 - 1} bytes`, "dim"));
+  details.append(element("summary", `${transaction.contract}.${functionName}`), element("p", transaction.to, "dim"), element("pre", rows.map(([name, value]) => `${name}: ${plain(value)}`).join("\n")), element("p", `${transaction.data.length / 2 - 1} bytes`, "dim"));
   const status = element("p", "", "status");
   status.setAttribute("role", "status");
-  step.append(details, status);
+  const buttons = element("p");
+  step.append(details, buttons, status);
   steps.append(step);
-  const wallet = await chosen();
-  const hash = await send(wallet, transaction, account, status);
+  form.hidden = true;
+  const agreed = await asked(buttons);
+  form.hidden = agreed;
+  if (!agreed) {
+    step.remove();
+    return false;
+  }
+  const hash = await send(await chosen(), transaction, form.dataset.account, status);
   status.textContent = say("Sent: {hash}. It waits for a block.", { hash });
   for (let tries = 0; tries < 400; tries += 1) {
     await new Promise((done) => { setTimeout(done, Math.min(600 + 20 * tries, 3000)); });
@@ -159,6 +181,21 @@ async function sign(transaction, account, steps) {
   }
   status.textContent = say("Still no block has it: {hash}. Look in the wallet whether it was replaced.", { hash });
   return false;
+}
+
+function asked(buttons) {
+  return new Promise((done) => {
+    for (const [text, agreed] of [[say("Sign"), true], [say("Back"), false]]) {
+      const button = element("button", text, agreed ? "button sign" : "");
+      button.type = "button";
+      button.addEventListener("click", () => {
+        buttons.remove();
+        done(agreed);
+      });
+      buttons.append(button, " ");
+    }
+    buttons.firstElementChild.focus();
+  });
 }
 
 async function chosen() {
