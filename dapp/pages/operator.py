@@ -44,9 +44,9 @@ def device_page(visit: Visitor, device: str, before: Annotated[int | None, Query
     if not visit.who.may_look_after(known.token):
         raise not_found("there is no such device that you may see")
     row = next((r for r in fleet.devices(visit.world) if r["device"] == device.lower()), None)
-    found = fleet.batches_of(visit.world, known.record.device, before, 50)
+    found = fleet.batches_of(visit.world, known.record.device, before, 200)
     return render(
-        visit, "device.html", device=device.lower(), row=row, token=known.token, batches=found,
+        visit, "device.html", device=device.lower(), row=row, token=known.token, batches=fleet.in_runs(found),
         commands=fleet.commands_of(visit.world, known.record.device, 10),
         decisions=fleet.decisions_of(visit.world, known.record.device), kinds=list(Decided), effects=fleet.EFFECTS,
         reasons=[(int(r), r.label) for r in sorted(RELEASABLE)], can_command=visit.world.signer is not None,

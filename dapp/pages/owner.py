@@ -64,7 +64,7 @@ def _card(visit: Visit, token: int, lines: list[dict[str, Any]]) -> dict[str, An
         "kind": known.system["kind"],
         "today": this_month[day.day - 1],
         "rejected": sum(one["rejected"] for one in this_month),
-        "month": metered.total_by_role(this_month),
+        "month": metered.total_by_role(this_month) if any(one["windows"] for one in this_month) else None,
         "got_wei": visit.softly(lambda: sum(money.yours_in_all(world, token, line) for line in mine), 0),
         "last": visit.softly(lambda: _last_statement(visit, token), None),
         "waiting_mws": sum(int(line["waiting_mws"]) for line in mine),

@@ -164,6 +164,22 @@ def batches_of(world: World, device: bytes, before: int | None, limit: int) -> l
     return [_batch(row) for row in rows]
 
 
+def in_runs(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return batches, the newest first, with those in a row that are simply accepted as one: `first` is its oldest."""
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        plain = one["verdict"] == "accepted" and not one["remark"] and one["measured_ms"] is not None
+        last = rows[-1] if rows else None
+        if plain and last is not None and last["plain"] and last["first"] == one["seq"] + 1:
+            rows[-1] = {
+                **last, "first": one["seq"], "begin_ms": one["measured_ms"],
+                "samples": last["samples"] + one["samples"], "shares": last["shares"] + one["shares"],
+            }  # fmt: skip
+        else:
+            rows.append({**one, "plain": plain, "first": one["seq"], "begin_ms": one["measured_ms"]})
+    return rows
+
+
 def _batch(row: Any) -> dict[str, Any]:
     reason = Reason(row.reason)
     channels = channels_of(bytes(row.message)) if row.message else ()  # else it was pruned

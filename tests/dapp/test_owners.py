@@ -6,6 +6,7 @@ import pytest
 
 from dapp import words
 from dapp.views import money
+from dapp.views.fleet import in_runs
 from maxgreen.chain.market import Exchange
 from tests.dapp.conftest import URL
 
@@ -181,6 +182,16 @@ def test_signing_out_everywhere_ends_tokens_of_scripts_too(site):
     token = keep.add_token(address, "cron", 9, site.world.now_ms)
     site.client("node").post("/sign-out", data={"everywhere": "yes"})
     assert keep.token(token, site.world.now_ms) is None
+
+
+def test_batches_that_are_simply_accepted_are_one_row():
+    def batch(seq, **more):
+        return {"seq": seq, "verdict": "accepted", "remark": "", "measured_ms": seq, "samples": 1, "shares": 2, **more}
+
+    rows = in_runs([batch(9), batch(8), batch(7, verdict="held"), batch(6), batch(4), batch(3, remark="clock")])
+    assert [(row["first"], row["seq"], row["samples"]) for row in rows] == [
+        (8, 9, 2), (7, 7, 1), (6, 6, 1), (4, 4, 1), (3, 3, 1),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ async function draw() {
       ],
       series: [
         { label: "time", value: (_, t) => (t === null ? "–" : at(t)) },
-        ...names.map((name) => ({ label: said_names[name] ?? name, stroke: color(name), width: 2, spanGaps: false, value: (_, v) => watts(v) })),
+        ...names.map((name, k) => ({ label: said_names[name] ?? name, stroke: color(name), width: 2, dash: k ? [7, 4] : undefined, spanGaps: false, value: (_, v) => watts(v) })),
       ],
     },
     [day.times, ...names.map((name) => day.watts[name])],
