@@ -37,6 +37,7 @@ from maxgreen.ledger.engine import open_engine
 from maxgreen.protocol.keys import MemorySigner, key_id
 from maxgreen.protocol.pack import PackError
 from maxgreen.protocol.reasons import Reason
+from maxgreen.protocol.system import SystemSpec
 from maxgreen.protocol.work import nbits_of_credit
 from maxgreen.store import FolderStore
 from maxgreen.verify.rules import Limits
@@ -140,11 +141,10 @@ class DemoResult:
 def run_demo(options: DemoOptions, progress: Progress, *, serving: Callable[[DemoResult], None]) -> DemoResult:
     """Run the demo; `serving` is called with the result while the pages are still up."""
     with ExitStack() as stack:
-        demo = _Demo(options, stack)
-        return demo.run(progress, serving)
+        return Demo(options, stack).run(progress, serving)
 
 
-class _Demo:
+class Demo:
     """One run: everything it starts is ended by the exit stack."""
 
     def __init__(self, options: DemoOptions, stack: ExitStack) -> None:
@@ -156,28 +156,32 @@ class _Demo:
         self._clock.sleep_until(self._points[0].t_ms - DAY_MS)
         self._accounts: list[LocalAccount] = [Account.from_key(dev_secret(k)) for k in range(7)]
         self._members = tuple(self._accounts[2:5])
+        self._voters = self._members  # those in whose name settlement votes
 
     def run(self, progress: Progress, serving: Callable[[DemoResult], None]) -> DemoResult:
+        """Run it; `serving` is called with the result while everything is still up."""
         progress("contracts", 0)
         deployment = self._deploy()
-        progress("enrolment", 0)
         backend = create_key_file(self._folder / "backend.pem")
         keys = {name: make_key(self._folder / name) for name in ("miner", "node")}
-        tokens = self._enrol(deployment, keys)
-        ends = self._approve_line(deployment, tokens)
         broker = EmbeddedBroker()
         broker.start()
         self._stack.callback(broker.stop)
         ingest = self._start_ingest(deployment, backend, broker.port)
         page = self._start_pages(deployment, backend) if self._options.serve else None
-        agents = self._agents(deployment, backend, broker.port)
+        site = self._site(deployment, backend, broker.port)
+        progress("enrolment", 0)
+        tokens = self._enrol(deployment, keys, site, page)
+        ends = self._approve_line(deployment, tokens)
+        _until(lambda: _mirrored(ingest, keys), [], "the ledger did not learn of the systems")
+        agents = self._agents(site)
         settlement = SettlementService(
             ingest.engine,
             deployment,
             backend,
             self._clock,
             self._accounts[1],
-            self._members,
+            self._voters,
             self._folder,
             FolderStore(self._folder / "evidence"),
         )
@@ -196,18 +200,25 @@ class _Demo:
         deployment.addresses.save(self._folder / "deployment.json")
         return deployment
 
-    def _enrol(self, deployment: Deployment, keys: dict[str, MemorySigner]) -> dict[str, int]:
-        """Apply for both systems, and let the DAO admit them; return their tokens."""
+    @property
+    def _owners(self) -> dict[str, LocalAccount]:
+        return {"miner": self._accounts[5], "node": self._accounts[6]}
+
+    def _specs(self) -> dict[str, SystemSpec]:
+        """Return what both systems apply with."""
         peak = peak_mw(self._points, self._options.peak_w)
         place = self._options.place
         place_deci = (round(place[0] * 10), round(place[1] * 10)) if place else None
-        applications = [
-            apply_for(deployment, self._accounts[5], keys["miner"], miner_system(peak, place_deci)),
-            apply_for(deployment, self._accounts[6], keys["node"], node_system(peak)),
-        ]
+        return {"miner": miner_system(peak, place_deci), "node": node_system(peak)}
+
+    def _enrol(
+        self, deployment: Deployment, keys: dict[str, MemorySigner], _site: Site, _page: str | None
+    ) -> dict[str, int]:
+        """Apply for both systems, and let the DAO admit them; return their tokens."""
+        specs = self._specs()
+        applications = [apply_for(deployment, self._owners[name], keys[name], specs[name]) for name in specs]
         Dao(deployment, self._clock).carry_out(admission(deployment, applications), self._members, wait=True)
-        functions: Any = deployment.registry.functions
-        return {name: deployment.chain.call(functions.tokenOf(key_id(key.spki))) for name, key in keys.items()}
+        return {name: token_of(deployment, key) for name, key in keys.items()}
 
     def _approve_line(self, deployment: Deployment, tokens: dict[str, int]) -> Ends:
         """Let the DAO allow the line from the miner to the node, with what it may lose."""
@@ -222,7 +233,7 @@ class _Demo:
             ledger=f"sqlite:///{self._folder / 'ledger.db'}",
             broker=BrokerSettings(port=port),
             http=HttpSettings(port=0),
-            chain=IngestChain(refresh_s=30),
+            chain=IngestChain(refresh_s=1),
         )
         engine = open_engine(settings.ledger)
         nbits = nbits_of_credit(SHARE_HASHES)
@@ -266,8 +277,8 @@ class _Demo:
         self._stack.callback(service.stop)
         return f"{url}/"
 
-    def _agents(self, deployment: Deployment, backend: MemorySigner, port: int) -> dict[str, Agent]:
-        site = Site(
+    def _site(self, deployment: Deployment, backend: MemorySigner, port: int) -> Site:
+        return Site(
             network=deployment.network,
             backend_spki=backend.spki,
             port=port,
@@ -280,6 +291,8 @@ class _Demo:
             nbits=nbits_of_credit(SHARE_HASHES),
             wait_shares=SHARES,
         )
+
+    def _agents(self, site: Site) -> dict[str, Agent]:
         agents = {
             "miner": build_agent(site.miner(self._folder / "miner")),
             "node": build_agent(site.node(self._folder / "node")),
@@ -332,8 +345,12 @@ class _Demo:
         for number, month in enumerate(months):
             progress(f"settlement of {month}", number / len(months))
             self._clock.sleep_until((period_bounds(month)[1] + close_days * 86_400) * 1000)
-            settled.append(settlement.run(month, wait=True))
+            settled.append(self._decided(settlement, month))
         return settled
+
+    def _decided(self, settlement: SettlementService, month: str) -> Settled:
+        """Close a month, let the members vote, and pay."""
+        return settlement.run(month, wait=True)
 
     def _audit(self, settled: list[Settled], deployment: Deployment, progress: Progress) -> list[str]:
         """Audit every pack against the chain."""
@@ -364,7 +381,7 @@ class _Demo:
         miner: MemorySigner,
         reverse_mws: int,
     ) -> DemoResult:
-        owners: dict[str, str] = {"miner": self._accounts[5].address, "node": self._accounts[6].address}
+        owners = {name: str(account.address) for name, account in self._owners.items()}
         functions: Any = deployment.energy_token(tokens["node"]).functions
         with ingest.engine.connect() as connection:
             book = Book(connection)
@@ -384,6 +401,19 @@ class _Demo:
             forged=forged,
             page=page,
         )
+
+
+def token_of(deployment: Deployment, key: MemorySigner) -> int:
+    """Return the token of a device's system; 0 as long as it has none."""
+    functions: Any = deployment.registry.functions
+    return int(deployment.chain.call(functions.tokenOf(key_id(key.spki))))
+
+
+def _mirrored(ingest: IngestService, keys: dict[str, MemorySigner]) -> bool:
+    """Tell whether the ledger knows these devices."""
+    with ingest.engine.connect() as connection:
+        known = {one.record.device for one in Book(connection).all_devices()}
+    return {key_id(key.spki) for key in keys.values()} <= known
 
 
 def _fresh_folder(folder: Path) -> Path:
@@ -412,5 +442,7 @@ def _until(done: Callable[[], bool], agents: list[Agent], missing: str) -> None:
     while not done():
         for agent in agents:
             agent.exchange(0.005)
+        if not agents:
+            time.sleep(0.05)
         if time.monotonic() > deadline:
             raise MaxgreenError(f"{missing} within {_WAIT_S} s")

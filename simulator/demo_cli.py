@@ -17,6 +17,7 @@ from rich.table import Table
 from edge_agent.sensors.trace import read_trace
 from maxgreen.errors import UsageError
 from maxgreen.units import kwh
+from simulator.by_hand import run_by_hand
 from simulator.demo import DemoOptions, DemoResult, run_demo
 
 DEFAULT_TRACE: Final = "sandia6kw_20151111_1min_ina219.csv"
@@ -30,6 +31,9 @@ def demo(
     place: Annotated[str | None, typer.Option(help="LATITUDE,LONGITUDE in degrees; adds the night check")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
     serve: Annotated[bool, typer.Option(help="keep the pages up until Ctrl-C")] = False,
+    by_hand: Annotated[
+        bool, typer.Option("--by-hand", help="do yourself, in the browser, what owners and members do (docs/dapp.md)")
+    ] = False,
 ) -> None:
     """Replay measured sunlight through real agents, broker, ledger and chain; vote, mint and audit."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
@@ -37,6 +41,7 @@ def demo(
     source.channel(channel)
     for remark in source.remarks:
         print(f"maxgreen: {remark}", file=sys.stderr)  # noqa: T201
+    serve = serve or by_hand
     options = DemoOptions(source, channel or next(iter(source.channels)), folder, peak_w, _place(place), serve)
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -58,7 +63,15 @@ def demo(
                     console.print(f"pages: {result.page}   Ctrl-C ends the demo")
                     signal.pause()
 
-            run_demo(options, lambda text, part: bar.update(task, description=text, completed=part), serving=serving)
+            def progress(text: str, part: float) -> None:
+                bar.update(task, description=text, completed=part)
+
+            if by_hand:
+                run_by_hand(
+                    options, progress, lambda text: console.print(f"\n> {text}", soft_wrap=True), serving=serving
+                )
+            else:
+                run_demo(options, progress, serving=serving)
     except KeyboardInterrupt:
         console.print("stopped")
         sys.exit(0 if serve else 130)
