@@ -11,6 +11,7 @@ from dapp import api
 from dapp.audits import Audits
 from dapp.guard import Guard, explain_errors
 from dapp.live import Live
+from dapp.openapi import describe
 from dapp.pages import ROUTERS
 from dapp.pages.rendering import error_page, refusal_page
 from dapp.world import World
@@ -51,4 +52,5 @@ def make_app(world: World, live: Live, audits: Audits) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.include_router(api.router)
+    describe(app)
     return app

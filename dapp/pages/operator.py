@@ -7,8 +7,8 @@ from fastapi import APIRouter, Form, Query, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import ValidationError
 
-from dapp.api import CommandBody, DecisionBody, give_command, record_decision
 from dapp.charts import map_of
+from dapp.deciding import CommandBody, DecisionBody, give_command, record_decision
 from dapp.guard import not_found
 from dapp.pages.rendering import render
 from dapp.views import fleet

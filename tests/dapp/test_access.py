@@ -71,8 +71,9 @@ BODIES = {
     "POST /api/v1/devices/{device}/commands": {"kind": "registers"},
 }
 QUERIES = {
-    "GET /api/v1/systems/{system}/curve": "?day=2026-01-01", "GET /api/v1/systems/{system}/windows": "?day=2026-01-01",
-    "GET /api/v1/systems/{system}/days": "?month=2026-01", "GET /api/v1/systems/{system}/months": "?year=2026",
+    "GET /api/v1/ballots": "?ended=true",
+    "GET /api/v1/systems/{system}/curve": "?day=2026-10-02", "GET /api/v1/systems/{system}/windows": "?day=2026-10-02",
+    "GET /api/v1/systems/{system}/days": "?month=2026-10", "GET /api/v1/systems/{system}/months": "?year=2026",
 }  # fmt: skip
 
 

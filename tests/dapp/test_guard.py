@@ -16,6 +16,7 @@ from dapp.world import Memory
 from maxgreen.actions.all import ACTIONS
 from maxgreen.actions.catalog import Kind
 from tests.dapp.conftest import URL
+from tests.dapp.examples import answer_to, described
 
 
 def test_other_hosts_and_other_pages_are_refused(site):
@@ -46,6 +47,30 @@ def test_every_answer_tells_the_browser_what_it_may_do(site):
     assert "style=" not in page
     assert "<script>" not in page
     assert " onclick" not in page
+
+
+def shape(value):
+    """What a value is made of: names, and of a list its first element."""
+    if isinstance(value, list):
+        return [shape(one) for one in value[:1]]
+    return {name: shape(one) for name, one in value.items()} if isinstance(value, dict) else ""
+
+
+def alike(one, other):
+    if isinstance(one, dict) and isinstance(other, dict):
+        numbered = all(name.isdigit() for name in (*one, *other))  # by channel, by reason
+        return numbered or (one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one))
+    return not one or not other or (type(one) is type(other) and all(map(alike, one, other)))
+
+
+def test_the_description_has_an_example_of_every_answer_as_it_is(site):
+    schema = site.client(accept="application/json").get("/api/v1/openapi.json").json()
+    for name in described():
+        method, _, path = name.partition(" ")
+        responses = schema["paths"][path][method.lower()]["responses"]
+        assert "application/problem+json" in responses["default"]["content"]
+        [example] = [one["content"]["application/json"]["example"] for s, one in responses.items() if s[0] == "2"]
+        assert alike(shape(example), shape(answer_to(site, name))), name
 
 
 def test_who_asks_too_often_waits():
