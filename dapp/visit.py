@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Final
 from urllib.parse import unquote
 
@@ -23,18 +23,35 @@ INSIDE: Final = re.compile(r"/(?![/\\])[^\r\n]{0,1000}\Z")
 _BEARER: Final = "bearer "
 
 
-@dataclass(frozen=True, slots=True)
 class Visit:
     """Who asks, and how answers are worded."""
 
-    world: World
-    live: Live
-    audits: Audits
-    who: Person
-    language: str
-    zone: str
-    path: str = "/"  # and query of what is asked for
-    missing: list[str] = field(default_factory=list)  # what a page is shown without
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        parts = request.app.state
+        self.world: World = parts.world
+        self.live: Live = parts.live
+        self.audits: Audits = parts.audits
+        cookies = request.cookies
+        self.language = language_of(cookies.get("lang", ""), request.headers.get("accept-language", ""))
+        self.zone = known_zone(unquote(cookies.get("tz", "UTC")))
+        self.path = _path(request)  # and query of what is asked for
+        self.missing: list[str] = []  # what a page is shown without
+
+    @cached_property
+    def who(self) -> Person:
+        """Who asks, found out when it is first needed; HTTPException 401 for a token that is over."""
+        request, world, now_ms = self._request, self.world, self.world.now_ms
+        secret = request.headers.get("authorization", "")
+        by_token = secret[: len(_BEARER)].lower() == _BEARER
+        if by_token:
+            address = world.keep.token(secret[len(_BEARER) :].strip(), now_ms)
+            if address is None:
+                raise HTTPException(401, "this token is over, or was never given", {"WWW-Authenticate": "Bearer"})
+        else:
+            session = request.cookies.get(SESSION, "")
+            address = (world.keep.session(session, now_ms) if session else None) or ""
+        return person(world, address, _shared(world, request), by_token=by_token)
 
     def softly(self, fetch: Callable[[], Any], default: Any) -> Any:
         """Return what is fetched; where what knows it is away, a default, and the page says so."""
@@ -109,30 +126,9 @@ class Visit:
         return address
 
 
-def visit(request: Request) -> Visit:
-    """Return who makes a request."""
-    world: World = request.app.state.world
-    now_ms, secret = world.now_ms, request.headers.get("authorization", "")
-    by_token = secret[: len(_BEARER)].lower() == _BEARER
-    if by_token:
-        address = world.keep.token(secret[len(_BEARER) :].strip(), now_ms)
-        if address is None:
-            raise HTTPException(401, "this token is over, or was never given", {"WWW-Authenticate": "Bearer"})
-    else:
-        session = request.cookies.get(SESSION, "")
-        address = (world.keep.session(session, now_ms) if session else None) or ""
-    who = person(world, address, _shared(world, request), by_token=by_token)
-    language = language_of(request.cookies.get("lang", ""), request.headers.get("accept-language", ""))
-    parts = request.app.state
-    return Visit(
-        world,
-        parts.live,
-        parts.audits,
-        who,
-        language,
-        known_zone(unquote(request.cookies.get("tz", "UTC"))),
-        _path(request),
-    )
+async def visit(request: Request) -> Visit:
+    """Return who makes a request; nothing is asked yet, so it needs no thread."""
+    return Visit(request)
 
 
 def came_from(request: Request, otherwise: str) -> str:

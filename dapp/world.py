@@ -36,7 +36,10 @@ _REST_S: Final = 10.0  # after the chain did not answer: no page waits for it me
 
 
 class Memory:
-    """Remembers answers for some seconds; of those who ask for the same at once, one fetches it."""
+    """Remembers answers for some seconds; of those who ask for the same at once, one fetches it.
+
+    The others get what was known before, as long as that is at most once more as old, and else wait for it.
+    """
 
     def __init__(self, most: int = _MOST) -> None:
         self._lock = threading.Lock()
@@ -44,6 +47,7 @@ class Memory:
         self._known: OrderedDict[Any, tuple[float, Any]] = OrderedDict()
         self._fetching: dict[Any, threading.Lock] = {}
         self._forgot_s = self._often = 0.0
+        self._era = 0  # what is being fetched may be of before something was forgotten
         self._due_s = 0.0  # when to forget, where somebody has just asked for that
 
     def get(self, key: Any, seconds: float, fetch: Callable[[], T]) -> T:
@@ -55,16 +59,18 @@ class Memory:
             if found is not None and found[0] > time.monotonic():
                 return found[1]  # type: ignore[no-any-return]
             fetching = self._fetching.setdefault(key, threading.Lock())
+            if found is not None and fetching.locked() and found[0] + seconds > time.monotonic():
+                return found[1]  # type: ignore[no-any-return]
         with fetching:
             with self._lock:
                 found = self._known.get(key)
                 if found is not None and found[0] > time.monotonic():
                     return found[1]  # type: ignore[no-any-return]
-                begun = self._forgot_s
+                begun = self._era
             try:
                 value = fetch()
                 with self._lock:
-                    if begun != self._forgot_s or self._due_s:
+                    if begun != self._era or self._due_s:
                         return value  # it may be of before what somebody has changed
                     self._known[key] = (time.monotonic() + seconds, value)
                     self._known.move_to_end(key)
@@ -85,8 +91,15 @@ class Memory:
             else:
                 self._due_s = now_s + 1
 
+    def drop(self, key: Any) -> None:
+        """Forget one answer."""
+        with self._lock:
+            self._known.pop(key, None)
+            self._era += 1
+
     def _clear(self) -> None:
         self._known.clear()
+        self._era += 1
         self._forgot_s, self._due_s = time.monotonic(), 0.0
 
 
@@ -214,6 +227,11 @@ class World:
         """Return the lines with an end at one of these systems, oldest first."""
         own = [line for line, ends in self.ends.items() if {ends.miner_token, ends.node_token} & tokens]
         return [self.line(line) for line in own]
+
+    def name(self, token: int, name: str) -> None:
+        """Keep what an owner calls a system."""
+        self.keep.name_system(token, name)
+        self.memory.drop("names")
 
     def named(self, token: int) -> str:
         """Return what its owner calls a system, or nothing."""

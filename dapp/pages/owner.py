@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 
 import segno
 from fastapi import APIRouter, Form, HTTPException, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 
 from dapp import words
@@ -15,7 +16,6 @@ from dapp.pages.rendering import pack, render
 from dapp.views import council, fleet, metered, money
 from dapp.views.standing import standing
 from dapp.visit import LINK, Visit, Visitor, came_from
-from dapp.visit import visit as again
 from maxgreen.actions.all import ACTIONS
 from maxgreen.actions.samples import sample_text
 from maxgreen.errors import UsageError
@@ -150,8 +150,7 @@ def name_system(
     request: Request, visit: Visitor, system: int, name: Annotated[str, Form(max_length=60)] = ""
 ) -> Response:
     visit.owns(system)
-    visit.world.keep.name_system(system, name)
-    visit.world.memory.forget()
+    visit.world.name(system, name)
     return RedirectResponse(came_from(request, f"/systems/{system}"), 303)
 
 
@@ -273,11 +272,11 @@ def node_page(visit: Visitor, node: int) -> Response:
 
 @router.get("/live/{system}")
 async def live(request: Request, visit: Visitor, system: int) -> Response:
-    visit.sees(system)
+    await run_in_threadpool(visit.sees, system)
 
     def may_see() -> bool:
         try:
-            return again(request).who.may_see(system)
+            return Visit(request).who.may_see(system)
         except HTTPException:  # the token is over
             return False
 

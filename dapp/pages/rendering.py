@@ -15,7 +15,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from dapp import words
 from dapp.views import money
 from dapp.visit import Visit
-from dapp.visit import visit as visit_of
 from maxgreen.chain.deployment import FIELDS
 from maxgreen.errors import MaxgreenError
 from settlement.packs import write_pack_of
@@ -105,7 +104,8 @@ def render(visit: Visit, name: str, /, **values: Any) -> HTMLResponse:
 def error_page(request: Request, status: int, detail: str) -> Response:
     """Return an error for people, as the visitors that they are."""
     try:
-        visit = visit_of(request)
+        visit = Visit(request)
+        _ = visit.who
     except (HTTPException, MaxgreenError, SQLAlchemyError):  # it may be what the error is about
         return refusal_page(request, status, detail)
     page = render(visit, "error.html", status=status, detail=words.translated(detail, visit.language))

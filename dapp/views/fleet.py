@@ -57,12 +57,13 @@ def devices(world: World) -> list[dict[str, Any]]:
     def fetch() -> list[dict[str, Any]]:
         with world.book() as book:
             states = book.states()
-        return [_row(world, token, known, states.get(known.record.device)) for token, known in world.systems.items()]
+        now_ms = world.now_ms
+        return [_row(now_ms, token, known, states.get(known.record.device)) for token, known in world.systems.items()]
 
     return world.memory.get("fleet", SOON_S, fetch)
 
 
-def _row(world: World, token: int, known: KnownDevice, state: ChainState | None) -> dict[str, Any]:
+def _row(now_ms: int, token: int, known: KnownDevice, state: ChainState | None) -> dict[str, Any]:
     measured_ms = state.wall_ms if state is not None and state.wall_ms >= 0 else None
     status = str(known.record.statuses[-1][1])
     if status != "active":
@@ -71,7 +72,7 @@ def _row(world: World, token: int, known: KnownDevice, state: ChainState | None)
         how = "never seen"
     elif state.halted:
         how = "halted"
-    elif measured_ms is None or world.now_ms - measured_ms > SILENT_MS:
+    elif measured_ms is None or now_ms - measured_ms > SILENT_MS:
         how = "silent"
     else:
         how = "well"

@@ -11,6 +11,11 @@ from maxgreen.chain.market import Exchange
 from tests.dapp.conftest import URL
 
 
+@pytest.fixture(autouse=True)
+def _no_name(site):
+    site.world.name(1, "")
+
+
 @pytest.fixture
 def moment(site):
     """A moment of the chain that is taken back afterwards; `as_timelock` does what a vote would have done."""
@@ -69,14 +74,14 @@ def test_a_name_is_its_owners_and_theirs_whom_a_link_shows_it(site):
     ] == came.removeprefix(URL)
     try:
         for who, path, seen in (
-            ("owner", "/systems/1", True), ("reader", "/systems/1", True), ("script", "/api/v1/systems", True),
+            ("owner", "/systems/1", True), ("reader", "/systems/1", True), ("owner", "/api/v1/systems", True),
             ("member", "/systems/1", False), ("node", "/nodes/3", False), ("operator", "/fleet", False),
             ("member", "/act/hold", False),
         ):  # fmt: skip
             assert ("Roof of Ana" in site.client(who).get(path).text) is seen, (who, path)
         assert "Solar system 1" in site.client("node").get("/nodes/3").text
     finally:
-        owner.post("/systems/1/name", data={"name": ""})
+        site.world.name(1, "")
 
 
 def test_a_link_shows_what_is_measured_and_not_what_is_earned(site):
