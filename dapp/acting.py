@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dapp.views import money
+from dapp.views import council, money
 from dapp.world import World
 from maxgreen.actions.all import ACTIONS
-from maxgreen.actions.catalog import Action, Context, draft, visitor
+from maxgreen.actions.catalog import Action, Context, Draft, draft, visitor
 from maxgreen.actions.readings import newest_reading
 from maxgreen.chain.explain import ChainRefusedError
 from maxgreen.errors import MaxgreenError, UsageError
 from maxgreen.protocol.attestation import Attestation
+from maxgreen.said import Said, joined, said
 
 
 def find(name: str) -> Action:
@@ -42,9 +43,17 @@ def next_transaction(world: World, address: str, action: Action, given: Mapping[
         "chain_id": world.deployment.addresses.chain_id,
         "contract": found.contract,
         "function": found.function,
-        "says": found.says,
+        "says": _with_content(world, found, given),
         "last": found.last,
     }
+
+
+def _with_content(world: World, found: Draft, given: Mapping[str, str]) -> Said:
+    """Return what is signed; a vote also with what the proposal would do, for its number says nothing."""
+    if found.function != "castVoteWithReason":
+        return found.says
+    ballot = council.ballot_page(world, given.get("body") or "technical", given["proposal"], "")
+    return said("{vote}: {calls}", vote=found.says, calls=joined("; ", (call["says"] for call in ballot["calls"])))
 
 
 def outcome(world: World, digest: str) -> dict[str, Any]:

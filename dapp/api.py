@@ -303,7 +303,8 @@ def actions(request: Request) -> Response:
 @router.post("/actions/{name}", summary="The transaction that my wallet signs next; null when nothing is left to do")
 def act(visit: Visitor, name: str, given: dict[str, str]) -> dict[str, Any]:
     address = visit.needs_account()
-    return {"transaction": acting.next_transaction(visit.world, address, acting.find(name), given)}
+    found = acting.next_transaction(visit.world, address, acting.find(name), given)
+    return {"transaction": found and {**found, "says": visit.in_words(found["says"])}}
 
 
 @router.get("/transactions/{digest}", summary="What became of a transaction")

@@ -8,7 +8,7 @@ from dapp import words
 from dapp.views import council, money
 from dapp.visit import Visit
 from maxgreen.actions.catalog import Action, Of
-from maxgreen.chain.market import balances
+from maxgreen.chain.market import RequestStatus, balances
 from maxgreen.protocol.batch import Role
 
 Choices = list[tuple[str, str]]  # values, and how people read them
@@ -100,9 +100,13 @@ _TAKE_OUT_IN: Final[Mapping[str, str]] = {
 
 
 def _take_outs(visit: Visit, action: str) -> Iterator[tuple[str, str]]:
-    wanted = _TAKE_OUT_IN.get(action)
+    if action == "decide":  # it is others' dispute that the DAO decides
+        for other in money.requests(visit.world)[1]:
+            if other.status in {RequestStatus.ACCEPTED, RequestStatus.FINISHED}:
+                yield str(other.number), f"{other.number}, {visit.named(other.node)}, {words.worth(other.amount_wei)}"
+        return
     for one in money.requests_of(visit.world, visit.who)["take_outs"]:
-        if wanted is None or one["status"] == wanted:
+        if one["status"] == _TAKE_OUT_IN[action]:
             name = visit.named(one["node"])
             yield str(one["number"]), f"{one['number']}, {name}, {words.worth(one['amount_wei'])}"
 
@@ -111,7 +115,7 @@ def _proposals(visit: Visit, action: str) -> Iterator[tuple[str, str]]:
     for body in visit.world.ballots:
         for one in council.ballots(visit.world, body):
             if one["next"] == action:
-                yield one["id"], one["description"] or one["proposal"]
+                yield f"{body}/{one['id']}", f"{one['description']} ({one['proposal']})"
 
 
 _LISTS: Final[Mapping[Of, Callable[[Visit], Iterator[tuple[str, str]]]]] = {

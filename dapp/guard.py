@@ -16,9 +16,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dapp.words import language_of, translated
 from dapp.world import World
 from maxgreen.chain.explain import ChainRefusedError
 from maxgreen.errors import MaxgreenError, Retryable, UsageError
+from maxgreen.said import in_words
 
 _LOG: Final = logging.getLogger(__name__)
 _ADDRESSES: Final = 10_000  # whose rate is remembered
@@ -81,16 +83,28 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        begun = False
+
         async def sending(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 known = {name for name, _ in message["headers"]}
                 message["headers"] += [one for one in self._headers if one[0] not in known]
                 if scope["path"].startswith(_STATIC):
                     message["headers"].append((b"cache-control", b"public, max-age=3600"))
             await send(message)
 
-        refusal = self._refusal(Request(scope))
-        await (refusal or self._app)(scope, receive, sending)
+        request = Request(scope)
+        refusal = self._refusal(request)
+        try:
+            await (refusal or self._app)(scope, receive, sending)
+        except Exception:
+            _LOG.exception("%s %s", request.method, request.url.path)
+            if begun:
+                raise
+            wrong = told(request, 500, "something went wrong here; it is in the log", self._page_of)
+            await wrong(scope, receive, sending)
 
     def _refusal(self, request: Request) -> Response | None:
         if request.url.path.startswith(_OPEN):
@@ -134,12 +148,9 @@ def explain_errors(app: FastAPI, page_of: PageOf) -> None:
 
     @app.exception_handler(MaxgreenError)
     async def ours(request: Request, error: MaxgreenError) -> Response:
-        return await run_in_threadpool(told, request, _status(error), str(error), page_of)
-
-    @app.exception_handler(Exception)
-    async def ours_not(request: Request, error: Exception) -> Response:
-        _LOG.error("%s %s", request.method, request.url.path, exc_info=error)
-        return await run_in_threadpool(told, request, 500, "something went wrong here; it is in the log", page_of)
+        language = language_of(request.cookies.get("lang", ""), request.headers.get("accept-language", ""))
+        text = in_words(error.args[0] if error.args else "", lambda template: translated(template, language))
+        return await run_in_threadpool(told, request, _status(error), text, page_of)
 
 
 def told(request: Request, status: int, detail: str, page_of: PageOf) -> Response:

@@ -15,11 +15,12 @@ from dapp.people import Person, person
 from dapp.words import KINDS, known_zone, language_of, translated
 from dapp.world import World
 from maxgreen.errors import Retryable
+from maxgreen.said import in_words
 
 SESSION: Final = "mg_session"
 LINK: Final = "mg_link"
 _MOST_LINKS: Final = 5
-INSIDE: Final = re.compile(r"/(?![/\\])[^\r\n]{0,1000}\Z")
+INSIDE: Final = re.compile(r"/(?![/\\])[^\x00-\x20\x7f\\]{0,1000}\Z")
 _BEARER: Final = "bearer "
 
 
@@ -65,6 +66,10 @@ class Visit:
     def say(self, text: str, **values: object) -> str:
         """Return a text in the visitor's language."""
         return translated(text, self.language).format(**values)
+
+    def in_words(self, sentence: object) -> str:
+        """Return a sentence of ours in the visitor's language."""
+        return in_words(sentence, lambda template: translated(template, self.language))
 
     def named(self, system: int) -> str:
         """Return a system's name; what its owner calls it, for the owner and those whom a link shows it."""

@@ -17,6 +17,7 @@ from maxgreen.actions.ballots import Ballots
 from maxgreen.chain.client import connect
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.chain.orders import Ends, Line, SettlementContract
+from maxgreen.chain.payments import Payments
 from maxgreen.clock import Clock, make_clock
 from maxgreen.errors import MaxgreenError
 from maxgreen.keyfile import load_key_file
@@ -169,6 +170,11 @@ class World:
     def contract(self) -> SettlementContract:
         """Orders and lines."""
         return SettlementContract(self.deployment)
+
+    @cached_property
+    def payments(self) -> Payments:
+        """What was ever minted on each line."""
+        return Payments(self.deployment)
 
     @cached_property
     def ballots(self) -> Mapping[str, Ballots]:

@@ -12,7 +12,7 @@ from dapp.pages.rendering import render
 from dapp.views import council
 from dapp.visit import Visit, Visitor
 from maxgreen.actions.all import ACTIONS
-from maxgreen.actions.catalog import Action, Field, Kind, Who
+from maxgreen.actions.catalog import Action, Kind, Who
 from maxgreen.errors import UsageError
 
 router: Final = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -26,6 +26,9 @@ def act_page(request: Request, visit: Visitor, name: str) -> Response:
     action = acting.find(name)
     given = {field.name: request.query_params.get(field.name, "")[:_MOST] for field in action.fields}
     ballot = _ballot(visit, given)
+    if ballot is None and any(field.kind is Kind.PROPOSAL for field in action.fields):
+        found = choices_of(visit, action).get("proposal", [])
+        return render(visit, "choose.html", action=action, ballots=[(*one.split("/"), said) for one, said in found])
     fields = list(_shown(visit, action, given, choices_of(visit, action), ballot))
     return render(
         visit, "act.html", action=action, fixed=[f for f in fields if f["fixed"]],
@@ -46,7 +49,11 @@ def _ballot(visit: Visit, given: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _shown(
-    visit: Visit, action: Action, given: Mapping[str, str], choices: Mapping[str, Choices], ballot: Any
+    visit: Visit,
+    action: Action,
+    given: Mapping[str, str],
+    choices: Mapping[str, Choices],
+    ballot: Mapping[str, Any] | None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the fields of a form: what the address gave is fixed, what can be chosen is a list."""
     for field in action.fields:
@@ -54,20 +61,14 @@ def _shown(
         value = given[field.name]
         said = dict(options).get(value, value)
         if field.kind is Kind.PROPOSAL and ballot is not None:
-            said = ballot["description"] or ballot["proposal"]
+            said = f"{ballot['description']} ({ballot['proposal']})"
         yield {
             "name": field.name, "label": field.label, "kind": field.kind.value, "optional": field.optional,
             "required": not field.optional and field.default is None, "file": field.kind in _FILES,
             "options": options, "none": field.of is not None and choices.get(field.name) == [],
-            "fixed": bool(value) and field.kind not in _FILES and _is_fixed(field, value, options, ballot),
+            "fixed": bool(value) and field.kind not in _FILES and (not field.choices or value in field.choices),
             "value": value or field.default or "", "said": said,
         }  # fmt: skip
-
-
-def _is_fixed(field: Field, value: str, options: Choices, ballot: Any) -> bool:
-    if field.kind is Kind.PROPOSAL:
-        return ballot is not None
-    return not options or value in dict(options)
 
 
 @router.get("/actions")

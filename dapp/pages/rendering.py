@@ -7,16 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
 from jinja2 import Environment, FunctionLoader, select_autoescape
-from sqlalchemy.exc import SQLAlchemyError
 
 from dapp import words
 from dapp.views import money
 from dapp.visit import Visit
 from maxgreen.chain.deployment import FIELDS
-from maxgreen.errors import MaxgreenError
 from settlement.packs import write_pack_of
 
 # What scripts say (dapp/web/src/wallet.js); English is in them.
@@ -61,7 +59,8 @@ STATES: Final = {  # of a statement
     **TURNS,
     "paid": "paid",
     "nothing": "nothing to pay",
-    "later": "goes on in a later period",
+    "later": "it is in the statement of a later period",
+    "forfeited": "the DAO took the rest back",
 }
 
 
@@ -94,7 +93,7 @@ def render(visit: Visit, name: str, /, **values: Any) -> HTMLResponse:
     shown = {
         "who": visit.who, "language": visit.language, "zone": visit.zone, "now_ms": visit.world.now_ms,
         "moment": lambda t_ms: words.moment(t_ms, visit.zone), "ago": lambda t_ms: words.ago(t_ms, visit.world.now_ms),
-        "named": visit.named, "trial": visit.world.trial, "missing": visit.missing,
+        "named": visit.named, "in_words": visit.in_words, "trial": visit.world.trial, "missing": visit.missing,
         "contracts": _contracts(visit),
         "network": visit.world.deployment.network, "path": visit.path,
     }  # fmt: skip
@@ -106,7 +105,7 @@ def error_page(request: Request, status: int, detail: str) -> Response:
     try:
         visit = Visit(request)
         _ = visit.who
-    except (HTTPException, MaxgreenError, SQLAlchemyError):  # it may be what the error is about
+    except Exception:  # noqa: BLE001 - it may be what the error is about
         return refusal_page(request, status, detail)
     page = render(visit, "error.html", status=status, detail=words.translated(detail, visit.language))
     page.status_code = status

@@ -13,6 +13,7 @@ from maxgreen.chain.market import RequestStatus
 from maxgreen.chain.registry import application, module_history
 from maxgreen.errors import UsageError
 from maxgreen.protocol.batch import Role
+from maxgreen.said import visible
 
 MODULES: Final = ("agent", "limits", "backend keys", "checks")
 LABELS: Final = {  # of what is known of a deployment
@@ -21,6 +22,7 @@ LABELS: Final = {  # of what is known of a deployment
     "operators": "Operators", "guardian": "Guardian",
 }  # fmt: skip
 _ORDERS: Final = 50
+_LONGEST_TITLE: Final = 160
 _TITLE: Final = re.compile(r"(, attempt \d+)?( #proposer=0x[0-9a-f]{40})?$")  # what the governor wants behind a title
 
 
@@ -64,7 +66,7 @@ def ballot_row(world: World, body: str, ballot: Ballot) -> dict[str, Any]:
             "against": against,
             "abstaining": abstaining,
             "due_ms": known.dao.due_of(ballot.number, state),
-            "description": _TITLE.sub("", ballot.description),
+            "description": visible(_TITLE.sub("", ballot.description), _LONGEST_TITLE),
             "proposer": ballot.proposer,
             "next": {
                 ProposalState.ACTIVE: "vote", ProposalState.SUCCEEDED: "queue", ProposalState.QUEUED: "execute",
@@ -89,7 +91,9 @@ def ballot_page(world: World, body: str, digits: str, address: str) -> dict[str,
     if address:
         voted = known.dao.has_voted(ballot.number, address)
         weight = known.dao.weight_of(ballot.number, address)
-    calls = [call.to_json() for call in known.calls(ballot)]
+    calls = world.memory.get(
+        ("calls", body, ballot.number), BLOCK_S, lambda: [c.to_json() for c in known.calls(ballot)]
+    )
     orders = sorted({int(c["arguments"]["orderId"]) for c in calls if "orderId" in c["arguments"]})
     return {**row, "calls": calls, "voted": voted, "weight": weight, "orders": orders}
 

@@ -1,7 +1,9 @@
 """What systems earned: lines, statements and why, tokens, pools, requests."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import select
@@ -11,7 +13,8 @@ from dapp.world import BLOCK_S, World
 from maxgreen.chain.claims import parse_claims
 from maxgreen.chain.market import Exchange, Pool, RequestStatus, StorageRequest, TakeOut, balances
 from maxgreen.chain.orders import Claim, Line, OrderStatus
-from maxgreen.errors import UsageError
+from maxgreen.chain.payments import Payment
+from maxgreen.errors import Retryable, UsageError
 from maxgreen.ledger.schema import periods
 from maxgreen.protocol.pack import PackError
 from maxgreen.store import AbsentError
@@ -22,9 +25,9 @@ from settlement.statement import read_windows
 
 _PERIODS: Final = 120
 _PPM: Final = 10**6
+_LONG_S: Final = 86_400
 _TURNS: Final = {
     OrderStatus.POSTED.label: "vote",
-    OrderStatus.APPROVED.label: "claim",
     OrderStatus.REJECTED.label: "rejected",
 }
 
@@ -33,21 +36,34 @@ def closed(world: World) -> list[dict[str, Any]]:
     """Return the closed periods, the newest first: their run.json, and what follows from it."""
 
     def fetch() -> list[dict[str, Any]]:
+        columns = (periods.c.period, periods.c.until_s, periods.c.closed_ms, periods.c.run)
         with world.book() as book:
-            query = select(periods)
-            rows = book.connection.execute(query.order_by(periods.c.until_s.desc()).limit(_PERIODS)).all()
+            query = select(*columns).order_by(periods.c.until_s.desc()).limit(_PERIODS)
+            rows = book.connection.execute(query).all()
         return [
             {
-                "period": r.period,
-                "until_s": r.until_s,
-                "closed_ms": r.closed_ms,
-                "run": json.loads(r.document),
-                "digest": bytes(r.run).hex(),
+                "period": r.period, "until_s": r.until_s, "closed_ms": r.closed_ms, "digest": bytes(r.run).hex(),
+                **world.lasting.get(("run", r.run), _LONG_S, partial(_read_run, world, r.until_s, bytes(r.run))),
             }
             for r in rows
-        ]
+        ]  # fmt: skip
 
     return world.memory.get("periods", BLOCK_S, fetch)
+
+
+def _read_run(world: World, until_s: int, digest: bytes) -> dict[str, Any]:
+    """Return a closed period's run, with its lines by their name, and by the system at either end."""
+    with world.book() as book:
+        query = select(periods.c.document).where(periods.c.until_s == until_s, periods.c.run == digest)
+        document = book.connection.execute(query).scalar()
+    if document is None:
+        raise Retryable("a period was just closed again; try again in a moment")
+    run = json.loads(document)
+    by_system: dict[str, list[Any]] = defaultdict(list)
+    for line in run["lines"]:
+        for end in {str(line["miner"]), str(line["node"])}:
+            by_system[end].append(line)
+    return {"run": run, "by_line": {line["line"]: line for line in run["lines"]}, "by_system": by_system}
 
 
 def period_of(world: World, order: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -65,65 +81,78 @@ def find_period(world: World, period: str) -> dict[str, Any]:
 
 def statements(world: World, system: int) -> list[dict[str, Any]]:
     """Return a system's statements, the newest first: a row for each line and period."""
-    token = str(system)
     return [
         {"period": one["period"], "until_s": one["until_s"], **line}
         for one in closed(world)
-        for line in one["run"]["lines"]
-        if token in {str(line["miner"]), str(line["node"])}
+        for line in one["by_system"].get(str(system), ())
     ]
 
 
 def with_state(world: World, system: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a system's statement with what its owner gets of it, wei and ppm, and what became of that."""
-    minted, ppm = int(row["mint_wei"]), world.memory.get("node share", 10 * BLOCK_S, world.contract.node_share_ppm)
-    to_node = minted * ppm // _PPM
-    miner_end = str(row["miner"]) == str(system)
+    """Return a system's statement with what became of it, and what of its tokens is its owner's: wei and ppm.
+
+    `claimed_mws` is what of it was claimed already; `in_period` names the later one that contains it.
+    """
+    line, minted = world.line(bytes.fromhex(row["line"])), int(row["mint_wei"])
+    state, in_period = _state_of(world, row, line)
+    payment = _payment_of(world, row, line) if state == "paid" else None
+    node_ppm = world.memory.get("node share", 10 * BLOCK_S, world.contract.node_share_ppm)
+    if payment is not None and payment.amount_wei:  # as it was split then
+        node_ppm = -(-payment.to_node_wei * _PPM // payment.amount_wei)
+    to_node, miner_end = minted * node_ppm // _PPM, str(row["miner"]) == str(system)
+    before_mws, total_mws = int(row["paid_before_mws"]), int(row["payable_total_mws"])
     return {
         **row,
         "yours_wei": str(minted - to_node if miner_end else to_node),
-        "yours_ppm": _PPM - ppm if miner_end else ppm,
-        "state": _state_of(world, row),
+        "yours_ppm": _PPM - node_ppm if miner_end else node_ppm,
+        "state": state,
+        "in_period": in_period,
+        "claimed_mws": str(min(max(0, line.paid_mws - before_mws), total_mws - before_mws)),
     }
 
 
-def _state_of(world: World, row: Mapping[str, Any]) -> str:
-    """Return what became of a statement, as a word that pages put into a sentence."""
+def _state_of(world: World, row: Mapping[str, Any], line: Line) -> tuple[str, str]:
+    """Return what became of a statement, as a word that pages put into a sentence, and the period that contains it."""
+    total_mws = int(row["payable_total_mws"])
     if not int(row["payable_mws"]):
-        return "nothing"
-    line, total_mws = world.line(bytes.fromhex(row["line"])), int(row["payable_total_mws"])
+        return "nothing", ""
+    if line.paid_mws < total_mws and _approved_mws(world, line) == total_mws and not line.hold:
+        return "claim", ""
+    for one in reversed(closed(world)):  # the oldest of those that came later
+        later = one["by_line"].get(row["line"])
+        if one["until_s"] > row["until_s"] and later is not None and int(later["paid_before_mws"]) < total_mws:
+            return "later", one["period"]
+    if line.minted_mws >= total_mws:
+        return "paid", ""
+    if line.hold:
+        return "hold", ""
     if line.paid_mws >= total_mws:
-        return "room" if line.credit_mws else "paid"
-    newer = any(
-        one["until_s"] > row["until_s"] and any(x["line"] == row["line"] for x in one["run"]["lines"])
-        for one in closed(world)
-    )
-    if newer:
-        return "later"
-    return "hold" if line.hold else _turn_of(newest_order(world))
+        return ("room" if line.credit_mws else "forfeited"), ""
+    return _turn_of(world, find_period(world, row["period"])["digest"]), ""
+
+
+def _payment_of(world: World, row: Mapping[str, Any], line: Line) -> Payment | None:
+    """Return the payment with which all of a statement was minted; None where it was forfeited in part."""
+    left_mws = int(row["payable_total_mws"]) - line.forfeited_mws
+    for payment in world.payments.of(bytes.fromhex(row["line"])):
+        left_mws -= payment.energy_mws
+        if left_mws <= 0:
+            return payment
+    return None
 
 
 def paid_ms(world: World, row: Mapping[str, Any]) -> int | None:
-    """Return when what a statement says was claimed; None where that is not known."""
-    period = find_period(world, row["period"])
-
-    def fetch() -> int | None:
-        for number in range(world.contract.order_count(), 0, -1):
-            if order(world, number)["run"] == period["digest"]:
-                posted_block = world.contract.order(number).posted_block
-                line, total_mws = bytes.fromhex(row["line"]), int(row["payable_total_mws"])
-                block = world.contract.claimed_block(line, total_mws, posted_block)
-                return None if block is None else 1000 * world.contract.time_of(block)
+    """Return when all of a statement was paid; None where that is not known."""
+    payment = _payment_of(world, row, world.line(bytes.fromhex(row["line"])))
+    if payment is None:
         return None
-
-    return world.lasting.get(("paid", row["line"], period["digest"]), 3_600, fetch)
+    return 1000 * world.lasting.get(("block", payment.block), 3_600, lambda: world.contract.time_of(payment.block))
 
 
 def yours_in_all(world: World, system: int, line: Mapping[str, Any]) -> int:
-    """Return what a system's owner got for a line, wei, at the present split."""
-    ppm = world.memory.get("node share", 10 * BLOCK_S, world.contract.node_share_ppm)
-    to_node = int(line["minted_wei"]) * ppm // _PPM
-    return int(line["minted_wei"]) - to_node if line["miner"] == system else to_node
+    """Return what a system's owner got for a line, wei, as it was split at each payment."""
+    miner = line["miner"] == system
+    return sum(payment.of_end(miner=miner) for payment in world.payments.of(bytes.fromhex(line["line"])))
 
 
 def explained(world: World, period: str, line: Mapping[str, Any]) -> Explanation | None:
@@ -149,9 +178,13 @@ def claims(world: World) -> Sequence[Claim]:
     until_s = _approved_until(world)
     if until_s is None:
         return ()
-    with world.book() as book:
-        row = book.period(until_s)
-    return () if row is None else parse_claims(row.claims.encode())
+
+    def fetch() -> Sequence[Claim]:
+        with world.book() as book:
+            row = book.period(until_s)
+        return () if row is None else parse_claims(row.claims.encode())
+
+    return world.memory.get(("claims", until_s), BLOCK_S, fetch)
 
 
 def _approved_until(world: World) -> int | None:
@@ -199,7 +232,7 @@ def line_status(world: World, line: Line) -> dict[str, Any]:
     """Return a line: its ends, what it was paid, what waits, and for whom it waits."""
     name = line.ends.line_id
     newest = next((one for one in closed(world)), None)
-    said = None if newest is None else next((x for x in newest["run"]["lines"] if x["line"] == name.hex()), None)
+    said = None if newest is None else newest["by_line"].get(name.hex())
     total_mws = int(said["payable_total_mws"]) if said is not None else 0
     waiting_mws = max(0, total_mws - line.paid_mws)
     last = newest_order(world)
@@ -218,11 +251,11 @@ def line_status(world: World, line: Line) -> dict[str, Any]:
         "hold": line.hold,
         "hold_text": world.contract.hold_text(name) if line.hold else "",
         "rejected": f"{last['code']}: {last['text']}" if last is not None and last["code"] else "",
-        "turn": _turn(line, said, waiting_mws, last),
+        "turn": _turn(world, line, said, waiting_mws),
     }
 
 
-def _turn(line: Line, said: Mapping[str, Any] | None, waiting_mws: int, last: Mapping[str, Any] | None) -> str:
+def _turn(world: World, line: Line, said: Mapping[str, Any] | None, waiting_mws: int) -> str:
     """Return what a line waits for, as a word that pages put into a sentence."""
     if not line.opened_s:
         return "opening"
@@ -230,15 +263,25 @@ def _turn(line: Line, said: Mapping[str, Any] | None, waiting_mws: int, last: Ma
         return "trouble"
     if line.hold:
         return "hold"
+    if _approved_mws(world, line) > line.paid_mws:
+        return "claim"
     if waiting_mws:
-        return _turn_of(last)
+        return _turn_of(world, closed(world)[0]["digest"])
     if line.credit_mws:
         return "room"
     return "period" if said is None else "nothing"
 
 
-def _turn_of(last: Mapping[str, Any] | None) -> str:
-    return "order" if last is None else _TURNS.get(last["status"], "order")
+def _approved_mws(world: World, line: Line) -> int:
+    """Return what the newest approved order lets be claimed for a line since it opened; 0 where nothing."""
+    name = line.ends.line_id
+    return next((claim.payable_total_mws for claim in claims(world) if claim.line == name), 0)
+
+
+def _turn_of(world: World, digest: str) -> str:
+    """Return what a period's run waits for, whose digest is given: where the newest order is another's, for one."""
+    last = newest_order(world)
+    return _TURNS.get(last["status"], "order") if last is not None and last["run"] == digest else "order"
 
 
 def held_tokens(world: World, address: str) -> dict[str, int]:

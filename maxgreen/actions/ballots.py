@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from eth_utils import keccak
 
-from maxgreen.actions.calls import Call, decode_call
+from maxgreen.actions.calls import Call, decode_calls
 from maxgreen.chain.client import LOG_SPAN
 from maxgreen.chain.dao import ENDED, Dao, Proposal, ProposalState
 from maxgreen.chain.deployment import Deployment
@@ -26,6 +26,7 @@ class Ballot:
     targets: tuple[str, ...]
     calldatas: tuple[bytes, ...]
     description: str
+    values: tuple[int, ...] = ()  # of the chain's own currency that goes along, wei
 
     @property
     def short(self) -> str:
@@ -37,7 +38,7 @@ class Ballot:
         """Targets, values, calldatas and the description's hash, as the governor takes them."""
         return (
             list(self.targets),
-            [0] * len(self.targets),
+            list(self.values),
             list(self.calldatas),
             bytes(keccak(text=self.description)),
         )
@@ -59,12 +60,12 @@ class Ballots:
         newest = self._chain.newest_block().number
         found = dict(self._known)
         for first in range(self._followed_to, newest + 1, LOG_SPAN):
-            for event in self._chain.all_events(self._contract, first, min(first + LOG_SPAN - 1, newest)):
-                if event["event"] == "ProposalCreated":
-                    ballot = _ballot(event["args"])
-                    found[ballot.number] = ballot
-                    if event["blockNumber"] < newest - _UNSURE:
-                        self._known[ballot.number] = ballot
+            last = min(first + LOG_SPAN - 1, newest)
+            for event in self._chain.all_events(self._contract, first, last, ("ProposalCreated",)):
+                ballot = _ballot(event["args"])
+                found[ballot.number] = ballot
+                if event["blockNumber"] < newest - _UNSURE:
+                    self._known[ballot.number] = ballot
         self._followed_to = max(self._followed_to, newest - _UNSURE)
         return list(found.values())[::-1]
 
@@ -95,9 +96,8 @@ class Ballots:
             number += 1
 
     def calls(self, ballot: Ballot) -> list[Call]:
-        """Return what a proposal would do, decoded from its calls."""
-        pairs = zip(ballot.targets, ballot.calldatas, strict=True)
-        return [decode_call(self._deployment, target, data) for target, data in pairs]
+        """Return what a proposal would do, decoded from its calls; of very many only the first."""
+        return decode_calls(self._deployment, ballot.targets, ballot.calldatas, ballot.values)
 
 
 def _ballot(args: Any) -> Ballot:
@@ -107,6 +107,7 @@ def _ballot(args: Any) -> Ballot:
         tuple(args["targets"]),
         tuple(bytes(data) for data in args["calldatas"]),
         str(args["description"]),
+        tuple(int(value) for value in args["values"]),
     )
 
 

@@ -1,7 +1,7 @@
 """What a call to one of our contracts would do: decoded from its bytes, in a sentence."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from eth_utils import keccak
@@ -15,25 +15,36 @@ from maxgreen.chain.registry import application
 from maxgreen.clock import utc
 from maxgreen.errors import Retryable
 from maxgreen.protocol.system import Kind
+from maxgreen.said import Said, joined, quoted, said, visible
 
 _WORD: Final = 32
+_MOST: Final = 50  # calls of a proposal that are explained
+_INSIDE: Final = 20  # of one that is only proposed
+_LONG: Final = 1_000
+_LARGE: Final = 16_384
+_ENDLESS: Final = 2**128
 _MOST_TOKEN: Final = 2**48
 _STATUSES: Final = ("none", "active", "suspended", "revoked")
 _CHOICES: Final = ("against", "for", "abstain")
 _TOPICS: Final = ("hardware status", "pool data")
+_ROLES: Final = ("generation", "sent", "received", "delivered", "taken_out")
 _SPENDERS: Final = {"EnergyExchange": "the exchange", "EnergyPool": "the pool"}
 _NAMES: Final = {"EnergyToken": "energy", "Deca": "DECA", "MaxCoin": "MaxCoin", "CarbonToken": "CarbonToken"}
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a proposal; `contract` is empty when the target is none of ours."""
+    """One call of a proposal; `contract` is empty when the target is none of ours.
+
+    `odd`: look closely, it is a call that no sentence was written for, or that gives power or money to strangers.
+    """
 
     target: str
     contract: str
     function: str
     values: dict[str, Any]
-    says: str
+    says: Said
+    odd: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the call for scripts."""
@@ -43,204 +54,299 @@ class Call:
             "function": self.function,
             "arguments": {name: _readable(value) for name, value in self.values.items()},
             "says": self.says,
+            "odd": self.odd,
         }
 
 
-def decode_call(deployment: Deployment, target: str, data: bytes) -> Call:
-    """Return what a call would do, by its bytes and our contracts' interfaces."""
+def decode_calls(
+    deployment: Deployment, targets: Sequence[str], calldatas: Sequence[bytes], values: Sequence[int] = ()
+) -> list[Call]:
+    """Return what calls would do; of more than fifty the first, and how many more there are."""
+    found = [decode_call(deployment, to, bytes(data)) for to, data in zip(targets[:_MOST], calldatas, strict=False)]
+    for number, wei in enumerate(values[:_MOST]):
+        if wei:
+            call = found[number]
+            says = said("send {amount} of the chain's own currency with: {call}", amount=tokens(wei), call=call.says)
+            found[number] = replace(call, says=says, odd=True)
+    if len(targets) > _MOST:
+        says = said("{count} calls more: look closely", count=len(targets) - _MOST)
+        found.append(Call("", "", "", {}, says, odd=True))
+    return found
+
+
+def decode_call(deployment: Deployment, target: str, data: bytes, *, inside: bool = False) -> Call:
+    """Return what a call would do, by its bytes and our contracts' interfaces; `inside` another one's."""
     contract = contract_at(deployment, target)
     for abi in artifact(contract)["abi"] if contract else ():
         if abi["type"] == "function" and bytes(function_abi_to_4byte_selector(abi)) == data[:4]:
+            name = str(abi["name"])
+            if f"{contract}.{name}" in _HOLD_CALLS and (inside or len(data) > _LARGE):  # their parts may be named often
+                says = said("calls within calls ({what}): look closely", what=f"{contract}.{name}")
+                return Call(target, contract, name, {"data": data}, says, odd=True)
             try:
                 _, values = deployment.chain.contract(contract, target).decode_function_input(data)
-                says = _sentence(deployment, target, contract, str(abi["name"]), values)
+                says = _sentence(deployment, target, contract, name, values)
             except Retryable:
                 raise
             except Exception:  # noqa: BLE001 - whoever proposed may have written any bytes
                 break
-            return Call(target, contract, str(abi["name"]), values, says)
-    return Call(target, contract, "", {"data": data}, f"an unknown call to {contract or target}: look closely")
+            known = f"{contract}.{name}"
+            odd = (
+                known not in _SAYS
+                or known in _POWER
+                or (known.endswith(".approve") and _is_strange(deployment, values))
+            )
+            return Call(target, contract, name, values, says, odd)
+    says = said("an unknown call to {what}: look closely", what=contract or target)
+    return Call(target, contract, "", {"data": data}, says, odd=True)
 
 
 def contract_at(deployment: Deployment, address: str) -> str:
     """Return the name of our contract at an address, a node's pool and energy token too; empty when it is none."""
+    return _known_at(deployment, address)[0]
+
+
+def _known_at(deployment: Deployment, address: str) -> tuple[str, int]:
+    """Return the name of our contract at an address, and of which node it is; what was found once is remembered."""
     wanted = Web3.to_checksum_address(address)
-    names = {deployment.address_of(name): name for name in FIELDS}
-    if wanted in names:
-        return names[wanted]
+    if not deployment.found:
+        deployment.found.update({deployment.address_of(name): (name, 0) for name in FIELDS})
+    known = deployment.found.get(wanted)
+    if known is None:
+        known = _asked(deployment, wanted)
+        if known[0]:
+            deployment.found[wanted] = known
+    return known
+
+
+def _asked(deployment: Deployment, address: str) -> tuple[str, int]:
     chain: Any = deployment.chain
-    if not chain.code(wanted):
-        return ""
-    if chain.call(deployment.functions("EnergyPools").isPool(wanted)):
-        return "EnergyPool"
-    said = chain.ask_once(wanted, bytes(keccak(text="node()")[:4]))
-    node = int.from_bytes(said, "big") if len(said) == _WORD else _MOST_TOKEN
+    if not chain.code(address):
+        return "", 0
+    if chain.call(deployment.functions("EnergyPools").isPool(address)):
+        return "EnergyPool", int(chain.call(chain.contract("EnergyPool", address).functions.node()))
+    answer = chain.ask_once(address, bytes(keccak(text="node()")[:4]))
+    node = int.from_bytes(answer, "big") if len(answer) == _WORD else _MOST_TOKEN
     mine: Any = deployment.registry.functions
-    is_ours = node < _MOST_TOKEN and chain.call(mine.energyTokenOf(node)) == wanted
-    return "EnergyToken" if is_ours else ""
+    is_ours = node < _MOST_TOKEN and chain.call(mine.energyTokenOf(node)) == address
+    return ("EnergyToken", node) if is_ours else ("", 0)
 
 
-def _sentence(deployment: Deployment, target: str, contract: str, function: str, values: dict[str, Any]) -> str:
+def _is_strange(deployment: Deployment, values: Mapping[str, Any]) -> bool:
+    """Tell whether an allowance is for somebody who is none of our contracts."""
+    return not contract_at(deployment, values["spender"]) if "spender" in values else False
+
+
+def _sentence(deployment: Deployment, target: str, contract: str, function: str, values: dict[str, Any]) -> Said:
     """Return what a call would change; a plain rendering for what has no sentence of its own."""
     known = _SAYS.get(f"{contract}.{function}")
     if known is not None:
         return known(deployment, target, values)
-    return f"{contract}.{function}({', '.join(f'{name}={_readable(v)}' for name, v in values.items())})"
+    shown = ", ".join(f"{name}={_shown(value)}" for name, value in values.items())
+    return said("{call}({values})", call=f"{contract}.{function}", values=visible(shown, _LONG))
 
 
-def _admit(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
+def _admit(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
     found = application(deployment, values["applicationId"])
     if found.content != values["content"]:
-        return f"admit application {found.number}, which is another one now: it would be skipped"
-    channels = ", ".join(f"{c.number} (role {c.role}, {c.peak_mw / 1000:g} W)" for c in found.spec.channels)
-    place = "" if found.spec.place_deci is None else f", at {'/'.join(f'{d / 10:g}' for d in found.spec.place_deci)}"
-    battery = f", battery {found.spec.battery_wh} Wh" if found.spec.battery_wh else ""
-    return (
-        f"admit application {found.number}: a {found.spec.kind.label.replace('_', ' ')} of {found.applicant}, "
-        f"channels {channels}{battery}{place}"
+        return said("admit application {number}, which is another one now: it would be skipped", number=found.number)
+    spec = found.spec
+    channels = joined(
+        ", ",
+        (
+            said(
+                "{number} ({role}, {watts} W)",
+                number=c.number,
+                role=said(_ROLES[c.role]),
+                watts=f"{c.peak_mw / 1000:g}",
+            )
+            for c in spec.channels
+        ),
     )
+    more = []
+    if spec.battery_wh:
+        more.append(said(", battery {watt_hours} Wh", watt_hours=spec.battery_wh))
+    if spec.place_deci is not None:
+        more.append(said(", at {place}", place="/".join(f"{deci / 10:g}" for deci in spec.place_deci)))
+    return said(
+        "admit application {number}: a {kind} of {applicant}, channels {channels}{more}", number=found.number,
+        kind=said(spec.kind.label.replace("_", " ")), applicant=found.applicant, channels=channels,
+        more=joined("", more),
+    )  # fmt: skip
 
 
-def _approve(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
+def _approve(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
     posting = values["posting"]
-    text = (
-        f"approve order {values['orderId']}: {posting['count']} lines until {utc(posting['until'] * 1000)}, "
-        f"all lines together {kwh(posting['total'])} since they opened, manifest "
-        f"{posting['manifestDigest'].hex()}, evidence {posting['evidence'] or 'from the operator'}"
-    )
-    excluded = [f"without line {e['line'].hex()} ({e['code']}: {e['text']})" for e in values["excluded"]]
-    return "; ".join([text, *excluded])
+    text = said(
+        "approve order {order}: {count} lines until {until}, all lines together {total} since they opened, manifest "
+        "{manifest}, evidence {evidence}",
+        order=values["orderId"], count=posting["count"], until=utc(posting["until"] * 1000),
+        total=kwh(posting["total"]), manifest=posting["manifestDigest"].hex(),
+        evidence=quoted(posting["evidence"]) if posting["evidence"] else said("from the operator"),
+    )  # fmt: skip
+    excluded = [
+        said("without line {line} ({code}: {text})", line=e["line"].hex(), code=e["code"], text=quoted(e["text"]))
+        for e in values["excluded"]
+    ]
+    return joined("; ", [text, *excluded])
 
 
-def _approve_line(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
-    ends, loss = values["ends"], values["loss"]
-    return (
-        f"allow the line from system {ends['minerToken']} channel {ends['minerChannel']} to system "
-        f"{ends['nodeToken']} channel {ends['nodeChannel']}: {loss['resistanceUohm']} µΩ, {loss['lossPpm']} ppm "
-        f"expected, at most {loss['maxLossPpm']} ppm lost"
-    )
+def _approve_line(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+    return said(
+        "allow the line from system {minerToken} channel {minerChannel} to system {nodeToken} channel {nodeChannel}: "
+        "{resistanceUohm} µΩ, {lossPpm} ppm expected, at most {maxLossPpm} ppm lost",
+        **values["ends"], **values["loss"],
+    )  # fmt: skip
 
 
-def _claim(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
+def _claim(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
     wanted = values["wanted"]
-    return (
-        f"claim for line {wanted['line'].hex()[:8]} what is not paid yet of the {kwh(wanted['payableTotal'])} that "
-        "count since it opened; its tokens go to the owners of both ends"
+    return said(
+        "claim for line {line} what is not paid yet of the {total} that count since it opened; its tokens go to the "
+        "owners of both ends",
+        line=wanted["line"].hex()[:8], total=kwh(wanted["payableTotal"]),
+    )  # fmt: skip
+
+
+def _open_pool(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+    names = list(_NAMES.values())
+    worth = zip(values["coinsPerKwh"], names[1:], strict=True)
+    caps = zip(values["caps"], names, strict=True)
+    return said(
+        "open a pool of node {node}, where a kWh is worth {worth}, for ever; it keeps at most {caps}",
+        node=values["node"],
+        worth=joined(", ", (said("{amount} {token}", amount=tokens(a), token=said(name)) for a, name in worth)),
+        caps=joined(", ", (said("{amount} {token}", amount=tokens(a), token=said(name)) for a, name in caps)),
     )
 
 
-def _open_pool(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
-    worth = ", ".join(
-        f"{tokens(amount)} {name}"
-        for amount, name in zip(values["coinsPerKwh"], list(_NAMES.values())[1:], strict=True)
-    )
-    return (
-        f"open a pool of node {values['node']}, where a kWh is worth {worth}, for ever; it keeps at most "
-        + ", ".join(f"{tokens(most)} {name}" for most, name in zip(values["caps"], _NAMES.values(), strict=True))
-    )
-
-
-def _token(deployment: Deployment, address: str) -> str:
+def _token(deployment: Deployment, address: str) -> Said:
     """Return what people call a token."""
-    contract = contract_at(deployment, address)
-    name = _NAMES.get(contract, address)
-    if contract != "EnergyToken":
-        return name
+    contract, node = _known_at(deployment, address)
     return (
-        f"{name} of node {int.from_bytes(deployment.chain.ask_once(address, bytes(keccak(text='node()')[:4])), 'big')}"
+        said("energy of node {node}", node=node) if contract == "EnergyToken" else said(_NAMES.get(contract, address))
     )
 
 
-def _transfer(deployment: Deployment, target: str, values: Mapping[str, Any]) -> str:
-    return f"give {tokens(values['value'])} {_token(deployment, target)} of the vault to {values['to']}"
+def _pool_of(deployment: Deployment, target: str) -> int:
+    return _known_at(deployment, target)[1]
 
 
-def _allow(deployment: Deployment, target: str, values: Mapping[str, Any]) -> str:
+def _transfer(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
+    return said(
+        "give {amount} {token} of the vault to {to}", amount=tokens(values["value"]), token=_token(deployment, target),
+        to=values["to"],
+    )  # fmt: skip
+
+
+def _allow(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
     contract = contract_at(deployment, values["spender"])
-    spender = _SPENDERS.get(contract, contract) or f"THE STRANGER {values['spender']}"
-    return (
-        f"let {spender} take {tokens(values['value'])} {_token(deployment, target)}, for the step after this one; "
-        "nothing moves yet"
-    )
+    known = _SPENDERS.get(contract, contract)
+    return said(
+        "let {spender} take {amount} {token}",
+        spender=said(known) if known else said("THE STRANGER {address}", address=values["spender"]),
+        amount=tokens(values["value"]) if values["value"] < _ENDLESS else said("any amount of"),
+        token=_token(deployment, target),
+    )  # fmt: skip
 
 
-def _pool_of(deployment: Deployment, target: str) -> str:
-    functions: Any = deployment.chain.contract("EnergyPool", target).functions
-    return f"the pool of node {deployment.chain.call(functions.node())}"
+def _deposit(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
+    return said(
+        "put {amount} {token} into the pool of node {node}, for shares of it", amount=tokens(values["amount"]),
+        token=_token(deployment, values["token"]), node=_pool_of(deployment, target),
+    )  # fmt: skip
 
 
-def _deposit(deployment: Deployment, target: str, values: Mapping[str, Any]) -> str:
-    what = f"{tokens(values['amount'])} {_token(deployment, values['token'])}"
-    return f"put {what} into {_pool_of(deployment, target)}, for shares of it"
+def _redeem(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
+    return said(
+        "give {shares} shares back to the pool of node {node}, for a part of all it holds",
+        shares=tokens(values["shares"]), node=_pool_of(deployment, target),
+    )  # fmt: skip
 
 
-def _redeem_in(deployment: Deployment, target: str, values: Mapping[str, Any]) -> str:
-    return (
-        f"give {tokens(values['shares'])} shares back to {_pool_of(deployment, target)}, for what they are worth in "
-        f"{_token(deployment, values['token'])}"
-    )
+def _redeem_in(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
+    return said(
+        "give {shares} shares back to the pool of node {node}, for what they are worth in {token}",
+        shares=tokens(values["shares"]), node=_pool_of(deployment, target), token=_token(deployment, values["token"]),
+    )  # fmt: skip
 
 
-def _swap(deployment: Deployment, target: str, values: Mapping[str, Any]) -> str:
-    return (
-        f"give {tokens(values['amountIn'])} {_token(deployment, values['tokenIn'])} to {_pool_of(deployment, target)} "
-        f"and get at least {tokens(values['minOut'])} {_token(deployment, values['tokenOut'])}"
-    )
+def _swap(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
+    return said(
+        "give {amount} {token} to the pool of node {node} and get at least {least} {other}",
+        amount=tokens(values["amountIn"]), token=_token(deployment, values["tokenIn"]),
+        node=_pool_of(deployment, target), least=tokens(values["minOut"]),
+        other=_token(deployment, values["tokenOut"]),
+    )  # fmt: skip
 
 
-def _take_out(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
-    return (
-        f"ask node {values['nodeToken']} for {tokens(values['amount'])} kWh, metered by channel "
-        f"{values['buyerChannel']} of system {values['buyerToken']}; as many energy tokens, and their carbon, are in "
-        f"escrow until it came; the node may accept until {utc(values['expiresAt'] * 1000)}"
-    )
+def _take_out(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+    return said(
+        "ask node {nodeToken} for {energy} kWh, metered by channel {buyerChannel} of system {buyerToken}; as many "
+        "energy tokens, and their carbon, are in escrow until it came; the node may accept until {until}",
+        **values, energy=tokens(values["amount"]), until=utc(values["expiresAt"] * 1000),
+    )  # fmt: skip
 
 
-def _request_storage(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
-    return (
-        f"ask node {values['nodeToken']} to store {kwh(values['energy'])} of system {values['minerToken']}; it may "
-        f"answer until {utc(values['expiresAt'] * 1000)}"
-    )
+def _request_storage(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+    return said(
+        "ask node {node} to store {kwh} of system {minerToken}; it may answer until {until}", node=values["nodeToken"],
+        kwh=kwh(values["energy"]), minerToken=values["minerToken"], until=utc(values["expiresAt"] * 1000),
+    )  # fmt: skip
 
 
-def _proposed(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
-    calls = zip(values["targets"], values["calldatas"], strict=True)
-    return "propose to " + "; and to ".join(decode_call(deployment, one, bytes(data)).says for one, data in calls)
+def _of_proposal(template: str) -> "_Say":
+    """Return a sentence about what a proposal would do, whose calls are in it."""
 
-
-def _carried(what: str) -> "_Say":
-    def say(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
-        calls = zip(values["targets"], values["calldatas"], strict=True)
-        return f"{what}: " + "; and ".join(decode_call(deployment, one, bytes(data)).says for one, data in calls)
+    def say(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+        calls = zip(values["targets"][:_INSIDE], values["calldatas"], strict=False)
+        found = [decode_call(deployment, to, bytes(data), inside=True).says for to, data in calls]
+        if len(values["targets"]) > _INSIDE:
+            found.append(said("{count} calls more: look closely", count=len(values["targets"]) - _INSIDE))
+        return said(template, calls=joined("; ", found))
 
     return say
 
 
-def _held(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
+def _held(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
     held = values["exclusion"]
-    return f"stop the payment of line {held['line'].hex()} ({held['code']}: {held['text']})"
+    return said(
+        "stop the payment of line {line} ({code}: {text})", line=held["line"].hex(), code=held["code"],
+        text=quoted(held["text"]),
+    )  # fmt: skip
 
 
-def _plain(text: str, **ways: Callable[[Any], object]) -> "_Say":
+def _plain(template: str, **ways: Callable[[Any], object]) -> "_Say":
     """Return a sentence with a call's values in it, each as its way makes it."""
 
-    def say(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> str:
-        return text.format(**{n: ways[n](v) if n in ways else _readable(v) for n, v in values.items()})
+    def say(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+        return said(template, **{n: ways[n](v) if n in ways else _readable(v) for n, v in values.items()})
 
     return say
 
 
-_Say = Callable[[Deployment, str, Mapping[str, Any]], str]
+def _one_of(*words: str) -> Callable[[int], Said]:
+    """Return how a number is said that stands for one of some words."""
+    return lambda number: said(words[number])
+
+
+_BODIES: Final = ("TechGovernor", "ModuleGovernor")
+_HOLD_CALLS: Final = {
+    *(f"{body}.{name}" for body in _BODIES for name in ("propose", "queue", "execute", "relay")),
+    "Authority.multicall", "Authority.execute", "Authority.schedule",
+}  # fmt: skip
+_POWER: Final = {"Authority.grantRole", "Authority.execute", "Authority.multicall"}  # whoever gets it may do much
+_Say = Callable[[Deployment, str, Mapping[str, Any]], Said]
 _GOVERNORS: Final[Mapping[str, _Say]] = {
-    "propose": _proposed,
+    "propose": _of_proposal("propose to {calls}"),
     "castVoteWithReason": _plain(
-        "vote {support} on proposal {proposalId}", support=_CHOICES.__getitem__, proposalId=lambda n: f"{n:064x}"[:10]
+        "vote {support} on proposal {proposalId}", support=_one_of(*_CHOICES), proposalId=lambda n: f"{n:064x}"[:10]
     ),
-    "queue": _carried("put into the timelock what was voted for"),
-    "execute": _carried("carry out what was voted for"),
+    "queue": _of_proposal("put into the timelock what was voted for: {calls}"),
+    "execute": _of_proposal("carry out what was voted for: {calls}"),
 }
 _SAYS: Final[Mapping[str, _Say]] = {
-    **{f"{body}.{name}": say for body in ("TechGovernor", "ModuleGovernor") for name, say in _GOVERNORS.items()},
+    **{f"{body}.{name}": say for body in _BODIES for name, say in _GOVERNORS.items()},
     **{f"{token}.approve": _allow for token in _NAMES},
     **{f"{token}.transfer": _transfer for token in _NAMES},
     "Authority.grantRole": _plain(
@@ -252,7 +358,7 @@ _SAYS: Final[Mapping[str, _Say]] = {
     "Electorate.refresh": _plain("give {elector} the votes on modules that membership or an active system gives"),
     "EnergyExchange.accept": _plain("accept to deliver take-out {id}, on channel {nodeChannel}"),
     "EnergyExchange.answerStorage": _plain(
-        "{accepted} storage request {id}", accepted=lambda yes: "accept" if yes else "refuse or take back"
+        "{accepted} storage request {id}", accepted=_one_of("refuse or take back", "accept")
     ),
     "EnergyExchange.confirm": _plain("confirm with your meter what take-out {id} delivered"),
     "EnergyExchange.decide": _plain("decide that take-out {id} delivered {energy}", energy=kwh),
@@ -261,13 +367,11 @@ _SAYS: Final[Mapping[str, _Say]] = {
     "EnergyExchange.requestStorage": _request_storage,
     "EnergyExchange.requestTakeOut": _take_out,
     "EnergyExchange.settle": _plain("settle take-out {id} by the one meter that spoke"),
-    "EnergyExchange.withdraw": lambda deployment, _target, values: (
-        f"take back what is out of escrow, in {_token(deployment, values['token'])}"
+    "EnergyExchange.withdraw": lambda deployment, _target, values: said(
+        "take back what is out of escrow, in {token}", token=_token(deployment, values["token"])
     ),
     "EnergyPool.deposit": _deposit,
-    "EnergyPool.redeem": lambda deployment, target, values: (
-        f"give {tokens(values['shares'])} shares back to {_pool_of(deployment, target)}, for a part of all it holds"
-    ),
+    "EnergyPool.redeem": _redeem,
     "EnergyPool.redeemIn": _redeem_in,
     "EnergyPool.swap": _swap,
     "EnergyPools.open": _open_pool,
@@ -277,10 +381,10 @@ _SAYS: Final[Mapping[str, _Say]] = {
     "EnergySettlement.forfeit": _plain("take back what line {line} was credited and not paid"),
     "EnergySettlement.hold": _held,
     "EnergySettlement.nextKey": _plain(
-        "let the {minerEnd} end of line {id} go on with its next key", minerEnd=lambda yes: "miner" if yes else "node"
+        "let the {minerEnd} end of line {id} go on with its next key", minerEnd=_one_of("node", "miner")
     ),
     "EnergySettlement.proveFraud": _plain("prove that the device of system {token} signed what contradicts itself"),
-    "EnergySettlement.reject": _plain("reject order {orderId} with code {code}: {text}"),
+    "EnergySettlement.reject": _plain("reject order {orderId} with code {code}: {text}", text=quoted),
     "EnergySettlement.release": _plain("pay line {line} again"),
     "EnergySettlement.setParameters": _plain(
         "pay nodes {nodeSharePpm_} ppm of what is minted, allow {capacityPpm_} ppm of a channel's peak, let orders "
@@ -294,18 +398,26 @@ _SAYS: Final[Mapping[str, _Say]] = {
     "MinerRegistry.admit": _admit,
     "MinerRegistry.applyFor": _plain(
         "apply for a {system}, with the key that its device showed",
-        system=lambda system: "solar system" if system["kind"] == Kind.MINER else "storage node",
+        system=lambda system: said(Kind(system["kind"]).label.replace("_", " ")),
     ),
     "MinerRegistry.replaceKey": _plain("let device {newDevice} take the place of the key of system {tokenId}"),
     "MinerRegistry.requestKey": _plain("ask the DAO to let another device take the place of that of system {tokenId}"),
     "MinerRegistry.rotateKey": _plain("let the next key, to which the old one handed over, count for system {tokenId}"),
     "MinerRegistry.setRecord": _plain(
-        "record {digest} as {topic} of system {tokenId}", topic=_TOPICS.__getitem__
+        "record {digest} as {topic} of system {tokenId}, from {uri}", topic=_one_of(*_TOPICS), uri=quoted
     ),
-    "MinerRegistry.setStatus": _plain("set system {tokenId} to {status}: {reason}", status=_STATUSES.__getitem__),
-    "ModuleRegistry.set": _plain("release {name} {version}, SHA-256 {digest}, from {uri}"),
+    "MinerRegistry.setStatus": _plain(
+        "set system {tokenId} to {status}: {reason}", status=_one_of(*_STATUSES), reason=quoted
+    ),
+    "ModuleRegistry.set": _plain(
+        "release {name} {version}, SHA-256 {digest}, from {uri}", name=quoted, version=quoted, uri=quoted
+    ),
     "Rewards.sweep": _plain("mint the coins that are due on paid energy, to the vault"),
 }  # fmt: skip
+
+
+def _shown(value: Any) -> Any:
+    return quoted(value) if isinstance(value, str) and not value.startswith("0x") else _readable(value)
 
 
 def _readable(value: Any) -> Any:

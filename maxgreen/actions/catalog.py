@@ -28,6 +28,7 @@ from maxgreen.clock import Clock
 from maxgreen.errors import UsageError
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.system import parse_system
+from maxgreen.said import Said, said
 
 _MOST_TEXT: Final = 1_000
 _MOST_FILE: Final = 65_536
@@ -139,7 +140,7 @@ class Draft:
     data: bytes
     contract: str
     function: str
-    says: str
+    says: Said
     last: bool
 
 
@@ -157,9 +158,9 @@ def draft(action: Action, context: Context, given: Mapping[str, str]) -> Draft |
     except (MismatchedABI, EncodingError) as error:
         raise UsageError("a number is larger than the contracts can hold") from error
     except NothingSentError as would:
-        call = decode_call(deployment, would.to, would.data)
-        last = not action.repeats and would.name not in _PREPARES
-        return Draft(would.to, would.data, call.contract, would.name, call.says, last)
+        call, prepares = decode_call(deployment, would.to, would.data), would.name in _PREPARES
+        says = said("{call}, for the step after this one; nothing moves yet", call=call.says) if prepares else call.says
+        return Draft(would.to, would.data, call.contract, would.name, says, not action.repeats and not prepares)
     return None
 
 

@@ -5,19 +5,23 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
+from eth_abi.codec import ABICodec
+from eth_abi.decoding import StringDecoder
+from eth_abi.registry import ABIRegistry, BaseEquals
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from eth_utils.abi import event_abi_to_log_topic
 from hexbytes import HexBytes
 from requests.exceptions import HTTPError, RequestException, Timeout
 from web3 import HTTPProvider, Web3
+from web3._utils.abi import build_strict_registry
 from web3.contract.contract import Contract, ContractFunction
 from web3.exceptions import TransactionNotFound, Web3Exception, Web3RPCError
 from web3.types import RPCEndpoint
@@ -81,6 +85,7 @@ class Chain:
     def __init__(self, web3: Web3, *, mine: Callable[[], None] | None = None, where: str = "") -> None:
         """Take a web3; `mine` makes a block of the embedded chain in this process, `where` is the URL of another."""
         self.web3 = web3
+        web3.codec = ABICodec(_strings_of_strangers())
         self._mine = mine
         self._of = f" at {urlsplit(where).hostname}" if where else ""  # a path may hold a key
         self._served: bool | None = None if where else False
@@ -269,17 +274,18 @@ class Chain:
             found += self._asked(span)
         return found
 
-    def all_events(self, contract: Contract, from_block: int, to_block: int) -> list[Any]:
-        """Return all events of a contract in some blocks, decoded; what its ABI does not know is left out."""
-        known = {bytes(event_abi_to_log_topic(event.abi)): event for event in contract.all_events()}
-
-        def ask() -> list[Any]:
-            span: Any = {"address": contract.address, "fromBlock": from_block, "toBlock": to_block}
-            logs = self.web3.eth.get_logs(span)
-            named = [(known.get(bytes(log["topics"][0])), log) for log in logs if log["topics"]]
-            return [event.process_log(log) for event, log in named if event is not None]
-
-        return list(self._asked(ask))
+    def all_events(self, contract: Contract, from_block: int, to_block: int, names: Collection[str] = ()) -> list[Any]:
+        """Return a contract's events in some blocks, decoded: those of these names, or all that its ABI knows."""
+        known = {
+            bytes(event_abi_to_log_topic(event.abi)): event
+            for event in contract.all_events()
+            if not names or event.event_name in names
+        }
+        topics = {"topics": [[f"0x{topic.hex()}" for topic in known]]} if names else {}
+        span: Any = {"address": contract.address, "fromBlock": from_block, "toBlock": to_block, **topics}
+        logs = self._asked(lambda: self.web3.eth.get_logs(span))
+        named = [(known.get(bytes(log["topics"][0])), log) for log in logs if log["topics"]]
+        return [event.process_log(log) for event, log in named if event is not None]
 
     def _send(self, account: LocalAccount, function: Any, purpose: str) -> Any:
         try:
@@ -360,6 +366,20 @@ class Chain:
                 _LOG.debug("asked again: %s", _said(error))
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+class _AnyString(StringDecoder):
+    """A string of the chain: no contract checks that its bytes are UTF-8, and nobody shall stop readers with others."""
+
+    def __init__(self) -> None:
+        super().__init__(handle_string_errors="replace")  # type: ignore[no-untyped-call]
+
+
+def _strings_of_strangers() -> ABIRegistry:
+    registry = build_strict_registry()
+    registry.unregister_decoder("string")
+    registry.register_decoder(BaseEquals("string"), _AnyString, label="string")  # type: ignore[no-untyped-call]
+    return registry
 
 
 def connect(where: str, clock: Clock) -> Chain:

@@ -94,6 +94,7 @@ class Deployment:
     def __init__(self, chain: Chain, addresses: Addresses) -> None:
         self.chain = chain
         self.addresses = addresses
+        self.found: dict[str, tuple[str, int]] = {}  # our contracts by address, and of which node they are
 
     @property
     def network(self) -> str:

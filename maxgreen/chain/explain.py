@@ -8,7 +8,11 @@ from eth_abi.abi import decode as abi_decode
 from eth_abi.exceptions import DecodingError
 
 from maxgreen.chain.artifacts import errors_by_selector
+from maxgreen.clock import utc
 from maxgreen.errors import MaxgreenError
+from maxgreen.protocol.batch import Role
+from maxgreen.said import said
+from maxgreen.units import kwh
 
 _ERROR_STRING: Final = bytes.fromhex("08c379a0")  # Error(string)
 _PANIC: Final = bytes.fromhex("4e487b71")  # Panic(uint256)
@@ -17,27 +21,27 @@ _FUNDS: Final = re.compile(
     "insufficient (funds|balance)|gas required exceeds allowance|does not have enough balance|lack of funds",
     re.IGNORECASE,
 )
+_FAR_S: Final = 2**33
 _REFUSALS: Final = {"TransactionFailed", "ContractLogicError", "ContractCustomError"}
-_SENTENCES: Final = {
+SENTENCES: Final = {
     "AccessManagedUnauthorized": "{caller} may not call this, or the guardian stopped it (docs/contracts.md, roles)",
     "AlreadyMember": "{member} holds a badge already",
-    "AnnouncedBefore": "the lapse of badge {tokenId} was announced at {time}",
-    "AttestationInFuture": "the attestation's time {time} is ahead of the block's {blockTime}",
+    "AnnouncedBefore": "the lapse of badge {tokenId} was announced at {time:utc}",
+    "AttestationInFuture": "the attestation's time {time:utc} is ahead of the block's {blockTime:utc}",
     "BadAttestation": "the device of token {token} did not sign this register of channel {channel}",
     "ChannelInUse": "channel {channel} of token {token} belongs to line {line} already",
     "ChannelTwice": "channel {channel} is named twice; each channel of a system has a number of its own",
-    "CapReached": "the pool keeps at most {cap} wei of {token}, and would have {reserve}",
+    "CapReached": "the pool keeps at most {cap:coins} of {token}, and would have {reserve:coins}",
     "ChannelBusy": "channel {channel} of token {token} is busy with take-out {id}",
     "ChannelWithoutPeak": "channel {channel} has no peak power",
     "ContentChanged": "order {orderId} is {stored}, not {voted} as voted on; vote on what is there",
     "DeviceAlreadyRegistered": "device {deviceId} is registered already, as token {tokenId}",
     "EfficiencyOutOfRange": "an efficiency of {efficiencyPpm} ppm is not in 1..1,000,000",
-    "ERC20InsufficientBalance": "{sender} holds {balance} wei of this token, and {needed} are needed",
-    "Expired": "request {id} ended at {time}",
+    "ERC20InsufficientBalance": "{sender} holds {balance:coins} of this token, and {needed:coins} are needed",
+    "Expired": "request {id} ended at {time:utc}",
     "GovernorAlreadyCastVote": "{voter} has voted on this proposal already",
     "GovernorInsufficientProposerVotes": "{proposer} may not propose: it takes a badge that is older than this block",
     "GovernorNonexistentProposal": "there is no such proposal",
-    "GovernorNotQueuedProposal": "the proposal is not in the timelock",
     "GovernorUnexpectedProposalState": "the proposal is not where this can be done: its vote has not begun or is not "
     "over, or it was carried out already",
     "HandOverNotProved": "device {oldDevice} did not sign that {newDevice} takes its place",
@@ -48,58 +52,58 @@ _SENTENCES: Final = {
     "LineNotOpen": "line {line} is not open",
     "NoEnergyToken": "token {node} is no storage node",
     "NoFraud": "the two attestations of token {token} do not contradict each other",
-    "NoKeyAt": "token {tokenId} had no key at {time}: the reading is of before its registration",
+    "NoKeyAt": "token {tokenId} had no key at {time:utc}: the reading is of before its registration",
     "NoOrderApproved": "no order was approved yet",
-    "NoRoom": "node {nodeToken} has no room: {supply} wei of tokens for a battery of {capacity} wei",
+    "NoRoom": "node {nodeToken} has no room: {supply:coins} tokens for a battery of {capacity:coins} kWh",
     "NoSuchChannel": "token {tokenId} has no channel {channel}",
     "NoSuchLine": "the DAO approved no line {line}",
     "NoSuchOrder": "there is no order {orderId}",
-    "NotEnough": "the pool has {reserve} wei of {token}, not {wanted}",
-    "NotFresh": "the reading of token {token} at {time} is more than an hour old; take one of now",
+    "NotEnough": "the pool has {reserve:coins} of {token}, not {wanted:coins}",
+    "NotFresh": "the reading of token {token} at {time:utc} is more than an hour old; take one of now",
     "NotOfThisPool": "{token} is no token of this pool",
-    "NotYet": "request {id} waits for a meter until {time}",
-    "NotAnnounced": "badge {tokenId} lapses a month after that was announced (announced at {time})",
+    "NotYet": "request {id} waits for a meter until {time:utc}",
+    "NotAnnounced": "badge {tokenId} lapses a month after that was announced (announced at {time:utc})",
     "NotAnOwner": "{caller} owns neither end of line {line}",
     "NotInOrder": "this is no leaf of order {orderId}, the newest approved one; take the claim from its order.json",
     "NotOwner": "{caller} does not own token {tokenId}",
     "NotRegistered": "token {tokenId} is not registered",
     "NothingOwed": "nothing is owed to {account}",
-    "NothingNew": "line {line} has {payableTotal} mW·s payable and {paid} paid: nothing new",
-    "NothingPayable": "the order's lines are due {total} mW·s together, and {paid} were paid: nothing new",
+    "NothingNew": "line {line} has {payableTotal:kwh} payable and {paid:kwh} paid: nothing new",
+    "NothingPayable": "the order's lines are due {total:kwh} together, and {paid:kwh} were paid: nothing new",
     "NothingToCollect": "line {line} has no credit to collect",
-    "OfferOutOfRange": "an offer ends within 30 days, not at {expiresAt}",
-    "OrderExceeded": "order {orderId} pays {total} mW·s for all lines together, and that was paid; the next goes on",
+    "OfferOutOfRange": "an offer ends within 30 days, not at {expiresAt:utc}",
+    "OrderExceeded": "order {orderId} pays {total:kwh} for all lines together, and that was paid; the next goes on",
     "OrderLapsed": "order {orderId} was not decided in time; the operator posts it again",
     "OrderNotOpen": "order {orderId} is not open any more (status {status})",
     "OrderOpen": "order {orderId} waits for the DAO; it must be decided first",
     "OtherKey": "the reading of token {token} is of key {keyNumber}, the one before of key {known}; "
     "a line goes on with the next key by nextKey",
-    "PayableExceedsGrowth": "{payableTotal} mW·s is more than the registers grew (sent {sentGrowth}, "
-    "received {receivedGrowth})",
-    "PeriodNotNew": "a period until {until} is not after the approved one until {approved}",
-    "PeriodNotOver": "the period until {until} is not over",
+    "PayableExceedsGrowth": "{payableTotal:kwh} is more than the registers grew (sent {sentGrowth:kwh}, "
+    "received {receivedGrowth:kwh})",
+    "PeriodNotNew": "a period until {until:utc} is not after the approved one until {approved:utc}",
+    "PeriodNotOver": "the period until {until:utc} is not over",
     "PossessionNotProved": "{applicant} did not prove that it holds the key of device {deviceId}, for these fields; "
     "sign the proof with the agent's key for this address, this system and the next nonce",
     "ProvedBefore": "this fraud of token {token} (channel {channel}, seq {seq}) was proved before",
-    "ReadingAfterClosing": "the reading of {time} is of after the line was closed, at {closedAt}",
-    "ReadingTooEarly": "the reading of token {token} at {time} is of before {wanted}",
-    "ReadingWentBack": "the reading of token {token} (time {time}, seq {seq}) is older than one that the chain knows",
-    "RegisterTooFast": "the register of token {token} grew by {growth} mW·s, more than its channel can have measured "
-    "({capacity} mW·s)",
+    "ReadingAfterClosing": "the reading of {time:utc} is of after the line was closed, at {closedAt:utc}",
+    "ReadingTooEarly": "the reading of token {token} at {time:utc} is of before {wanted:utc}",
+    "ReadingWentBack": "the reading of token {token} ({time:utc}, seq {seq}) is older than one that the chain knows",
+    "RegisterTooFast": "the register of token {token} grew by {growth:kwh}, more than its channel can have measured "
+    "({capacity:kwh})",
     "RegisterWentBack": "register {register} of token {token} is lower than {known}, which the chain knows",
-    "SeenLately": "badge {tokenId} took part at {time}, less than half a year ago",
+    "SeenLately": "badge {tokenId} took part at {time:utc}, less than half a year ago",
     "SystemNotActive": "token {token} is not active; the DAO suspended or revoked it",
-    "TermTooLong": "a guardian's term ends within 366 days, not at {until}",
+    "TermTooLong": "a guardian's term ends within 366 days, not at {until:utc}",
     "TextTooLong": "a text of {bytes_} bytes is too long",
     "TokenIsSoulBound": "token {tokenId} is soul-bound and cannot be transferred",
-    "TooSoon": "token {tokenId} may change its key again at {time}",
-    "TooLate": "the deadline {deadline} is over",
-    "TooLittle": "it would give {amount} wei, less than {wanted}",
-    "TooMuch": "{amount} is more than the most, {most}",
+    "TooSoon": "token {tokenId} may change its key again at {time:utc}",
+    "TooLate": "the deadline {deadline:utc} is over",
+    "TooLittle": "it would give {amount:coins}, less than {wanted:coins}",
+    "TooMuch": "{amount:coins} is more than the most, {most:coins}",
     "TooManyChannels": "{count} channels; a system has at most 16",
     "UriTooLong": "a URI of {bytes_} bytes; at most 512",
     "VotesAreNotDelegated": "{member} votes for itself only",
-    "WrongChannel": "channel {channel} of token {token} has not role {role}",
+    "WrongChannel": "channel {channel} of token {token} is not of the kind '{role:role}'",
     "WrongKind": "token {token} is no storage node",
     "WrongStatus": "request {id} is not in a state for this (status {status})",
     "WrongEnd": "channel {channel} of token {token} is not of the kind that this end of a line needs",
@@ -110,7 +114,8 @@ class ChainRefusedError(MaxgreenError):
     """A contract refused a call; the message is a sentence, `name` the custom error."""
 
     def __init__(self, name: str, sentence: str) -> None:
-        super().__init__(f"the chain refused: {sentence} ({name})" if name else f"the chain refused: {sentence}")
+        text = "the chain refused: {sentence} ({name})" if name else "the chain refused: {sentence}"
+        super().__init__(said(text, sentence=sentence, name=name))
         self.name = name
 
 
@@ -158,12 +163,31 @@ def revert_data(error: Exception) -> bytes | None:
     return None
 
 
-def _sentence(name: str, values: dict[str, str]) -> str:
-    if name in _SENTENCES:
-        return _SENTENCES[name].format(**values)
+def _sentence(name: str, values: dict[str, Any]) -> str:
+    if name in SENTENCES:
+        return said(SENTENCES[name], **values)
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
     return f"{words}: " + ", ".join(f"{key} {value}" for key, value in values.items()) if values else words
 
 
-def _readable(value: Any) -> str:
-    return f"0x{value.hex()}" if isinstance(value, bytes) else str(value)
+class _Number(int):
+    """A number of a contract, which sentences show as `utc` (unix s), `kwh` (mW·s), `coins` (wei) or `role`."""
+
+    def __format__(self, how: str) -> str:
+        match how:
+            case "utc" if 0 < self < _FAR_S:
+                return utc(1000 * self)
+            case "kwh":
+                return f"{kwh(self)} kWh"
+            case "coins":
+                return f"{self / 10**18:.9f}".rstrip("0").rstrip(".")
+            case "role" if 0 <= self < len(Role):
+                return Role(self).name.lower()
+            case _:
+                return str(int(self))
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return f"0x{value.hex()}"
+    return _Number(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -124,23 +124,28 @@ def allow(
     UsageError where the account has not as many, ChainRefusedError where the call would be refused for another reason:
     nobody signs an allowance for what then does not go.
     """
-    missing: list[tuple[Any, int]] = []
+    chain, missing = deployment.chain, []
     for token, amount in amounts.items():
         functions: Any = token.functions
-        held = int(deployment.chain.call(functions.balanceOf(account.address)))
-        if held < amount:
-            symbol = deployment.chain.call(functions.symbol())
-            raise UsageError(f"you hold {held / KWH_WEI:g} {symbol}, and this needs {amount / KWH_WEI:g}")
-        if deployment.chain.call(functions.allowance(account.address, call.address)) < amount:
+        if chain.call(functions.allowance(account.address, call.address)) < amount:
             missing.append((functions, amount))
     if missing:
         try:
-            deployment.chain.call(call, sender=account.address)
+            chain.call(call, sender=account.address)
         except ChainRefusedError as error:
             if error.name != "ERC20InsufficientAllowance":
                 raise
     for functions, amount in missing:
-        deployment.chain.transact(account, functions.approve(call.address, amount))
+        held = int(chain.call(functions.balanceOf(account.address)))
+        if held < amount:
+            symbol = chain.call(functions.symbol())
+            raise UsageError(f"you hold {_coins(held)} {symbol}, and this needs {_coins(amount)}")
+    for functions, amount in missing:
+        chain.transact(account, functions.approve(call.address, amount))
+
+
+def _coins(amount_wei: int) -> str:
+    return f"{amount_wei // KWH_WEI}.{amount_wei % KWH_WEI:018}".rstrip("0").rstrip(".")
 
 
 def pool_opening(deployment: Deployment, node: int, coins_per_kwh: Sequence[int], caps: Sequence[int]) -> Proposal:

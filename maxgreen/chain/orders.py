@@ -262,14 +262,6 @@ class SettlementContract:
         """Return which part of what is minted the node's owner gets; the miner's owner gets the rest."""
         return int(self._chain.call(self._functions.nodeSharePpm()))
 
-    def claimed_block(self, line: bytes, total_mws: int, from_block: int) -> int | None:
-        """Return the block, not before one, in which a line was claimed up to a total; None when it was not."""
-        event = self._book.events.Claimed()
-        for one in self._chain.events(event, from_block, self._chain.newest_block().number, line=line):
-            if one["args"]["payableTotal"] >= total_mws:
-                return int(one["blockNumber"])
-        return None
-
     def total_paid_mws(self) -> int:
         """Return what was ever claimed on all lines, mW·s."""
         return int(self._chain.call(self._book.functions.totalPaid()))

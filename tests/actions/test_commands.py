@@ -217,7 +217,7 @@ def test_modules_are_voted_on_by_commands(desk):
     assert not desk("m1", "dao elector", world.stranger.address)["votes"]
     world.pass_time(2)
     proposal = desk("ana", "dao module", "agent", "2.0.0", release)["proposal"]
-    assert "ModuleRegistry.set(" in desk("m1", "dao show", proposal, "--modules")["calls"][0]["says"]
+    assert "release “agent” “2.0.0”" in desk("m1", "dao show", proposal, "--modules")["calls"][0]["says"]
     assert len(desk("m1", "dao list", "--modules")["proposals"]) == 1
     world.pass_time(2)
     for who in ("m1", "ana", "bo"):

@@ -738,8 +738,8 @@ def test_an_error_has_one_meaning_in_all_contracts():
 
 def test_every_sentence_is_of_an_error_that_there_is():
     errors = {entry["name"]: entry for entry in errors_by_selector().values()}
-    for name, sentence in explain_module._SENTENCES.items():
-        sentence.format(**{p["name"]: "1" for p in errors[name]["inputs"]})
+    for name, sentence in explain_module.SENTENCES.items():
+        sentence.format(**{p["name"]: explain_module._Number(1) for p in errors[name]["inputs"]})
 
 
 def test_merkle_proofs_lead_to_the_root():

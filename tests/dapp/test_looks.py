@@ -1,5 +1,6 @@
 """How the pages look and read: no width or theme breaks them, the keyboard suffices, axe finds nothing serious."""
 
+import ast
 import json
 import re
 import threading
@@ -17,6 +18,7 @@ from dapp.live import Live
 from dapp.pages.rendering import SCRIPT_TEXTS, STATES
 from dapp.views import council, fleet
 from maxgreen.actions.all import ACTIONS
+from maxgreen.chain.explain import SENTENCES
 from settlement.explain import WHY
 from tests.conftest import ROOT
 from tests.dapp.conftest import world_of
@@ -158,6 +160,13 @@ def test_times_are_those_of_the_visitor_and_the_zone_is_named(browser, served):
 TEXT = re.compile(r'_\("((?:[^"\\]|\\.)*)"')
 
 
+def sentences_of(path):
+    """What a module says: the templates that are written in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"said", "_plain", "_of_proposal", "_one_of"}:
+            yield from (one.value for one in node.args if isinstance(one, ast.Constant))
+
+
 def test_every_text_has_its_spanish():
     spanish = words.said("es")
     known = set()
@@ -175,10 +184,12 @@ def test_every_text_has_its_spanish():
     for action in ACTIONS.values():
         known |= {action.title, action.about, *(f.label for f in action.fields)}
         known |= {choice for field in action.fields for choice in field.choices}
+    known |= set(SENTENCES.values()) | set(sentences_of(ROOT / "maxgreen/actions/calls.py"))
+    known |= {*sentences_of(ROOT / "maxgreen/actions/catalog.py"), *sentences_of(ROOT / "dapp/acting.py")}
     missing = sorted(text for text in known if text not in spanish)
     assert missing == []
     for text, said in spanish.items():
-        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", said)), text
+        assert set(re.findall(r"\{[\w:]+\}", text)) == set(re.findall(r"\{[\w:]+\}", said)), text
 
 
 def test_scripts_speak_the_visitors_language(browser, served):

@@ -7,6 +7,7 @@ import pytest
 from dapp import words
 from dapp.views import money
 from dapp.views.fleet import in_runs
+from maxgreen.chain.dao import Proposal
 from maxgreen.chain.market import Exchange
 from tests.dapp.conftest import URL
 
@@ -59,10 +60,7 @@ def test_a_statement_says_what_is_its_readers_part_and_that_it_was_paid(site):
 
 
 def test_what_was_got_in_all_is_what_the_wallet_got(site):
-    lines = money.lines_of(site.world, {1})
-    got = sum(money.yours_in_all(site.world, 1, line) for line in lines)
-    minted = sum(int(line["minted_wei"]) for line in lines)
-    assert got == minted - minted * 100_000 // 10**6
+    got = sum(money.yours_in_all(site.world, 1, line) for line in money.lines_of(site.world, {1}))
     assert words.worth(got) in site.client("owner").get("/home").text
 
 
@@ -106,7 +104,7 @@ def test_a_suspension_is_seen_at_once_with_the_words_of_the_dao(site, moment):
 def test_nobody_signs_an_allowance_for_what_then_does_not_go(site):
     answer = drafted(site, "owner", "take-out", buyer="1.0", node="3", amount="0.001")
     assert answer["status"] == 409
-    assert "channel 0 of token 1 has not role" in answer["detail"]
+    assert "channel 0 of token 1 is not of the kind 'received'" in answer["detail"]
     answer = drafted(site, "owner", "take-out", buyer="1.2", node="3", amount="5")
     assert re.search(r"you hold 0\.\d+ \w.*, and this needs 5", answer["detail"])
     good = drafted(site, "owner", "take-out", buyer="1.2", node="3", amount="0.001")["transaction"]
@@ -125,7 +123,7 @@ def test_a_line_is_named_by_its_first_digits(site):
     line = site.story.lines[0].line_id.hex()
     for digits in (line, line[:8], "0x" + line[:8].upper()):
         given = drafted(site, "member", "hold", line=digits, code="other", text="a look at it")["transaction"]
-        assert f"propose to stop the payment of line {line} (64: a look at it)" in given["says"]
+        assert f"propose to stop the payment of line {line} (64: “a look at it”)" in given["says"]
     assert "0 lines begin with this" in drafted(site, "member", "hold", line="00", code="other", text="x")["detail"]
 
 
@@ -144,6 +142,43 @@ def test_forms_offer_what_there_is(site):
     spanish = site.client("owner")
     spanish.cookies.set("lang", "es")
     assert '<option value="energy">energía</option>' in spanish.get("/act/deposit").text
+
+
+def test_a_vote_is_chosen_and_signed_by_what_it_would_do(site, moment):
+    del moment  # all of it is taken back
+    dao, deployment = site.story.world.dao, site.story.deployment
+    sweep = deployment.functions("Rewards").sweep()
+    for call, title in ((sweep, "Mint, attempt 1"), (deployment.functions("DaoBadge").revoke(site.accounts["member"].address), "Mint, attempt 2")):  # fmt: skip
+        dao.propose(site.accounts["member"], Proposal((call,), title))
+    site.story.world.chain.web3.provider.make_request("evm_increaseTime", [2])
+    site.story.world.chain.web3.provider.make_request("evm_mine", [])
+    site.world.memory._clear()
+    page = site.client("member").get("/act/vote").text
+    links = re.findall(r'<a href="(/act/vote\?[^"]+)">([^<]+)<', page)
+    assert len({said for _, said in links}) == len(links) == 2
+    for path, _ in links:
+        shown = site.client("member").get(path.replace("&amp;", "&")).text
+        number = re.search(r'name="proposal" value="(\w+)"', shown)[1]
+        says = drafted(site, "member", "vote", proposal=number, choice="for")["transaction"]["says"]
+        what = "end the membership" if "end the membership" in shown else "mint the coins that are due"
+        assert says.startswith(f"vote for on proposal {number[:10]}: {what}")
+
+
+def test_what_an_address_gives_is_what_is_done(site):
+    page = site.client("member").get("/act/decide?number=77").text
+    assert '<input type="hidden" name="number" value="77">' in page
+    assert '<option value="3"' in site.client("owner").get("/act/take-out").text
+    assert '<option value=""></option>' in site.client("owner").get("/act/take-out").text
+
+
+def test_an_error_of_ours_has_the_headers_of_every_page(site, monkeypatch):
+    from dapp.views import everybody
+
+    monkeypatch.setattr(everybody, "totals", lambda _world: 1 / 0)
+    answer = site.client("owner").get("/public")
+    assert answer.status_code == 500
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "it is in the log" in answer.text
 
 
 def test_who_can_do_nothing_as_a_member_is_not_offered_it(site):
@@ -177,7 +212,14 @@ def test_an_error_keeps_who_one_is_and_ones_language_and_leads_back(site):
     asked = site.client().get("/wallet").text
     assert 'href="/sign-in?to=/wallet"' in asked
     assert 'data-to="/wallet"' in site.client().get("/sign-in?to=/wallet").text
-    for evil in ("//evil.example", "/\\evil.example", "https://evil.example", "/sign-in?to=/x", "/x\r\ny"):
+    for evil in (
+        "//evil.example",
+        "/\\evil.example",
+        "https://evil.example",
+        "/sign-in?to=/x",
+        "/x\r\ny",
+        "/\t/evil.example",
+    ):
         assert 'data-to="/home"' in site.client().get("/sign-in", params={"to": evil}).text
     assert "expected one like 2026-10-01" in owner.get("/systems/1?day=yesterday").text
 

@@ -74,7 +74,8 @@ async function signIn(info, provider, status) {
     const signature = await provider.request({ method: "personal_sign", params: [hex, address] });
     await post("/sign-in", { text, signature });
     localStorage.setItem("wallet", info.rdns ?? info.name);
-    location.assign(document.getElementById("sign-in").dataset.to);
+    const there = new URL(document.getElementById("sign-in").dataset.to, location.origin);
+    location.assign(there.origin === location.origin ? there : "/home");
   } catch (error) {
     status.textContent = words(error);
   }
