@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dapp import words
 from dapp.views import council, money
 from dapp.world import World
 from maxgreen.actions.all import ACTIONS
@@ -43,13 +44,19 @@ def next_transaction(world: World, address: str, action: Action, given: Mapping[
         "chain_id": world.deployment.addresses.chain_id,
         "contract": found.contract,
         "function": found.function,
-        "says": _with_content(world, found, given),
+        "says": _with_content(world, address, found, given),
         "last": found.last,
     }
 
 
-def _with_content(world: World, found: Draft, given: Mapping[str, str]) -> Said:
-    """Return what is signed; a vote also with what the proposal would do, for its number says nothing."""
+def _with_content(world: World, address: str, found: Draft, given: Mapping[str, str]) -> Said:
+    """Return what is signed, with what the bytes do not say: what a proposal would do, how much comes back."""
+    if found.contract == "EnergyExchange" and found.function == "withdraw":
+        owed = money.escrow(world, address)["owed"]
+        amounts = (
+            said("{amount} {token}", amount=words.tokens(wei), token=words.coin(name)) for name, wei in owed.items()
+        )
+        return said("{call} ({amounts})", call=found.says, amounts=joined(", ", amounts))
     if found.function != "castVoteWithReason":
         return found.says
     ballot = council.ballot_page(world, given.get("body") or "technical", given["proposal"], "")

@@ -303,8 +303,11 @@ def actions(request: Request) -> Response:
 @router.post("/actions/{name}", summary="The transaction that my wallet signs next; null when nothing is left to do")
 def act(visit: Visitor, name: str, given: dict[str, str]) -> dict[str, Any]:
     address = visit.needs_account()
-    found = acting.next_transaction(visit.world, address, acting.find(name), given)
-    return {"transaction": found and {**found, "says": visit.in_words(found["says"])}}
+    action = acting.find(name)
+    found = acting.next_transaction(visit.world, address, action, given)
+    if found is None:
+        return {"transaction": None, "why": visit.say(action.nothing)}
+    return {"transaction": {**found, "says": visit.in_words(found["says"])}}
 
 
 @router.get("/transactions/{digest}", summary="What became of a transaction")

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from dapp import words
 from dapp.views.metered import ROLES, WINDOW_S
+from dapp.visit import Visit
 
 HEIGHT: Final = 120  # px
 WIDTH: Final = 14  # of a bar with its gap
@@ -13,7 +14,9 @@ _HOUR_S: Final = 3_600
 
 
 def bars(
-    rows: Sequence[tuple[str, Mapping[str, int]]], kinds: Sequence[str] = ("generation", "sent", "received")
+    rows: Sequence[tuple[str, Mapping[str, int]]],
+    visit: Visit,
+    kinds: Sequence[str] = ROLES,
 ) -> dict[str, Any]:
     """Return bars, from the bottom up by kind, mW·s; kinds that nothing has are left out.
 
@@ -33,10 +36,17 @@ def bars(
             x = number * WIDTH + (0 if piled else k * wide)
             place = {"x": x, "y": top, "width": wide, "height": height}
             parts.append({"kind": kind, **{name: round(value, 2) for name, value in place.items()}})
-        said = ", ".join(f"{kind} {words.energy(values.get(kind, 0))}" for kind in shown)
-        found.append({"label": label, "parts": parts, "title": f"{label}: {said or 'nothing'}", "values": dict(values)})
+        said = ", ".join(f"{visit.say(kind)} {visit.energy(values.get(kind, 0))}" for kind in shown)
+        found.append(
+            {
+                "label": label,
+                "parts": parts,
+                "title": f"{label}: {said or visit.say('no data')}",
+                "values": dict(values),
+            }
+        )
     return {
-        "bars": found, "kinds": shown, "most": words.energy(most if shown else 0), "width": max(1, len(rows)) * WIDTH,
+        "bars": found, "kinds": shown, "most": visit.energy(most if shown else 0), "width": max(1, len(rows)) * WIDTH,
         "height": HEIGHT,
     }  # fmt: skip
 
@@ -45,9 +55,9 @@ def _top(values: Sequence[int], *, piled: bool) -> int:
     return sum(values) if piled else max(values, default=0)
 
 
-def calendar_rows(found: Sequence[Mapping[str, int]], from_s: int, until_s: int, zone: str) -> list[dict[str, Any]]:
+def calendar_rows(found: Sequence[Mapping[str, int]], from_s: int, until_s: int, visit: Visit) -> list[dict[str, Any]]:
     """Return the windows of a day in rows of an hour: none, counts, counts without work, does not count."""
-    by_window = {one["window"]: one for one in found}
+    by_window, zone = {one["window"]: one for one in found}, visit.zone
     rows: list[dict[str, Any]] = []
     for window_s in range(from_s // WINDOW_S * WINDOW_S, until_s, WINDOW_S):
         hour_s = from_s + max(0, window_s - from_s) // _HOUR_S * _HOUR_S
@@ -55,7 +65,7 @@ def calendar_rows(found: Sequence[Mapping[str, int]], from_s: int, until_s: int,
         if not rows or rows[-1]["from"] != hour_s:
             rows.append({"hour": hour, "from": hour_s, "cells": []})
         one = by_window.get(window_s)
-        title = f"{words.moment(window_s * 1000, zone)}: {_said(one)}"
+        title = f"{words.moment(window_s * 1000, zone)}: {_said(one, visit)}"
         rows[-1]["cells"].append({"state": _state(one), "title": title})
     return rows
 
@@ -105,10 +115,11 @@ def _state(one: Mapping[str, int] | None) -> str:
     return "good" if one["shares"] else "idle"
 
 
-def _said(one: Mapping[str, int] | None) -> str:
+def _said(one: Mapping[str, int] | None, visit: Visit) -> str:
     if one is None:
-        return "nothing was sent"
-    parts = [f"{one['accepted']} of {one['accepted'] + one['rejected'] + one['held']} batches count"]
+        return visit.say("no data")
+    every = one["accepted"] + one["rejected"] + one["held"]
+    parts = [visit.say("{count} of {all} batches count", count=one["accepted"], all=every)]
     if not one["shares"]:
-        parts.append("no proof of work")
+        parts.append(visit.say("no proof of work"))
     return ", ".join(parts)

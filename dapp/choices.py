@@ -31,6 +31,9 @@ def hint(visit: Visit, action: Action) -> dict[str, int]:
     """Return what there is of the tokens that an action is about, wei: the visitor's, or the vault's."""
     if action.name in {"take-out", "deposit", "swap"}:
         return money.held_tokens(visit.world, visit.who.address)
+    if action.name == "redeem":
+        pools = money.pools(visit.world, visit.who.address)
+        return {f"energy {pool['node']}": int(pool["value"]) for pool in pools if int(pool["value"])}
     if action.name in {"give", "provide"}:
         vault = visit.world.deployment.addresses.timelock
         return {name: amount for name, amount in balances(visit.world.deployment, vault, ()).items() if amount}
@@ -38,6 +41,8 @@ def hint(visit: Visit, action: Action) -> dict[str, int]:
 
 
 def _listed(visit: Visit, action: str, of: Of) -> Choices:
+    if of is Of.NODE and action == "take-out":
+        return list(_deliverers(visit))
     if of is Of.TAKE_OUT:
         return list(_take_outs(visit, action))
     if of is Of.PROPOSAL:
@@ -58,7 +63,16 @@ def _nodes(visit: Visit) -> Iterator[tuple[str, str]]:
             yield token, name
         else:
             room = money.room(visit.world, int(token))
-            yield token, f"{name}, {visit.say('room for {energy}', energy=words.worth(room['room_wei']))}"
+            yield token, f"{name}, {visit.say('room for {energy}', energy=visit.worth(room['room_wei']))}"
+
+
+def _deliverers(visit: Visit) -> Iterator[tuple[str, str]]:
+    """Yield the nodes out of which energy can be taken, with what the visitor holds of it."""
+    held = money.held_tokens(visit.world, visit.who.address)
+    for meter, _ in _meters(visit, Role.DELIVERED, visit.world.systems):
+        token = meter.partition(".")[0]
+        energy = visit.worth(held.get(f"energy {token}", 0))
+        yield token, f"{visit.named(int(token))}, {visit.say('you hold {energy}', energy=energy)}"
 
 
 def _meters(visit: Visit, role: Role, tokens: Any) -> Iterator[tuple[str, str]]:
@@ -83,19 +97,19 @@ def _orders(visit: Visit) -> Iterator[tuple[str, str]]:
 
 def _applications(visit: Visit) -> Iterator[tuple[str, str]]:
     for one in council.applications(visit.world):
-        yield str(one["number"]), f"{one['number']}, {visit.say(one['kind'])}, {words.power(one['peak_w'])}"
+        yield str(one["number"]), f"{one['number']}, {visit.say(one['kind'])}, {visit.power(one['peak_w'])}"
 
 
 def _storage_requests(visit: Visit) -> Iterator[tuple[str, str]]:
     for one in money.requests_of(visit.world, visit.who)["storage"]:
         if one["status"] == "open":
             name = visit.named(one["miner"])
-            yield str(one["number"]), f"{one['number']}, {name}, {words.energy(one['energy_mws'])}"
+            yield str(one["number"]), f"{one['number']}, {name}, {visit.energy(one['energy_mws'])}"
 
 
-_TAKE_OUT_IN: Final[Mapping[str, str]] = {
-    "accept": "open", "refuse": "open", "cancel": "open", "finish": "accepted", "confirm": "finished",
-    "settle": "finished",
+_TAKE_OUT_IN: Final[Mapping[str, tuple[str, ...]]] = {
+    "accept": ("open",), "refuse": ("open",), "cancel": ("open", "expired"), "finish": ("accepted",),
+    "confirm": ("accepted", "finished"), "settle": ("accepted", "finished"),
 }  # fmt: skip
 
 
@@ -103,12 +117,12 @@ def _take_outs(visit: Visit, action: str) -> Iterator[tuple[str, str]]:
     if action == "decide":  # it is others' dispute that the DAO decides
         for other in money.requests(visit.world)[1]:
             if other.status in {RequestStatus.ACCEPTED, RequestStatus.FINISHED}:
-                yield str(other.number), f"{other.number}, {visit.named(other.node)}, {words.worth(other.amount_wei)}"
+                yield str(other.number), f"{other.number}, {visit.named(other.node)}, {visit.worth(other.amount_wei)}"
         return
     for one in money.requests_of(visit.world, visit.who)["take_outs"]:
-        if one["status"] == _TAKE_OUT_IN[action]:
+        if one["status"] in _TAKE_OUT_IN[action]:
             name = visit.named(one["node"])
-            yield str(one["number"]), f"{one['number']}, {name}, {words.worth(one['amount_wei'])}"
+            yield str(one["number"]), f"{one['number']}, {name}, {visit.worth(one['amount_wei'])}"
 
 
 def _proposals(visit: Visit, action: str) -> Iterator[tuple[str, str]]:

@@ -8,11 +8,12 @@ from urllib.parse import unquote
 
 from fastapi import Depends, HTTPException, Request
 
+from dapp import words
 from dapp.audits import Audits
 from dapp.guard import not_found
 from dapp.live import Live
 from dapp.people import Person, person
-from dapp.words import KINDS, known_zone, language_of, translated
+from dapp.words import KINDS, known_zone, language_of, translated, with_commas
 from dapp.world import World
 from maxgreen.errors import Retryable
 from maxgreen.said import in_words
@@ -36,6 +37,9 @@ class Visit:
         cookies = request.cookies
         self.language = language_of(cookies.get("lang", ""), request.headers.get("accept-language", ""))
         self.zone = known_zone(unquote(cookies.get("tz", "UTC")))
+        self.energy, self.worth, self.power = (
+            with_commas(way, self.language) for way in (words.energy, words.worth, words.power)
+        )
         self.path = _path(request)  # and query of what is asked for
         self.missing: list[str] = []  # what a page is shown without
 

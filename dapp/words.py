@@ -17,6 +17,7 @@ from maxgreen.units import MWS_PER_KWH
 _ENGLISH: Final = {"miner": "solar panel", "storage_node": "storage node", "taken_out": "taken out"}
 KINDS: Final = {"miner": "Solar system", "storage_node": "Storage node"}
 LANGUAGES: Final = {"en": "English", "es": "Español"}
+_COINS: Final = {"deca": "DECA", "maxcoin": "MaxCoin", "carbon": "CarbonToken"}
 _COMMAS: Final = {"es"}
 _WEI: Final = 10**18
 _MOST_S: Final = 40 * 86_400  # of what is asked for at once
@@ -43,6 +44,12 @@ def worth(amount_wei: int | str) -> str:
 def tokens(amount_wei: int | str) -> str:
     """Return an amount of tokens, at most six decimals."""
     return _number(int(amount_wei) / _WEI, 6)
+
+
+def coin(name: str, language: str = "en") -> str:
+    """Return what people call a token: `energy N` is that of node N."""
+    kind, _, node = name.partition(" ")
+    return translated("energy of node {node}", language).format(node=node) if node else _COINS.get(kind, kind)
 
 
 def percent(ppm: int) -> str:

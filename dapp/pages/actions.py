@@ -11,7 +11,7 @@ from dapp.choices import Choices, choices_of, hint
 from dapp.pages.rendering import render
 from dapp.views import council
 from dapp.visit import Visit, Visitor
-from maxgreen.actions.all import ACTIONS
+from maxgreen.actions.all import ACTIONS, COMMANDS
 from maxgreen.actions.catalog import Action, Kind, Who
 from maxgreen.errors import UsageError
 
@@ -31,9 +31,10 @@ def act_page(request: Request, visit: Visitor, name: str) -> Response:
         return render(visit, "choose.html", action=action, ballots=[(*one.split("/"), said) for one, said in found])
     fields = list(_shown(visit, action, given, choices_of(visit, action), ballot))
     return render(
-        visit, "act.html", action=action, fixed=[f for f in fields if f["fixed"]],
-        fields=[f for f in fields if not f["fixed"]], ballot=ballot, held=visit.softly(lambda: hint(visit, action), {}),
-        chain_id=visit.world.deployment.addresses.chain_id, done="/dao" if action.who is Who.MEMBER else "/home",
+        visit, "act.html", action=action, ballot=ballot, command=COMMANDS[action.name],
+        fixed=[f for f in fields if f["fixed"]], fields=[f for f in fields if not f["fixed"]],
+        held=visit.softly(lambda: hint(visit, action), {}), chain_id=visit.world.deployment.addresses.chain_id,
+        done="/dao" if action.who is Who.MEMBER else "/home",
     )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ def dao(visit: Visitor, ended: str = "") -> Response:
     return render(
         visit, "dao.html", ballots=council.ballots(world, "technical", ended=bool(ended)),
         module_ballots=council.ballots(world, "modules", ended=bool(ended)), ended=bool(ended),
-        applications=council.applications(world), wanted=wanted, orders=council.orders(world),
+        applications=council.applications(world), wanted=wanted, needed=council.needed(world),
+        voted_on=council.voted_on(world) if visit.who.member else {}, orders=council.orders(world),
         proposals=[a for a in ACTIONS.values() if a.who is Who.MEMBER and a.name != "vote"],
     )  # fmt: skip
 
@@ -41,14 +42,15 @@ def ballot(visit: Visitor, body: str, proposal: str) -> Response:
     if body not in visit.world.ballots:
         raise not_found("there is no such body")
     found = council.ballot_page(visit.world, body, proposal, visit.who.address)
-    return render(visit, "ballot.html", ballot=found)
+    return render(visit, "ballot.html", ballot=found, needed=council.needed(visit.world))
 
 
 @router.get("/dao/orders/{number}")
 def order(visit: Visitor, number: int) -> Response:
     found = money.order(visit.world, min(max(number, 0), 2**48))
     lines = council.order_lines(visit.world, found) if visit.who.member else []
-    return render(visit, "order.html", order=found, lines=lines)
+    new_mws = sum(int(line["payable_mws"]) for line in lines)
+    return render(visit, "order.html", order=found, lines=lines, new_mws=new_mws)
 
 
 def _period_of(visit: Visit, number: int) -> str:

@@ -16,9 +16,11 @@ from dapp.pages.rendering import pack, render
 from dapp.views import council, fleet, metered, money
 from dapp.views.standing import standing
 from dapp.visit import LINK, Visit, Visitor, came_from
+from dapp.world import World
 from maxgreen.actions.all import ACTIONS
 from maxgreen.actions.samples import sample_text
 from maxgreen.errors import UsageError
+from maxgreen.protocol.batch import Role
 from settlement.packs import line_entries
 from settlement.page import statement_page, statement_pdf
 from settlement.statement import read_windows
@@ -44,6 +46,10 @@ def home(visit: Visitor) -> Response:
         waiting=[a for a in waiting if a["applicant"].lower() == address.lower()],
         ballots=visit.softly(lambda: council.ballots(world, "technical"), []) if visit.who.member else [],
         wanted=visit.softly(lambda: council.wanted_lines(world), []) if visit.who.member else [],
+        orders=visit.softly(lambda: council.waiting_orders(world), []) if visit.who.member else [],
+        voted_on=visit.softly(lambda: council.voted_on(world), {"applications": {}}) if visit.who.member else {},
+        needed=visit.softly(lambda: council.needed(world), "") if visit.who.member else "",
+        claimable_wei=sum(int(line["yours_waiting_wei"]) for line in lines if line["turn"] == "claim"),
         applications=waiting if visit.who.member else [],
         wrong=fleet.wrong_now(world) if visit.who.operator else [],
     )  # fmt: skip
@@ -60,6 +66,7 @@ def _card(visit: Visit, token: int, lines: list[dict[str, Any]]) -> dict[str, An
     return {
         **visit.live.now(token),
         "name": visit.named(token),
+        "device": known.record.device.hex(),
         "standing": visit.softly(lambda: standing(world, token), None),
         "kind": known.system["kind"],
         "today": this_month[day.day - 1],
@@ -83,7 +90,7 @@ def _last_statement(visit: Visit, token: int) -> dict[str, Any] | None:
         "period": rows[0]["period"],
         "payable_mws": sum(int(row["payable_mws"]) for row in newest),
         "yours_wei": sum(int(row["yours_wei"]) for row in newest),
-        "percent": words.percent(newest[0]["yours_ppm"]),
+        "paid": all(row["state"] == "paid" for row in newest),
     }
 
 
@@ -110,13 +117,13 @@ def system_page(
     curve = metered.curve(world, system, begin, end)
     return render(
         visit, "system.html", standing=visit.softly(lambda: standing(world, system), None), payment=payment,
-        system=system, state=visit.live.now(system), known=known.system,
+        system=system, state=visit.live.now(system), known=known.system, receives=_receives(visit),
         owner=known.owner, device=known.record.device.hex(), day=day, month=month, year=year,
         day_before=words.today(begin * 1000 - 1000, visit.zone), day_after=words.today(end * 1000 + 1000, visit.zone),
         day_curve=curve, names=_names(visit, curve["watts"]), own_name=world.named(system),
-        calendar=calendar_rows(metered.calendar(world, system, begin // 600 * 600, end), begin, end, visit.zone),
-        month_bars=bars([(d["day"], d["energy_mws"]) for d in days]), days=days,
-        year_bars=bars([(m["month"], m["energy_mws"]) for m in months]), months=months,
+        calendar=calendar_rows(metered.calendar(world, system, begin // 600 * 600, end), begin, end, visit),
+        month_bars=bars([(d["day"], d["energy_mws"]) for d in days], visit), days=days,
+        year_bars=bars([(m["month"], m["energy_mws"]) for m in months], visit), months=months,
         lines=visit.softly(lambda: money.lines_of(world, {system}), []) if payment else [],
         statements=_stated(visit, system) if payment else [],
         links=world.keep.links(visit.who.address, system) if visit.who.owns(system) else [],
@@ -128,6 +135,15 @@ def _stated(visit: Visit, system: int) -> list[dict[str, Any]]:
     rows = money.statements(visit.world, system)
     found: list[dict[str, Any]] = visit.softly(lambda: [money.with_state(visit.world, system, r) for r in rows], rows)
     return found
+
+
+def _receives(visit: Visit) -> bool:
+    """Tell whether a visitor has a meter that could receive energy."""
+    return any(_has(visit.world, token, Role.RECEIVED) for token in visit.who.systems)
+
+
+def _has(world: World, system: int, role: Role) -> bool:
+    return any(int(channel["role"]) == role for channel in world.systems[system].system["channels"])
 
 
 def _names(visit: Visit, curves: Iterable[str]) -> dict[str, str]:
@@ -216,7 +232,7 @@ def _explained(visit: Visit, system: int, line: dict[str, Any]) -> dict[str, Any
     if found is not None:
         by_day = len(found.slots) != _HOURS
         rows = [(words.iso(s.begin_s, "UTC")[slice(10) if by_day else slice(11, 16)], _slot(s)) for s in found.slots]
-        chart = bars(rows, ("counted", "lost", "held", "disputed"))
+        chart = bars(rows, visit, ("counted", "lost", "held", "disputed"))
     stated = visit.softly(lambda: money.with_state(world, system, line), None)
     paid_ms = visit.softly(lambda: money.paid_ms(world, line), None) if stated and stated["state"] == "paid" else None
     return {"line": line, "found": found, "chart": chart, "stated": stated, "paid_ms": paid_ms}
@@ -239,9 +255,11 @@ def evidence(visit: Visitor, system: int, period: str, line: str) -> Response:
 def wallet(visit: Visitor) -> Response:
     address, world = visit.needs_account(), visit.world
     lines = money.lines_of(world, set(visit.who.systems))
+    delivering = {token for token in world.systems if _has(world, token, Role.DELIVERED)}
     return render(
-        visit, "wallet.html", held=money.held_tokens(world, address), pools=money.pools(world, address),
-        requests=money.requests_of(world, visit.who), due=any(line["turn"] == "claim" for line in lines),
+        visit, "wallet.html", held=money.held_tokens(world, address), escrow=money.escrow(world, address),
+        pools=money.pools(world, address), requests=money.requests_of(world, visit.who), meters=_receives(visit),
+        delivering=delivering, due=any(line["turn"] == "claim" for line in lines),
     )  # fmt: skip
 
 

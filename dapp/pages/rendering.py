@@ -13,7 +13,7 @@ from jinja2 import Environment, FunctionLoader, select_autoescape
 
 from dapp import words
 from dapp.views import money
-from dapp.visit import Visit
+from dapp.visit import Visit, came_from
 from maxgreen.chain.deployment import FIELDS
 from settlement.packs import write_pack_of
 
@@ -33,7 +33,6 @@ SCRIPT_TEXTS: Final = (
     "The wallet is asked to change its network.",
     "The wallet waits for you: open it.",
     "There is no wallet in this browser.",
-    "There is nothing to do: it is done already.",
     "These bytes are not what they seem; nothing is signed.",
     "This is no call to a contract that these pages know; nothing is signed.",
     "You declined in the wallet.",
@@ -76,6 +75,7 @@ def _environment(language: str) -> Environment:
     pages.globals.update(
         _=lambda text, /, **values: (said.get(text, text)).format(**values) if values else said.get(text, text),
         **{one.__name__: words.with_commas(one, language) for one in _NUMBERS},
+        coin=lambda name: words.coin(name, language),
         languages=words.LANGUAGES, turns=TURNS, states=STATES,
         texts={text: said[text] for text in SCRIPT_TEXTS if text in said},
     )  # fmt: skip
@@ -107,7 +107,8 @@ def error_page(request: Request, status: int, detail: str) -> Response:
         _ = visit.who
     except Exception:  # noqa: BLE001 - it may be what the error is about
         return refusal_page(request, status, detail)
-    page = render(visit, "error.html", status=status, detail=words.translated(detail, visit.language))
+    back = came_from(request, "/") if request.method == "POST" else "/"
+    page = render(visit, "error.html", status=status, detail=words.translated(detail, visit.language), back=back)
     page.status_code = status
     return page
 

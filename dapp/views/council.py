@@ -117,7 +117,7 @@ def applications(world: World) -> list[dict[str, Any]]:
                     "number": number,
                     "applicant": one.applicant,
                     "kind": one.spec.kind.label,
-                    "peak_w": sum(c.peak_mw for c in one.spec.channels if c.role in {0, 2}) / 1000,
+                    "peak_w": max((c.peak_mw for c in one.spec.channels), default=0) / 1000,
                     "channels": [{"number": c.number, "role": c.role, "peak_mw": c.peak_mw} for c in one.spec.channels],
                     "place": one.spec.place_deci and [d / 10 for d in one.spec.place_deci],
                     "battery_wh": one.spec.battery_wh,
@@ -126,6 +126,32 @@ def applications(world: World) -> list[dict[str, Any]]:
         return found
 
     return world.memory.get("applications", BLOCK_S, fetch)
+
+
+def needed(world: World) -> int:
+    """Return how many votes for it a proposal of the technical DAO takes."""
+    return int(members(world)["votes_to_pass"])
+
+
+def voted_on(world: World) -> dict[str, dict[int, str]]:
+    """Return the applications and orders that open proposals are about, and by which."""
+
+    def fetch() -> dict[str, dict[int, str]]:
+        found: dict[str, dict[int, str]] = {"applications": {}, "orders": {}}
+        for row in ballots(world, "technical")[:_ORDERS]:
+            for call in ballot_page(world, "technical", row["id"], "")["calls"]:
+                for kind, name in (("applications", "applicationId"), ("orders", "orderId")):
+                    if name in call["arguments"]:
+                        found[kind][int(call["arguments"][name])] = row["id"]
+        return found
+
+    return world.memory.get("voted on", BLOCK_S, fetch)
+
+
+def waiting_orders(world: World) -> list[dict[str, Any]]:
+    """Return the orders that wait for the DAO and that no proposal is about."""
+    known = voted_on(world)["orders"]
+    return [one for one in orders(world) if one["status"] == "posted" and one["order"] not in known]
 
 
 def wanted_lines(world: World) -> list[dict[str, Any]]:

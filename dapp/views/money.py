@@ -11,7 +11,7 @@ from sqlalchemy import select
 from dapp.people import Person
 from dapp.world import BLOCK_S, World
 from maxgreen.chain.claims import parse_claims
-from maxgreen.chain.market import Exchange, Pool, RequestStatus, StorageRequest, TakeOut, balances
+from maxgreen.chain.market import Exchange, Pool, RequestStatus, StorageRequest, TakeOut, balances, coin, wei_of
 from maxgreen.chain.orders import Claim, Line, OrderStatus
 from maxgreen.chain.payments import Payment
 from maxgreen.errors import Retryable, UsageError
@@ -26,6 +26,7 @@ from settlement.statement import read_windows
 _PERIODS: Final = 120
 _PPM: Final = 10**6
 _LONG_S: Final = 86_400
+_IN_ESCROW: Final = {RequestStatus.OPEN, RequestStatus.ACCEPTED, RequestStatus.FINISHED}
 _TURNS: Final = {
     OrderStatus.POSTED.label: "vote",
     OrderStatus.REJECTED.label: "rejected",
@@ -224,8 +225,21 @@ def order(world: World, number: int) -> dict[str, Any]:
 
 
 def lines_of(world: World, systems: set[int]) -> list[dict[str, Any]]:
-    """Return the lines with an end at one of these systems, oldest first."""
-    return [line_status(world, line) for line in world.lines_of(systems)] if systems else []
+    """Return the lines with an end at one of these systems, oldest first, with what is their owners', wei."""
+    return (
+        [_with_yours(world, line_status(world, line), systems) for line in world.lines_of(systems)] if systems else []
+    )
+
+
+def _with_yours(world: World, line: dict[str, Any], systems: set[int]) -> dict[str, Any]:
+    """Return a line with what its ends at these systems got, and what waits for them, at the present split."""
+    node_ppm = world.memory.get("node share", 10 * BLOCK_S, world.contract.node_share_ppm)
+    parts = {line["miner"]: _PPM - node_ppm, line["node"]: node_ppm}
+    ppm = sum(part for system, part in parts.items() if system in systems)
+    ends = {system for system in parts if system in systems}
+    waits_wei = wei_of(int(line["waiting_mws"]) + int(line["credit_mws"])) * line["efficiency_ppm"] // _PPM
+    got_wei = sum(yours_in_all(world, system, line) for system in ends)
+    return {**line, "yours_wei": str(got_wei), "yours_waiting_wei": str(waits_wei * ppm // _PPM)}
 
 
 def line_status(world: World, line: Line) -> dict[str, Any]:
@@ -246,6 +260,9 @@ def line_status(world: World, line: Line) -> dict[str, Any]:
         "closed_s": line.closed_s,
         "paid_mws": str(line.paid_mws),
         "minted_wei": str(line.minted_wei),
+        "efficiency_ppm": int(world.systems[line.ends.node_token].system.get("efficiency_ppm", _PPM))
+        if line.ends.node_token in world.systems
+        else _PPM,
         "credit_mws": str(line.credit_mws),
         "waiting_mws": str(waiting_mws),
         "hold": line.hold,
@@ -293,6 +310,29 @@ def held_tokens(world: World, address: str) -> dict[str, int]:
     return world.memory.get(("tokens", address), BLOCK_S, fetch)
 
 
+def escrow(world: World, address: str) -> dict[str, dict[str, int]]:
+    """Return what of an account's tokens is in escrow, and what is out of it and not taken back: wei, by token."""
+
+    def fetch() -> dict[str, dict[str, int]]:
+        held: dict[str, int] = defaultdict(int)
+        for one in requests(world)[1]:
+            if one.buyer.lower() == address.lower() and one.status in _IN_ESCROW:
+                held[f"energy {one.node}"] += one.amount_wei
+                held["carbon"] += one.carbon_wei
+        exchange, names = Exchange(world.deployment), [*(f"energy {node}" for node in world.storing), "carbon"]
+        owed = {name: exchange.owed(address, _token_of(world, name)) for name in names}
+        return {
+            name: {n: wei for n, wei in amounts.items() if wei} for name, amounts in (("held", held), ("owed", owed))
+        }
+
+    return world.memory.get(("escrow", address), BLOCK_S, fetch)
+
+
+def _token_of(world: World, name: str) -> str:
+    kind, _, node = name.partition(" ")
+    return str(coin(world.deployment, kind, int(node or 0)).address)
+
+
 def pools(world: World, address: str) -> list[dict[str, Any]]:
     """Return every node's pool: what it holds, its parity, and what an account has of it, wei."""
 
@@ -332,13 +372,18 @@ def requests_of(world: World, who: Person) -> dict[str, list[dict[str, Any]]]:
     """Return the requests in which somebody has a part, and whether it is their turn."""
     storage, take_outs = requests(world)
     joined = {(ends.miner_token, ends.node_token) for ends in world.ends.values()}
-    wanted = who.address.lower()
+    wanted, now_s = who.address.lower(), world.now_ms // 1000
+
+    def status(request: StorageRequest | TakeOut) -> str:
+        over = request.status is RequestStatus.OPEN and request.expires_s < now_s
+        return "expired" if over else request.status.label
+
     return {
         "storage": [
             {
                 "number": r.number, "miner": r.miner, "node": r.node, "energy_mws": str(r.energy_mws),
-                "expires_s": r.expires_s, "status": r.status.label,
-                "yours": r.status is RequestStatus.OPEN and who.owns(r.node),
+                "expires_s": r.expires_s, "status": status(r),
+                "yours": status(r) == "open" and who.owns(r.node), "mine": who.owns(r.miner),
                 "has_line": (r.miner, r.node) in joined,
             }
             for r in storage
@@ -347,10 +392,10 @@ def requests_of(world: World, who: Person) -> dict[str, list[dict[str, Any]]]:
         "take_outs": [
             {
                 "number": t.number, "buyer": t.buyer, "buyer_token": t.buyer_token, "node": t.node,
-                "amount_wei": str(t.amount_wei), "carbon_wei": str(t.carbon_wei), "status": t.status.label,
-                "expires_s": t.expires_s, "deliver_by_s": t.deliver_by_s,
-                "yours": (t.status in {RequestStatus.OPEN, RequestStatus.ACCEPTED} and who.owns(t.node))
-                or (t.status is RequestStatus.FINISHED and t.buyer.lower() == wanted),
+                "amount_wei": str(t.amount_wei), "carbon_wei": str(t.carbon_wei), "status": status(t),
+                "expires_s": t.expires_s, "deliver_by_s": t.deliver_by_s, "silent_at_s": t.silent_at_s,
+                "settles": 0 < t.silent_at_s < now_s,
+                "yours": status(t) in {"open", "accepted"} and who.owns(t.node), "mine": t.buyer.lower() == wanted,
             }
             for t in take_outs
             if t.buyer.lower() == wanted or who.owns(t.node)

@@ -11,6 +11,8 @@ from web3 import Web3
 from maxgreen.actions.session import kwh, tokens
 from maxgreen.chain.artifacts import artifact
 from maxgreen.chain.deployment import FIELDS, Deployment
+from maxgreen.chain.market import Exchange, Pool
+from maxgreen.chain.orders import SettlementContract
 from maxgreen.chain.registry import application
 from maxgreen.clock import utc
 from maxgreen.errors import Retryable
@@ -22,6 +24,7 @@ _MOST: Final = 50  # calls of a proposal that are explained
 _INSIDE: Final = 20  # of one that is only proposed
 _LONG: Final = 1_000
 _LARGE: Final = 16_384
+_PPM: Final = 10**6
 _ENDLESS: Final = 2**128
 _MOST_TOKEN: Final = 2**48
 _STATUSES: Final = ("none", "active", "suspended", "revoked")
@@ -175,13 +178,14 @@ def _admit(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> S
     )  # fmt: skip
 
 
-def _approve(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
-    posting = values["posting"]
+def _approve(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+    posting, paid_mws = values["posting"], SettlementContract(deployment).total_paid_mws()
     text = said(
-        "approve order {order}: {count} lines until {until}, all lines together {total} since they opened, manifest "
-        "{manifest}, evidence {evidence}",
+        "approve order {order}: {count} lines until {until}, all lines together {total} since they opened, of which "
+        "{new} are not paid yet; manifest {manifest}, evidence {evidence}",
         order=values["orderId"], count=posting["count"], until=utc(posting["until"] * 1000),
-        total=kwh(posting["total"]), manifest=posting["manifestDigest"].hex(),
+        total=kwh(posting["total"]), new=kwh(max(0, posting["total"] - paid_mws)),
+        manifest=posting["manifestDigest"].hex(),
         evidence=quoted(posting["evidence"]) if posting["evidence"] else said("from the operator"),
     )  # fmt: skip
     excluded = [
@@ -199,12 +203,33 @@ def _approve_line(_deployment: Deployment, _target: str, values: Mapping[str, An
     )  # fmt: skip
 
 
-def _claim(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
-    wanted = values["wanted"]
+def _line(deployment: Deployment, line: bytes) -> Said:
+    """Return a line by its ends."""
+    ends = SettlementContract(deployment).line(line).ends
     return said(
-        "claim for line {line} what is not paid yet of the {total} that count since it opened; its tokens go to the "
-        "owners of both ends",
-        line=wanted["line"].hex()[:8], total=kwh(wanted["payableTotal"]),
+        "{line} (system {miner} to node {node})", line=line.hex()[:8], miner=ends.miner_token, node=ends.node_token
+    )
+
+
+def _about_line(template: str, name: str = "line") -> "_Say":
+    def say(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+        return said(template, **{**values, name: _line(deployment, values[name])})
+
+    return say
+
+
+def _claim(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+    wanted, contract = values["wanted"], SettlementContract(deployment)
+    line = contract.line(wanted["line"])
+    registry: Any = deployment.registry.functions
+    _, efficiency_ppm = deployment.chain.call(registry.storageOf(line.ends.node_token))
+    new_mws = max(0, wanted["payableTotal"] - line.paid_mws) * efficiency_ppm // _PPM
+    to_node = new_mws * contract.node_share_ppm() // _PPM
+    return said(
+        "claim for line {line} what is not paid yet, as far as the node has room: {miner} as tokens for the owner of "
+        "system {system}, {node} for that of the node",
+        line=_line(deployment, wanted["line"]), miner=kwh(new_mws - to_node), system=line.ends.miner_token,
+        node=kwh(to_node),
     )  # fmt: skip
 
 
@@ -258,16 +283,36 @@ def _deposit(deployment: Deployment, target: str, values: Mapping[str, Any]) -> 
 
 
 def _redeem(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
+    pool = Pool(deployment, _pool_of(deployment, target))
     return said(
-        "give {shares} shares back to the pool of node {node}, for a part of all it holds",
-        shares=tokens(values["shares"]), node=_pool_of(deployment, target),
+        "give {shares} shares back to the pool of node {node}, for a part of all it holds, worth {value} kWh",
+        shares=tokens(values["shares"]), node=pool.node, value=tokens(pool.worth(values["shares"])),
     )  # fmt: skip
 
 
 def _redeem_in(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
+    pool = Pool(deployment, _pool_of(deployment, target))
     return said(
-        "give {shares} shares back to the pool of node {node}, for what they are worth in {token}",
-        shares=tokens(values["shares"]), node=_pool_of(deployment, target), token=_token(deployment, values["token"]),
+        "give {shares} shares back to the pool of node {node}, which are worth {value} kWh, for {token} at its parity",
+        shares=tokens(values["shares"]), node=pool.node, value=tokens(pool.worth(values["shares"])),
+        token=_token(deployment, values["token"]),
+    )  # fmt: skip
+
+
+def _accept(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+    found = Exchange(deployment).take_out(values["id"])
+    return said(
+        "accept to deliver take-out {id}: {energy} kWh to system {buyer}, on channel {nodeChannel}",
+        energy=tokens(found.amount_wei), buyer=found.buyer_token, **values,
+    )  # fmt: skip
+
+
+def _answer_storage(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+    found = Exchange(deployment).storage_request(values["id"])
+    return said(
+        "{answer} storage request {id}: {energy} of system {miner} in node {node}",
+        answer=said("accept" if values["accepted"] else "refuse or take back"), id=values["id"],
+        energy=kwh(found.energy_mws), miner=found.miner, node=found.node,
     )  # fmt: skip
 
 
@@ -308,10 +353,10 @@ def _of_proposal(template: str) -> "_Say":
     return say
 
 
-def _held(_deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
+def _held(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
     held = values["exclusion"]
     return said(
-        "stop the payment of line {line} ({code}: {text})", line=held["line"].hex(), code=held["code"],
+        "stop the payment of line {line} ({code}: {text})", line=_line(deployment, held["line"]), code=held["code"],
         text=quoted(held["text"]),
     )  # fmt: skip
 
@@ -356,10 +401,8 @@ _SAYS: Final[Mapping[str, _Say]] = {
     "DaoBadge.grant": _plain("make {member} a member of the DAO"),
     "DaoBadge.revoke": _plain("end the membership of {member} in the DAO"),
     "Electorate.refresh": _plain("give {elector} the votes on modules that membership or an active system gives"),
-    "EnergyExchange.accept": _plain("accept to deliver take-out {id}, on channel {nodeChannel}"),
-    "EnergyExchange.answerStorage": _plain(
-        "{accepted} storage request {id}", accepted=_one_of("refuse or take back", "accept")
-    ),
+    "EnergyExchange.accept": _accept,
+    "EnergyExchange.answerStorage": _answer_storage,
     "EnergyExchange.confirm": _plain("confirm with your meter what take-out {id} delivered"),
     "EnergyExchange.decide": _plain("decide that take-out {id} delivered {energy}", energy=kwh),
     "EnergyExchange.decline": _plain("end take-out {id} before it is accepted; its tokens come back"),
@@ -377,24 +420,24 @@ _SAYS: Final[Mapping[str, _Say]] = {
     "EnergyPools.open": _open_pool,
     "EnergySettlement.approve": _approve,
     "EnergySettlement.claim": _claim,
-    "EnergySettlement.collect": _plain("pay out the credit of line {id}, as far as the node has room"),
-    "EnergySettlement.forfeit": _plain("take back what line {line} was credited and not paid"),
+    "EnergySettlement.collect": _about_line("pay out the credit of line {id}, as far as the node has room", "id"),
+    "EnergySettlement.forfeit": _about_line("take back what line {line} was credited and not paid"),
     "EnergySettlement.hold": _held,
     "EnergySettlement.nextKey": _plain(
         "let the {minerEnd} end of line {id} go on with its next key", minerEnd=_one_of("node", "miner")
     ),
     "EnergySettlement.proveFraud": _plain("prove that the device of system {token} signed what contradicts itself"),
     "EnergySettlement.reject": _plain("reject order {orderId} with code {code}: {text}", text=quoted),
-    "EnergySettlement.release": _plain("pay line {line} again"),
+    "EnergySettlement.release": _about_line("pay line {line} again"),
     "EnergySettlement.setParameters": _plain(
         "pay nodes {nodeSharePpm_} ppm of what is minted, allow {capacityPpm_} ppm of a channel's peak, let orders "
         "lapse after {orderLife_} s"
     ),
     "EnergySettlement.showClosing": _plain("show what an earlier key of line {id} measured last"),
     "EnergySettlement.withdraw": _plain("withdraw order {orderId}"),
-    "LineBook.agreeToClose": _plain("agree to close line {id}; it closes when both owners agreed"),
+    "LineBook.agreeToClose": _about_line("agree to close line {id}; it closes when both owners agreed", "id"),
     "LineBook.approveLine": _approve_line,
-    "LineBook.close": _plain("close line {id}: nothing measured later counts"),
+    "LineBook.close": _about_line("close line {id}: nothing measured later counts", "id"),
     "MinerRegistry.admit": _admit,
     "MinerRegistry.applyFor": _plain(
         "apply for a {system}, with the key that its device showed",

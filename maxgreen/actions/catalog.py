@@ -125,6 +125,7 @@ class Action:
     fields: tuple[Field, ...]
     step: Step = field(repr=False)
     repeats: bool = False
+    nothing: str = "There is nothing to do: it is done already."  # what it means that no step is left at the first look
     proposes: Callable[[Context, Mapping[str, Any]], Proposal] | None = field(default=None, repr=False)
 
     def read(self, given: Mapping[str, str]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from typing import Any, Final
 from maxgreen.actions.ballots import Ballots
 from maxgreen.actions.catalog import Action, Context, Field, Kind, Of, Who
 from maxgreen.chain.dao import Proposal, Vote
-from maxgreen.chain.market import COINS, Exchange, Pool, coin, pool_opening, sweep
+from maxgreen.chain.market import COINS, Exchange, Pool, RequestStatus, coin, pool_opening, sweep
 from maxgreen.chain.orders import Ends, Exclusion, LossTerms, OrderStatus, SettlementContract
 from maxgreen.chain.registry import admission, application
 from maxgreen.errors import UsageError
 from maxgreen.protocol.keys import SPKI_PREFIX, key_id
+from maxgreen.said import said
 
 CODES: Final = {60: "data_integrity", 61: "mining_history", 62: "hardware_integrity", 63: "loss", 64: "other"}
 STATUSES: Final = {"active": 1, "suspended": 2, "revoked": 3}
@@ -78,7 +79,7 @@ def _undecided(with_: Context, number: int) -> tuple[SettlementContract, int]:
     contract = SettlementContract(with_.deployment)
     status = contract.order(number).status
     if status is not OrderStatus.POSTED:
-        raise UsageError(f"order {number} is {status.label} already")
+        raise UsageError(said("order {number} is {status} already", number=number, status=said(status.label)))
     return contract, number
 
 
@@ -142,6 +143,14 @@ def _provide(with_: Context, values: Mapping[str, Any]) -> Proposal:
     deposit = functions.deposit(pool.token(values["coin"]), values["amount"], 1, 2**64)
     what = f"{values['amount'] / 10**18:g} {values['coin']}"
     return Proposal((allow, deposit), f"Provide {what} to the pool of node {values['node']}")
+
+
+def _decide(with_: Context, values: Mapping[str, Any]) -> Proposal:
+    exchange, number = Exchange(with_.deployment), values["number"]
+    status = exchange.take_out(number).status
+    if status not in {RequestStatus.ACCEPTED, RequestStatus.FINISHED}:
+        raise UsageError(said("take-out {number} is {status}", number=number, status=said(status.label)))
+    return exchange.decision(number, values["energy"] or 0)
 
 
 def _member(with_: Context, values: Mapping[str, Any]) -> Proposal:
@@ -271,8 +280,11 @@ DAO_ACTIONS: Final = (
     ),
     _proposal(
         "decide", "Propose what a take-out delivered", "When its parties disagree.",
-        (Field("number", Kind.NUMBER, "take-out", of=Of.TAKE_OUT), Field("energy", Kind.ENERGY, "kWh", optional=True)),
-        lambda w, v: Exchange(w.deployment).decision(v["number"], v["energy"] or 0),
+        (
+            Field("number", Kind.NUMBER, "take-out", of=Of.TAKE_OUT),
+            Field("energy", Kind.ENERGY, "kWh that were delivered; nothing, where it is left out", optional=True),
+        ),
+        _decide,
     ),
     _proposal(
         "member", "Propose a member", "One more, or one less.",

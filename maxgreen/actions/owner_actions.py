@@ -13,6 +13,7 @@ from maxgreen.errors import UsageError
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.system import Kind as SystemKind
+from maxgreen.said import said
 from maxgreen.units import MWS_PER_KWH
 
 _DAY_S: Final = 86_400
@@ -70,7 +71,7 @@ def _redeem(with_: Context, values: Mapping[str, Any]) -> None:
     pool = Pool(with_.deployment, values["node"])
     shares = values["shares"] or pool.shares(with_.account.address)[0]
     if not shares:
-        raise UsageError(f"you have no shares in the pool of node {values['node']}")
+        raise UsageError(said("you have no shares in the pool of node {node}", node=values["node"]))
     if values["take"] == "each":
         pool.redeem(with_.account, shares)
     else:
@@ -116,19 +117,29 @@ def _delivering(with_: Context, node: int) -> Sequence[int]:
 
 def _shown(with_: Context, given: Attestation | None, token: int, channels: Sequence[int]) -> Attestation:
     """Return the reading that somebody gave, or the newest one that a meter attested."""
+    if not channels:
+        raise UsageError(said("system {token} has no meter for this", token=token))
     for channel in () if given is not None else channels:
         found = with_.reading(token, channel)
         if found is not None:
             return found
     if given is None:
-        raise UsageError(f"system {token}: no meter reading was sent lately; ask the operator for its registers")
+        raise UsageError(
+            said("system {token}: no meter reading was sent lately; ask the operator for its registers", token=token)
+        )
     return given
 
 
 def _storage(with_: Context, values: Mapping[str, Any]) -> None:
     battery_mws = next(each_system(with_.deployment, [values["node"]])).spec.battery_wh * MWS_PER_KWH // 1000
     if values["energy"] > battery_mws:
-        raise UsageError(f"the battery of node {values['node']} holds {kwh(battery_mws)}, and you ask for more")
+        raise UsageError(
+            said(
+                "the battery of node {node} holds {energy}, and you ask for more",
+                node=values["node"],
+                energy=kwh(battery_mws),
+            )
+        )
     Exchange(with_.deployment).request_storage(
         with_.account, values["miner"], values["node"], values["energy"], values["days"] * _DAY_S
     )
@@ -136,6 +147,8 @@ def _storage(with_: Context, values: Mapping[str, Any]) -> None:
 
 def _take_out(with_: Context, values: Mapping[str, Any]) -> None:
     token, channel = values["buyer"]
+    if not _delivering(with_, values["node"]):
+        raise UsageError(said("storage node {node} has no meter that delivers energy", node=values["node"]))
     Exchange(with_.deployment).request_take_out(
         with_.account, token, channel, values["node"], values["amount"], values["days"] * _DAY_S
     )
@@ -150,6 +163,7 @@ OWNER_ACTIONS: Final = (
         "claim", Who.ANYONE, "Claim what was approved",
         "What is not paid yet of your lines in the newest approved order.",
         (Field("line", Kind.LINE, "only this line", optional=True, of=Of.MY_LINE),), _claim, repeats=True,
+        nothing="Nothing is approved that you did not claim already; Home says what each line waits for.",
     ),
     Action(
         "collect", Who.ANYONE, "Collect credit", "What waits for room in the node's battery, as far as there is room.",
@@ -241,7 +255,8 @@ OWNER_ACTIONS: Final = (
         (_TAKE_OUT,), lambda w, v: Exchange(w.deployment).settle(w.account, v["number"]),
     ),
     Action(
-        "withdraw", Who.ANYONE, "Take back", "Everything of yours that is out of escrow.", (), _withdraw, repeats=True
+        "withdraw", Who.ANYONE, "Take back", "Everything of yours that is out of escrow.", (), _withdraw, repeats=True,
+        nothing="Nothing of yours is out of escrow.",
     ),
     Action(
         "accept-storage", Who.NODE, "Accept to store", "The DAO then approves the line.",

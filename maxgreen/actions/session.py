@@ -1,6 +1,7 @@
 """What every command of a person needs: a chain, a deployment, an account, and one way to say what came of it."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -23,6 +24,7 @@ from maxgreen.units import MWS_PER_KWH
 
 WEI: Final = 10**18
 _DIGITS: Final = 18
+_COMMA: Final = re.compile(r"\d+,\d+")
 
 RpcOption = Annotated[
     str, typer.Option(envvar="MAXGREEN_RPC", help="JSON-RPC URL, or the file of an embedded chain", show_envvar=True)
@@ -197,6 +199,8 @@ def read_reading(path: Path) -> Attestation:
 
 
 def _scaled(text: str, unit: int) -> int:
+    if _COMMA.fullmatch(text):  # as many people write it
+        text = text.replace(",", ".")
     try:
         value = Decimal(text) * unit
     except ArithmeticError as error:

@@ -16,6 +16,8 @@ from maxgreen.chain.orders import attestation_values
 from maxgreen.chain.registry import name_fields
 from maxgreen.errors import Retryable, UsageError
 from maxgreen.protocol.attestation import Attestation
+from maxgreen.said import said
+from maxgreen.units import kwh
 
 KWH_WEI: Final = 10**18
 COINS: Final = {"energy": "EnergyToken", "deca": "Deca", "maxcoin": "MaxCoin", "carbon": "CarbonToken"}
@@ -83,6 +85,10 @@ class Pool:
         shares = int(self._chain.call(self._functions.balanceOf(address)))
         return shares, int(self._chain.call(self._functions.valueOf(shares)))
 
+    def worth(self, shares: int) -> int:
+        """Return what shares are worth, in wei of energy tokens."""
+        return int(self._chain.call(self._functions.valueOf(shares)))
+
     def quote(self, token_in: str, amount: int, token_out: str) -> int:
         """Return what a swap gives now, its fee taken."""
         return int(self._chain.call(self._functions.quote(self.token(token_in), amount, self.token(token_out))))
@@ -95,7 +101,17 @@ class Pool:
 
     def swap(self, account: LocalAccount, token_in: str, amount: int, token_out: str, *, slippage_ppm: int = 0) -> Any:
         """Exchange tokens at the pool's parity; what it gives is at least the quote less a slippage."""
-        least = self.quote(token_in, amount, token_out) * (_PPM - slippage_ppm) // _PPM
+        quoted, held = self.quote(token_in, amount, token_out), self.reserves()[token_out]
+        if quoted > held:  # the chain looks after the tokens that are given
+            raise UsageError(
+                said(
+                    "the pool holds {held} {token}, and would give {quoted}",
+                    held=coins(held),
+                    token=said(token_out),
+                    quoted=coins(quoted),
+                )
+            )
+        least = quoted * (_PPM - slippage_ppm) // _PPM
         call = self._functions.swap(self.token(token_in), amount, self.token(token_out), least, self._deadline())
         self._allow(account, token_in, amount, call)
         return self._chain.transact(account, call)
@@ -138,13 +154,21 @@ def allow(
     for functions, amount in missing:
         held = int(chain.call(functions.balanceOf(account.address)))
         if held < amount:
-            symbol = chain.call(functions.symbol())
-            raise UsageError(f"you hold {_coins(held)} {symbol}, and this needs {_coins(amount)}")
+            name = chain.call(functions.name())
+            raise UsageError(
+                said(
+                    "you hold {held} {token}, and this needs {amount}",
+                    held=coins(held),
+                    token=name,
+                    amount=coins(amount),
+                )
+            )
     for functions, amount in missing:
         chain.transact(account, functions.approve(call.address, amount))
 
 
-def _coins(amount_wei: int) -> str:
+def coins(amount_wei: int) -> str:
+    """Return an amount of tokens for people, whole: 1.5."""
     return f"{amount_wei // KWH_WEI}.{amount_wei % KWH_WEI:018}".rstrip("0").rstrip(".")
 
 
@@ -221,15 +245,13 @@ class Exchange:
     def storage_requests(self) -> Iterator[StorageRequest]:
         """Yield all storage requests, the newest first."""
         for number in range(int(self._chain.call(self._functions.storageRequests())), 0, -1):
-            value = self._named("storageAt", number)
-            yield StorageRequest(
-                number,
-                value["minerToken"],
-                value["nodeToken"],
-                value["energy"],
-                value["expiresAt"],
-                RequestStatus(value["status"]),
-            )
+            yield self.storage_request(number)
+
+    def storage_request(self, number: int) -> StorageRequest:
+        """Return a storage request; its status is NONE where there is none."""
+        value = self._named("storageAt", number)
+        miner, node, energy_mws, expires_s = (value[n] for n in ("minerToken", "nodeToken", "energy", "expiresAt"))
+        return StorageRequest(number, miner, node, energy_mws, expires_s, RequestStatus(value["status"]))
 
     def take_outs(self) -> Iterator[TakeOut]:
         """Yield all take-out requests, the newest first."""
@@ -310,7 +332,9 @@ class Exchange:
 
     def decision(self, number: int, energy_mws: int) -> Proposal:
         """Return the proposal that decides what was delivered."""
-        return Proposal((self._functions.decide(number, energy_mws),), f"Decide take-out {number}: {energy_mws} mW·s")
+        return Proposal(
+            (self._functions.decide(number, energy_mws),), f"Decide take-out {number}: {kwh(energy_mws)} kWh"
+        )
 
     def owed(self, address: str, token: str) -> int:
         """Return what an account can withdraw of a token."""

@@ -3,7 +3,7 @@
 import pytest
 import typer
 
-from maxgreen.actions.all import ACTIONS
+from maxgreen.actions.all import ACTIONS, COMMANDS
 from maxgreen.actions.calls import _SAYS
 from maxgreen.actions.catalog import Field, Kind
 from maxgreen.actions.dao_cli import app as dao
@@ -25,6 +25,10 @@ def test_every_command_that_sends_is_an_action_and_every_action_a_command():
             if (name, command) in OTHERWISE or command not in LOOKS:
                 found.add(OTHERWISE.get((name, command), command))
     assert found == set(ACTIONS)
+    groups = {"owner": owner, "node": node, "dao": dao, "operator": operator}
+    for command in COMMANDS.values():
+        group, _, name = command.partition(" ")
+        assert name in typer.main.get_command(groups[group]).commands, command
 
 
 def test_wallets_can_read_every_function_that_is_signed():

@@ -248,7 +248,7 @@ def energy_is_taken_out_again(town, owner, node):
     owner.goes("/wallet").get_by_role("link", name="Confirm").click()
     owner.acts()
     assert town.world.ask(town.deployment.energy_token(3).functions.totalSupply()) < supply
-    owner.goes("/wallet").get_by_role("link", name="Take back", exact=True).click()
+    owner.goes("/wallet").get_by_role("link", name="Take back from escrow").click()
     owner.acts()
 
 

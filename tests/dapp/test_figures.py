@@ -1,7 +1,9 @@
 """What pages show is what the ledger, the evidence and the chain say."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
+from dapp import words
 from dapp.charts import bars, map_of
 from dapp.views import council, money
 from dapp.views.metered import ROLES, devices_of, total_by_role
@@ -70,13 +72,14 @@ def test_the_oddest_line_of_an_order_comes_first(site):
 
 
 def test_bars_are_as_high_as_what_they_stand_for():
-    found = bars([("a", {"sent": 10, "received": 5}), ("b", {"sent": 0, "received": 0})])
+    visit = SimpleNamespace(say=str, energy=words.energy)
+    found = bars([("a", {"sent": 10, "received": 5}), ("b", {"sent": 0, "received": 0})], visit)
     assert found["kinds"] == ["sent", "received"]
     heights = [part["height"] for part in found["bars"][0]["parts"]]
     assert heights == [120, 60]
-    piled = bars([("a", {"counted": 6, "lost": 2, "held": 0})], ("counted", "lost", "held"))
+    piled = bars([("a", {"counted": 6, "lost": 2, "held": 0})], visit, ("counted", "lost", "held"))
     assert [part["y"] for part in piled["bars"][0]["parts"]] == [30, 0]
-    assert bars([])["kinds"] == []
+    assert bars([], visit)["kinds"] == []
 
 
 def test_devices_are_where_they_say():

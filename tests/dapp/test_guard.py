@@ -3,6 +3,7 @@
 import json
 import random
 import string
+from types import SimpleNamespace
 
 import pytest
 import schemathesis
@@ -237,7 +238,8 @@ def test_half_a_character_and_a_node_that_is_none_are_refused_in_words(site):
 
 def test_hours_of_a_zone_off_the_ten_minutes_hold_each_window_once():
     begin, end = words.day_bounds("2026-10-01", "Asia/Kathmandu")
-    rows = calendar_rows([], begin, end, "Asia/Kathmandu")
+    visit = SimpleNamespace(zone="Asia/Kathmandu", say=lambda text, **values: text.format(**values))
+    rows = calendar_rows([], begin, end, visit)
     titles = [cell["title"] for row in rows for cell in row["cells"]]
     assert len(titles) == len(set(titles)) == 145
     assert [row["hour"] for row in rows] == [f"{hour:02}:00" for hour in range(24)]

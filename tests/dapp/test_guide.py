@@ -75,7 +75,7 @@ class Reader:
         deadline = time.monotonic() + PATIENCE_MS / 1000
         while True:  # what the chain says is remembered for some seconds
             self.press("DAO")
-            found = self.page.get_by_role("link", name=title, exact=True)
+            found = self.page.get_by_role("link", name=re.compile(rf"^{re.escape(title)} \("))
             if found.count():
                 found.first.click()
                 return

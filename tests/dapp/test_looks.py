@@ -160,11 +160,15 @@ def test_times_are_those_of_the_visitor_and_the_zone_is_named(browser, served):
 TEXT = re.compile(r'_\("((?:[^"\\]|\\.)*)"')
 
 
+SAYING = {"said", "_plain", "_of_proposal", "_one_of", "_about_line"}
+
+
 def sentences_of(path):
     """What a module says: the templates that are written in it."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"said", "_plain", "_of_proposal", "_one_of"}:
-            yield from (one.value for one in node.args if isinstance(one, ast.Constant))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in SAYING:
+            shown = node.args if node.func.id == "_one_of" else node.args[:1]
+            yield from (one.value for one in shown if isinstance(one, ast.Constant) and one.value)
 
 
 def test_every_text_has_its_spanish():
@@ -184,8 +188,10 @@ def test_every_text_has_its_spanish():
     for action in ACTIONS.values():
         known |= {action.title, action.about, *(f.label for f in action.fields)}
         known |= {choice for field in action.fields for choice in field.choices}
-    known |= set(SENTENCES.values()) | set(sentences_of(ROOT / "maxgreen/actions/calls.py"))
-    known |= {*sentences_of(ROOT / "maxgreen/actions/catalog.py"), *sentences_of(ROOT / "dapp/acting.py")}
+        known.add(action.nothing)
+    known |= set(SENTENCES.values()) | set(sentences_of(ROOT / "dapp/acting.py"))
+    for path in ROOT.glob("maxgreen/**/*.py"):
+        known |= set(sentences_of(path))
     missing = sorted(text for text in known if text not in spanish)
     assert missing == []
     for text, said in spanish.items():

@@ -123,13 +123,16 @@ def test_a_line_is_named_by_its_first_digits(site):
     line = site.story.lines[0].line_id.hex()
     for digits in (line, line[:8], "0x" + line[:8].upper()):
         given = drafted(site, "member", "hold", line=digits, code="other", text="a look at it")["transaction"]
-        assert f"propose to stop the payment of line {line} (64: “a look at it”)" in given["says"]
+        assert f"stop the payment of line {line[:8]} (system 1 to node 3) (64: “a look at it”)" in given["says"]
+        assert line in given["data"]
     assert "0 lines begin with this" in drafted(site, "member", "hold", line="00", code="other", text="x")["detail"]
 
 
 def test_forms_offer_what_there_is(site):
     page = site.client("owner").get("/act/take-out").text
     assert '<option value="1.2">Solar system 1, channel 2</option>' in page
+    assert re.search(r'<option value="3">Storage node 3, you hold [\d.]+ k?Wh</option>', page)
+    page = site.client("owner").get("/act/request-storage").text
     assert re.search(r'<option value="3">Storage node 3, room for [\d.]+ k?Wh</option>', page)
     line = site.story.lines[0].line_id.hex()
     assert (

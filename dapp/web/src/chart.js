@@ -40,7 +40,7 @@ async function draw() {
         { ...axis, size: 64, values: (_, values) => values.map(watts) },
       ],
       series: [
-        { label: "time", value: (_, t) => (t === null ? "–" : at(t)) },
+        { label: element.dataset.time, value: (_, t) => (t === null ? "–" : at(t)) },
         ...names.map((name, k) => ({ label: said_names[name] ?? name, stroke: color(name), width: 2, dash: k ? [7, 4] : undefined, spanGaps: false, value: (_, v) => watts(v) })),
       ],
     },

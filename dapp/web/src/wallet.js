@@ -116,10 +116,10 @@ function after(form) {
 async function act(form, steps) {
   const values = Object.fromEntries(new FormData(form));
   for (let count = 0; ; count += 1) {
-    const { transaction } = await (await post(`/api/v1/actions/${form.dataset.action}`, values, true)).json();
+    const { transaction, why } = await (await post(`/api/v1/actions/${form.dataset.action}`, values, true)).json();
     if (!transaction) {
-      steps.append(element("p", count ? say("Done.") : say("There is nothing to do: it is done already."), "note"));
-      return true;
+      steps.append(element("p", count ? say("Done.") : why, "note"));
+      return count > 0;
     }
     if (!(await sign(transaction, form, steps))) return false;
     if (transaction.last) {
