@@ -106,11 +106,12 @@ class ByHand(Demo):
         """Wait for somebody; where a vote only waits for its end, let that time pass."""
         ballots = Ballots(deployment, self._clock)
         while not done():
-            deployment.chain.newest_block(fresh=True)
-            self._let_pass(ballots)
+            if self._let_pass(ballots):
+                deployment.chain.newest_block(fresh=True)
+                self._forget()
             time.sleep(_LOOK_S)
 
-    def _let_pass(self, ballots: Ballots) -> None:
+    def _let_pass(self, ballots: Ballots) -> bool:
         """Let time pass to what comes next by itself; not beyond the end of a vote that somebody may still decide."""
         waits: list[int] = []
         ends_ms: list[int] = []
@@ -122,6 +123,8 @@ class ByHand(Demo):
                 (ends_ms if state is ProposalState.ACTIVE and not decided else waits).append(due_ms)
         if waits and min(waits) < min(ends_ms, default=math.inf):
             self._clock.sleep_until(min(waits))
+            return True
+        return False
 
 
 def _system_file(spec: SystemSpec) -> str:

@@ -157,6 +157,7 @@ class Demo:
         self._accounts: list[LocalAccount] = [Account.from_key(dev_secret(k)) for k in range(7)]
         self._members = tuple(self._accounts[2:5])
         self._voters = self._members  # those in whose name settlement votes
+        self._forget: Callable[[], None] = lambda: None  # what pages remember of the chain
 
     def run(self, progress: Progress, serving: Callable[[DemoResult], None]) -> DemoResult:
         """Run it; `serving` is called with the result while everything is still up."""
@@ -268,6 +269,7 @@ class Demo:
             backend,
             trial=True,
         )
+        self._forget = world.memory.forget
         names = ("operator", "member 1", "member 2", "member 3", "owner of the panel", "owner of the storage node")
         wallet = trial_wallet(chain, dict(zip(names, self._accounts[1:], strict=True)))
         service = DappService(world, settings, wallet)

@@ -23,7 +23,7 @@ def dao(visit: Visitor, ended: str = "") -> Response:
     return render(
         visit, "dao.html", ballots=council.ballots(world, "technical", ended=bool(ended)),
         module_ballots=council.ballots(world, "modules", ended=bool(ended)), ended=bool(ended),
-        applications=council.applications(world), wanted=wanted, needed=council.needed(world),
+        applications=council.applications(world), wanted=wanted,
         voted_on=council.voted_on(world) if visit.who.member else {}, orders=council.orders(world),
         proposals=[a for a in ACTIONS.values() if a.who is Who.MEMBER and a.name != "vote"],
     )  # fmt: skip
@@ -42,7 +42,7 @@ def ballot(visit: Visitor, body: str, proposal: str) -> Response:
     if body not in visit.world.ballots:
         raise not_found("there is no such body")
     found = council.ballot_page(visit.world, body, proposal, visit.who.address)
-    return render(visit, "ballot.html", ballot=found, needed=council.needed(visit.world))
+    return render(visit, "ballot.html", ballot=found)
 
 
 @router.get("/dao/orders/{number}")

@@ -48,7 +48,6 @@ def home(visit: Visitor) -> Response:
         wanted=visit.softly(lambda: council.wanted_lines(world), []) if visit.who.member else [],
         orders=visit.softly(lambda: council.waiting_orders(world), []) if visit.who.member else [],
         voted_on=visit.softly(lambda: council.voted_on(world), {"applications": {}}) if visit.who.member else {},
-        needed=visit.softly(lambda: council.needed(world), "") if visit.who.member else "",
         claimable_wei=sum(int(line["yours_waiting_wei"]) for line in lines if line["turn"] == "claim"),
         applications=waiting if visit.who.member else [],
         wrong=fleet.wrong_now(world) if visit.who.operator else [],

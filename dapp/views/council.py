@@ -65,6 +65,7 @@ def ballot_row(world: World, body: str, ballot: Ballot) -> dict[str, Any]:
             "for": in_favour,
             "against": against,
             "abstaining": abstaining,
+            "needed": known.dao.needed_of(ballot.number),
             "due_ms": known.dao.due_of(ballot.number, state),
             "description": visible(_TITLE.sub("", ballot.description), _LONGEST_TITLE),
             "proposer": ballot.proposer,
@@ -126,11 +127,6 @@ def applications(world: World) -> list[dict[str, Any]]:
         return found
 
     return world.memory.get("applications", BLOCK_S, fetch)
-
-
-def needed(world: World) -> int:
-    """Return how many votes for it a proposal of the technical DAO takes."""
-    return int(members(world)["votes_to_pass"])
 
 
 def voted_on(world: World) -> dict[str, dict[int, str]]:

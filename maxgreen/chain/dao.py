@@ -126,6 +126,11 @@ class Dao:
             return 0
         return int(self._chain.call(self._functions.getVotes(address, begun_s)))
 
+    def needed_of(self, number: int) -> int:
+        """Return how many votes for it a proposal takes; 0 as long as its vote has not begun."""
+        begun_s = int(self._chain.call(self._functions.proposalSnapshot(number)))
+        return int(self._chain.call(self._functions.quorum(begun_s))) if begun_s < self._chain.now_s() else 0
+
     def queue(self, account: LocalAccount, arguments: tuple[list[str], list[int], list[bytes], bytes]) -> None:
         """Put what passed into the timelock."""
         self._chain.transact(account, self._functions.queue(*arguments))
