@@ -22,6 +22,7 @@ SUMMARIES: Final = {
     "node": "storage nodes: requests, deliveries, room",
     "dao": "members of the DAO: look, propose, vote, carry out",
     "operator": "orders, records, readings for owners",
+    "ca": "certificates of the broker, services and devices",
     "chain": "contracts, and a local chain for trials",
     "selftest": "test and time what this machine computes",
     "demo": "a day of measured sunlight becomes tokens",
@@ -52,7 +53,7 @@ def _load(point: EntryPoint) -> Any:
     try:
         target: Any = point.load()
     except ModuleNotFoundError as error:
-        extra = {"agent": "agent", "ingest": "ingest", "dapp": "dapp"}.get(point.name, "settlement")
+        extra = {"agent": "agent", "ingest": "ingest", "dapp": "dapp", "ca": "ingest"}.get(point.name, "settlement")
         raise Fatal(
             f"'maxgreen {point.name}' needs the Python module {error.name!r}; install it with: "
             f"pip install 'maxgreen[{extra}]'"

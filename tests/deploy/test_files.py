@@ -34,7 +34,10 @@ def broker(tmp_path, mosquitto_program):
     (tmp_path / "acl").chmod(0o600)
     text = (ROOT / "broker_config/mosquitto.conf").read_text()
     text = text.replace("/etc/mosquitto/maxgreen", str(tmp_path)).replace("/var/lib/mosquitto/", f"{tmp_path}/")
-    text = text.replace("listener 8883", f"listener {port} 127.0.0.1") + "\nuser root\n"
+    text = text.replace("listener 8883", f"listener {port} 127.0.0.1").replace(
+        "listener 8884", f"listener {free_port()}"
+    )
+    text += "\nuser root\n"
     (tmp_path / "mosquitto.conf").write_text(text)
     process = subprocess.Popen(
         [mosquitto_program, "-c", tmp_path / "mosquitto.conf"], stderr=(tmp_path / "log").open("w")

@@ -1,0 +1,212 @@
+"""`maxgreen ca`: certificates of the broker, services and devices, by the registry."""
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from maxgreen.authority import DEVICE, Authority, Issued, Request, make_key, read_request
+from maxgreen.errors import EXIT_USAGE, UsageError
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import open_engine, reader
+from maxgreen.verify.rules import Status
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="certificates of the broker, services and devices, by the registry"
+)
+_DAY_S: Final = 86_400
+_BROKER: Final = (
+    "give the broker crl.pem (crlfile in mosquitto.conf) and reload it: systemctl reload mosquitto; who is connected "
+    "stays until the connection ends"
+)
+FolderOption = Annotated[
+    Path, typer.Option("--dir", envvar="MAXGREEN_CA", help="the authority's folder", show_envvar=True)
+]
+OutOption = Annotated[Path, typer.Option("--out", help="the folder that the files go to")]
+DaysOption = Annotated[int, typer.Option(min=1, max=7_320, help="how long it is valid")]
+LedgerOption = Annotated[str, typer.Option(help="the ledger, whose copy of the registry says who is registered")]
+JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+HERE: Final = Path("/var/lib/maxgreen/ca")
+
+
+@app.command()
+def init(
+    folder: FolderOption = HERE,
+    name: Annotated[str, typer.Option(help="what the authority is called")] = "MaxCoin authority",
+    years: Annotated[int, typer.Option(min=1, max=50, help="how long it is valid")] = 20,
+) -> None:
+    """Make an authority: ca.key, which never leaves its folder, ca.crt for everybody, crl.pem for the broker."""
+    made = Authority.create(folder, name, years)
+    typer.echo(f"{made.folder / 'ca.crt'}: valid until {made.certificate.not_valid_after_utc:%Y-%m-%d}")
+    typer.echo(f"keep {made.folder} in your backup, and away from the broker: whoever has ca.key can be any device")
+
+
+@app.command()
+def server(
+    hosts: Annotated[list[str], typer.Argument(help="the broker's names and addresses, as devices reach it")],
+    out: OutOption,
+    folder: FolderOption = HERE,
+    days: DaysOption = 825,
+) -> None:
+    """Make a broker's key and certificate: server.key and server.crt; again before it ends, with the same key."""
+    _make(Authority(folder), out, "server", hosts, days)
+
+
+@app.command()
+def client(
+    name: Annotated[str, typer.Argument(help="the service, as the broker's acl names it: ingest, dapp")],
+    out: OutOption,
+    folder: FolderOption = HERE,
+    days: DaysOption = 825,
+) -> None:
+    """Make a service's key and certificate: NAME.key and NAME.crt."""
+    if DEVICE.fullmatch(name):
+        raise UsageError("that is a device's name: a device makes its key itself; use 'maxgreen ca sign'")
+    _make(Authority(folder), out, name, (), days)
+
+
+def _make(authority: Authority, out: Path, name: str, hosts: list[str] | tuple[str, ...], days: int) -> None:
+    known = authority.valid(name)
+    key, request = out / f"{name}.key", None
+    if key.exists() and known:  # it goes on with its key
+        request = known[-1].again()
+    issued = authority.issue(request or make_key(key, name), days, hosts=hosts, server=bool(hosts), replace=True)
+    _write(issued, out, authority)
+
+
+@app.command()
+def sign(
+    requests: Annotated[list[Path], typer.Argument(help="tls.csr, as the agent made it")],
+    out: OutOption,
+    ledger: LedgerOption = "",
+    folder: FolderOption = HERE,
+    days: DaysOption = 825,
+    replace: Annotated[bool, typer.Option("--replace", help="revoke what the device has of another key")] = False,
+    unregistered: Annotated[bool, typer.Option("--unregistered", help="do not ask the registry (trials)")] = False,
+) -> None:
+    """Sign the requests of registered devices; the key never leaves a device."""
+    authority, failed = Authority(folder), 0
+    for path in requests:
+        try:
+            request = _device_request(path)
+            if not unregistered:
+                _registered(ledger, request.name)
+            _write(authority.issue(request, days, replace=replace), out, authority)
+        except UsageError as error:
+            failed += 1
+            typer.echo(f"{path}: {error}", err=True)
+    if failed:
+        raise typer.Exit(EXIT_USAGE)
+
+
+@app.command()
+def renew(
+    out: OutOption,
+    ledger: LedgerOption,
+    folder: FolderOption = HERE,
+    within: Annotated[int, typer.Option(min=1, help="days until they end")] = 60,
+    days: DaysOption = 825,
+) -> None:
+    """Issue again what ends soon, for the same key, where the device is still registered."""
+    authority, now_s = Authority(folder), time.time()
+    newest = {one.name: one for one in authority.valid()}
+    for one in newest.values():
+        if one.until_s - now_s > within * _DAY_S or not DEVICE.fullmatch(one.name):
+            continue
+        try:
+            _registered(ledger, one.name)
+        except UsageError as error:
+            typer.echo(f"{one.name}: not renewed: {error}", err=True)
+            continue
+        _write(authority.issue(one.again(), days), out, authority)
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="a device's or a service's name")], folder: FolderOption = HERE
+) -> None:
+    """Revoke what a name has."""
+    found = Authority(folder).revoke(name)
+    if not found:
+        raise UsageError(f"{name} has no certificate that is valid")
+    typer.echo(f"revoked: {', '.join(one.serial for one in found)}; {_BROKER}")
+
+
+@app.command()
+def follow(ledger: LedgerOption, folder: FolderOption = HERE) -> None:
+    """Revoke what devices have that the DAO suspended or revoked, or whose key was replaced; for a timer."""
+    authority, gone = Authority(folder), []
+    for one in {one.name: one for one in authority.valid()}.values():
+        if DEVICE.fullmatch(one.name):
+            try:
+                _registered(ledger, one.name)
+            except UsageError as error:
+                authority.revoke(one.name)
+                gone.append(one.name)
+                typer.echo(f"revoked {one.name}: {error}")
+    typer.echo(f"{len(gone)} revoked; {_BROKER}" if gone else "nothing to revoke")
+
+
+@app.command("list")
+def list_(
+    folder: FolderOption = HERE,
+    within: Annotated[int | None, typer.Option(min=0, help="only those that end in so many days")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List certificates: whose, until when, revoked."""
+    now_s = time.time()
+    rows = [
+        one
+        for one in Authority(folder).all()
+        if within is None or (one.revoked_s is None and now_s < one.until_s <= now_s + within * _DAY_S)
+    ]
+    if as_json:
+        shown = [{"serial": r.serial, "name": r.name, "until_s": r.until_s, "revoked_s": r.revoked_s} for r in rows]
+        typer.echo(json.dumps({"certificates": shown}))
+        return
+    for row in rows:
+        state = "over" if row.until_s <= now_s else "valid"
+        state = f"revoked {_day(row.revoked_s)}" if row.revoked_s is not None else state
+        typer.echo(f"{row.name:<34} until {_day(row.until_s)}  {state:<20} {row.serial}")
+
+
+def _device_request(path: Path) -> Request:
+    request = read_request(_read(path))
+    if not DEVICE.fullmatch(request.name):
+        raise UsageError(f"{request.name!r} is no device's name (32 hex digits)")
+    return request
+
+
+def _registered(ledger: str, device: str) -> None:
+    """Pass when a device's key counts now; UsageError says why it does not."""
+    if not ledger:
+        raise UsageError("name the ledger with --ledger: only registered devices get a certificate")
+    with reader(open_engine(ledger)).begin() as connection:
+        known = Book(connection).device(bytes.fromhex(device))
+    if known is None:
+        raise UsageError(f"{device} is not registered, or the ledger does not know it yet")
+    if known.record.statuses[-1][1] != Status.ACTIVE:
+        raise UsageError(f"{device} is suspended or revoked by the DAO")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(str(error.strerror)) from error
+
+
+def _write(issued: Issued, out: Path, authority: Authority) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in ((f"{issued.name}.crt", issued.pem), ("ca.crt", (authority.folder / "ca.crt").read_text())):
+        fresh = out / f".{name}"
+        fresh.write_text(text)
+        fresh.replace(out / name)
+    typer.echo(f"{out / f'{issued.name}.crt'}: {issued.name}, valid until {_day(issued.until_s)}")
+
+
+def _day(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d")
