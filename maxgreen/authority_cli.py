@@ -18,6 +18,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="certificates of the broker, services and devices, by the registry"
 )
 _DAY_S: Final = 86_400
+_DRAIN_S: Final = 30 * _DAY_S
 _BROKER: Final = (
     "give the broker crl.pem (crlfile in mosquitto.conf) and reload it: systemctl reload mosquitto; who is connected "
     "stays until the connection ends"
@@ -190,6 +191,9 @@ def _registered(ledger: str, device: str) -> None:
         raise UsageError(f"{device} is not registered, or the ledger does not know it yet")
     if known.record.statuses[-1][1] != Status.ACTIVE:
         raise UsageError(f"{device} is suspended or revoked by the DAO")
+    until_ms = known.record.until_ms
+    if until_ms is not None and until_ms / 1000 + _DRAIN_S < time.time():  # it may still send what it measured before
+        raise UsageError(f"{device}: its key was replaced more than a month ago")
 
 
 def _read(path: Path) -> bytes:

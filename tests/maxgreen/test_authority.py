@@ -48,8 +48,9 @@ class Yard:
         self.register(Status.ACTIVE)
         assert run("init", "--dir", self.ca).exit_code == 0
 
-    def register(self, *statuses):
-        record = DeviceRecord(self.labs[0].signer.spki, tuple((k, one) for k, one in enumerate(statuses)), ((0, 0),))
+    def register(self, *statuses, until_ms=None):
+        known = tuple(enumerate(statuses))
+        record = DeviceRecord(self.labs[0].signer.spki, known, ((0, 0),), None, until_ms)
         with open_engine(self.ledger).begin() as connection:
             put_devices(connection, [KnownDevice(record, 1, "0x" + "11" * 20, {"kind": "miner", "channels": []})])
 
@@ -82,6 +83,8 @@ def test_a_registered_device_gets_a_certificate_of_its_own_key_and_no_other_does
     assert run("sign", yard.request(), "--out", yard.out, "--dir", yard.ca).exit_code == 2  # which registry?
     yard.register(Status.ACTIVE, Status.SUSPENDED)
     assert "suspended" in yard.sign().output
+    yard.register(Status.ACTIVE, until_ms=1)
+    assert "replaced" in yard.sign().output
     assert (yard.ca / "ca.key").stat().st_mode & 0o077 == 0
     assert not [path for path in yard.out.iterdir() if path.suffix == ".key"]
 
