@@ -44,7 +44,7 @@ def demo(
     serve = serve or by_hand
     options = DemoOptions(source, channel or next(iter(source.channels)), folder, peak_w, _place(place), serve)
     console = Console(stderr=True)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)  # also where SIGINT is ignored: in the background of a shell
     try:
         with Progress(
             TextColumn("{task.description:<24}"),
@@ -75,6 +75,10 @@ def demo(
     except KeyboardInterrupt:
         console.print("stopped")
         sys.exit(0 if serve else 130)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _show(result: DemoResult, *, as_json: bool, folder: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.conftest import ROOT
-from tests.dapp.test_browser import PATIENCE_MS  # and its patience of `expect`
 
 pytestmark = pytest.mark.services
+PATIENCE_MS = 300_000  # the embedded chain is slow, and a machine may be busy
 MAXGREEN = Path(sys.executable).parent / "maxgreen"
 GUIDE = (ROOT / "docs/dapp.md").read_text().partition("## From nothing")[2].partition("\n## ")[0]
 
@@ -28,7 +28,7 @@ class Terminal:
             command = [MAXGREEN, "demo", "--by-hand", "--dir", folder / "demo"]
             self.process = subprocess.Popen(command, stdout=said, stderr=said, text=True)
 
-    def says(self, pattern, timeout_s=240):
+    def says(self, pattern, timeout_s=400):
         """Wait until it has said something; return the match."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -69,7 +69,7 @@ class Reader:
 
     def sign(self):
         self.press("Sign")
-        expect(self.page.locator("#act-steps > .note")).to_have_text("Done.")
+        expect(self.page.locator("#act-steps > .note")).to_have_text("Done.", timeout=PATIENCE_MS)
 
     def open_ballot(self, title):
         deadline = time.monotonic() + PATIENCE_MS / 1000
@@ -87,7 +87,7 @@ class Reader:
         deadline = time.monotonic() + PATIENCE_MS / 1000
         while not self.page.locator(f"a:text-is('{name}')").count():
             assert time.monotonic() < deadline, (name, self.page.locator("main").inner_text())
-            time.sleep(1)
+            time.sleep(2)
             self.page.reload()
         self.press(name)
 
@@ -120,7 +120,7 @@ def apply(reader, terminal, name, who):
     reader.sign()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1_800)
 def test_the_guide_leads_from_nothing_to_a_claimed_kilowatt_hour(browser, terminal):
     url = terminal.says(r"The pages: (\S+)/")[1]
     context = browser.new_context(base_url=url)
@@ -152,7 +152,7 @@ def test_the_guide_leads_from_nothing_to_a_claimed_kilowatt_hour(browser, termin
     reader.press("DAO")
     page.locator("a[href='/dao/orders/1']").click()
     reader.press("Audit it here")
-    expect(page.locator("#audit .tag")).to_have_text("ok")
+    expect(page.locator("#audit .tag")).to_have_text("ok", timeout=PATIENCE_MS)
     page.goto(f"{url}/dao/orders/1")
     reader.press("Propose to approve")
     reader.press("Propose to approve an order")
@@ -165,5 +165,5 @@ def test_the_guide_leads_from_nothing_to_a_claimed_kilowatt_hour(browser, termin
     reader.sign()
     terminal.says("check the mint yourself")
     reader.press("Tokens")
-    expect(page.locator("main")).to_contain_text("0.200998")
+    expect(page.locator("main")).to_contain_text("0.200998", timeout=PATIENCE_MS)
     context.close()
