@@ -282,21 +282,16 @@ def _deposit(deployment: Deployment, target: str, values: Mapping[str, Any]) -> 
     )  # fmt: skip
 
 
-def _redeem(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
-    pool = Pool(deployment, _pool_of(deployment, target))
-    return said(
-        "give {shares} shares back to the pool of node {node}, for a part of all it holds, worth {value} kWh",
-        shares=tokens(values["shares"]), node=pool.node, value=tokens(pool.worth(values["shares"])),
-    )  # fmt: skip
+def _redeemed(template: str) -> "_Say":
+    """Return a sentence about shares of a pool that are given back, and what they are worth."""
 
+    def say(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
+        pool = Pool(deployment, _pool_of(deployment, target))
+        token = {"token": _token(deployment, values["token"])} if "token" in values else {}
+        value = tokens(pool.worth(values["shares"]))
+        return said(template, shares=tokens(values["shares"]), node=pool.node, value=value, **token)
 
-def _redeem_in(deployment: Deployment, target: str, values: Mapping[str, Any]) -> Said:
-    pool = Pool(deployment, _pool_of(deployment, target))
-    return said(
-        "give {shares} shares back to the pool of node {node}, which are worth {value} kWh, for {token} at its parity",
-        shares=tokens(values["shares"]), node=pool.node, value=tokens(pool.worth(values["shares"])),
-        token=_token(deployment, values["token"]),
-    )  # fmt: skip
+    return say
 
 
 def _accept(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
@@ -414,8 +409,12 @@ _SAYS: Final[Mapping[str, _Say]] = {
         "take back what is out of escrow, in {token}", token=_token(deployment, values["token"])
     ),
     "EnergyPool.deposit": _deposit,
-    "EnergyPool.redeem": _redeem,
-    "EnergyPool.redeemIn": _redeem_in,
+    "EnergyPool.redeem": _redeemed(
+        "give {shares} shares back to the pool of node {node}, for a part of all it holds, worth {value} kWh"
+    ),
+    "EnergyPool.redeemIn": _redeemed(
+        "give {shares} shares back to the pool of node {node}, which are worth {value} kWh, for {token} at its parity"
+    ),
     "EnergyPool.swap": _swap,
     "EnergyPools.open": _open_pool,
     "EnergySettlement.approve": _approve,

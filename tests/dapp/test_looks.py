@@ -160,7 +160,7 @@ def test_times_are_those_of_the_visitor_and_the_zone_is_named(browser, served):
 TEXT = re.compile(r'_\("((?:[^"\\]|\\.)*)"')
 
 
-SAYING = {"said", "_plain", "_of_proposal", "_one_of", "_about_line"}
+SAYING = {"said", "_plain", "_of_proposal", "_one_of", "_about_line", "_redeemed"}
 
 
 def sentences_of(path):
