@@ -106,7 +106,7 @@ def pages(story: Story, token: int) -> dict[int, list[str]]:
     }  # fmt: skip
 
 
-async def _load(url: str, secret: str, seconds: float, clients: int) -> list[float]:
+async def _load(url: str, secret: str, seconds: float, clients: int, rate: float) -> list[float]:
     """Ask over connections of our own: a client library would take more of the processor than the server does."""
     took: list[float] = []
     where = urlsplit(url)
@@ -116,8 +116,12 @@ async def _load(url: str, secret: str, seconds: float, clients: int) -> list[flo
 
     async def one() -> None:
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
-        ends = time.monotonic() + seconds
+        begins = time.monotonic()
+        ends, count = begins + seconds, 0
         while time.monotonic() < ends:
+            if rate:  # all of them together ask so often a second
+                await asyncio.sleep(max(0.0, begins + count * clients / rate - time.monotonic()))
+                count += 1
             begun = time.monotonic()
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
@@ -131,9 +135,9 @@ async def _load(url: str, secret: str, seconds: float, clients: int) -> list[flo
     return took
 
 
-def load(url: str, secret: str, seconds: float, clients: int, answers: Any) -> None:
+def load(url: str, secret: str, seconds: float, clients: int, rate: float, answers: Any) -> None:
     """Ask for the list of devices for some time; hand over how long each answer took."""
-    answers.put(asyncio.run(_load(url, secret, seconds, clients)))
+    answers.put(asyncio.run(_load(url, secret, seconds, clients, rate)))
 
 
 def timed(url: str, secret: str, path: str, times: int) -> float:
@@ -154,6 +158,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1_000)
     parser.add_argument("--years", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rate", type=float, default=0, help="of the list, a second; default: as fast as it goes")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, running_anvil(*MORNING) as rpc:
@@ -178,9 +183,9 @@ def main() -> None:
         }
         spawn = multiprocessing.get_context("spawn")
         answers = spawn.Queue()
-        process = spawn.Process(target=load, args=(url, secrets[1], options.seconds, 50, answers))
+        process = spawn.Process(target=load, args=(url, secrets[1], options.seconds, 50, options.rate, answers))
         process.start()
-        took = answers.get(timeout=120)
+        took = answers.get(timeout=options.seconds + 120)
         process.join()
         live.stop()
         server.should_exit = True
