@@ -47,7 +47,7 @@ def person(world: World, address: str, shared: AbstractSet[int] = frozenset(), *
         member, operator = world.memory.get(("roles", address), BLOCK_S, lambda: _roles(world, address))
     except Retryable:  # whose house it is the ledger knows; who is more must wait for the chain
         member = operator = False
-    own = {t: k.system["kind"] for t, k in world.systems.items() if k.owner.lower() == address.lower()}
+    own = world.owned.get(address.lower(), {})
     return Person(
         address,
         frozenset(token for token, kind in own.items() if kind == "miner"),

@@ -209,6 +209,18 @@ class World:
         return self.memory.get("systems", SOON_S, fetch)
 
     @property
+    def owned(self) -> Mapping[str, Mapping[int, str]]:
+        """The kinds of the systems that each owner has, by address (lower case) and token."""
+
+        def fetch() -> Mapping[str, Mapping[int, str]]:
+            found: dict[str, dict[int, str]] = {}
+            for token, known in self.systems.items():
+                found.setdefault(known.owner.lower(), {})[token] = str(known.system["kind"])
+            return found
+
+        return self.memory.get("owned", SOON_S, fetch)
+
+    @property
     def ends(self) -> Mapping[bytes, Ends]:
         """The ends of every line that the DAO approved, by the line's id."""
 
