@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Final
 
 from dapp import words
-from dapp.views import council, money
+from dapp.views import council, metered, money
 from dapp.visit import Visit
 from maxgreen.actions.catalog import Action, Of
 from maxgreen.chain.market import RequestStatus, balances
@@ -77,10 +77,8 @@ def _deliverers(visit: Visit) -> Iterator[tuple[str, str]]:
 
 def _meters(visit: Visit, role: Role, tokens: Any) -> Iterator[tuple[str, str]]:
     for token in sorted(tokens):
-        for channel in visit.world.systems[token].system["channels"]:
-            if int(channel["role"]) == role:
-                number = int(channel["number"])
-                yield f"{token}.{number}", f"{visit.named(token)}, {visit.say('channel {number}', number=number)}"
+        for number in metered.channels_of(visit.world.systems[token], role):
+            yield f"{token}.{number}", f"{visit.named(token)}, {visit.say('channel {number}', number=number)}"
 
 
 def _lines(visit: Visit, tokens: set[int] | None) -> Iterator[tuple[str, str]]:

@@ -148,7 +148,7 @@ def explain_errors(app: FastAPI, page_of: PageOf) -> None:
 
     @app.exception_handler(MaxgreenError)
     async def ours(request: Request, error: MaxgreenError) -> Response:
-        language = language_of(request.cookies.get("lang", ""), request.headers.get("accept-language", ""))
+        language = language_of(request.cookies, request.headers)
         text = in_words(error.args[0] if error.args else "", lambda template: translated(template, language))
         return await run_in_threadpool(told, request, _status(error), text, page_of)
 

@@ -35,7 +35,7 @@ class Visit:
         self.live: Live = parts.live
         self.audits: Audits = parts.audits
         cookies = request.cookies
-        self.language = language_of(cookies.get("lang", ""), request.headers.get("accept-language", ""))
+        self.language = language_of(cookies, request.headers)
         self.zone = known_zone(unquote(cookies.get("tz", "UTC")))
         self.energy, self.worth, self.power = (
             with_commas(way, self.language) for way in (words.energy, words.worth, words.power)

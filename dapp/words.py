@@ -117,9 +117,9 @@ def said(language: str) -> Mapping[str, str]:
     return _catalogue(language) if language in LANGUAGES and language != "en" else _ENGLISH
 
 
-def language_of(chosen: str, accepted: str) -> str:
+def language_of(cookies: Mapping[str, str], headers: Mapping[str, str]) -> str:
     """Return the language that a visitor chose, else the first one that the browser names, else English."""
-    wanted = chosen or accepted[:2]
+    wanted = cookies.get("lang") or headers.get("accept-language", "")[:2]
     return wanted if wanted in LANGUAGES else "en"
 
 

@@ -16,7 +16,6 @@ from dapp.pages.rendering import pack, render
 from dapp.views import council, fleet, metered, money
 from dapp.views.standing import standing
 from dapp.visit import LINK, Visit, Visitor, came_from
-from dapp.world import World
 from maxgreen.actions.all import ACTIONS
 from maxgreen.actions.samples import sample_text
 from maxgreen.errors import UsageError
@@ -138,11 +137,7 @@ def _stated(visit: Visit, system: int) -> list[dict[str, Any]]:
 
 def _receives(visit: Visit) -> bool:
     """Tell whether a visitor has a meter that could receive energy."""
-    return any(_has(visit.world, token, Role.RECEIVED) for token in visit.who.systems)
-
-
-def _has(world: World, system: int, role: Role) -> bool:
-    return any(int(channel["role"]) == role for channel in world.systems[system].system["channels"])
+    return any(metered.channels_of(visit.world.systems[token], Role.RECEIVED) for token in visit.who.systems)
 
 
 def _names(visit: Visit, curves: Iterable[str]) -> dict[str, str]:
@@ -254,7 +249,7 @@ def evidence(visit: Visitor, system: int, period: str, line: str) -> Response:
 def wallet(visit: Visitor) -> Response:
     address, world = visit.needs_account(), visit.world
     lines = money.lines_of(world, set(visit.who.systems))
-    delivering = {token for token in world.systems if _has(world, token, Role.DELIVERED)}
+    delivering = {t for t, known in world.systems.items() if metered.channels_of(known, Role.DELIVERED)}
     return render(
         visit, "wallet.html", held=money.held_tokens(world, address), escrow=money.escrow(world, address),
         pools=money.pools(world, address), requests=money.requests_of(world, visit.who), meters=_receives(visit),

@@ -115,7 +115,7 @@ def error_page(request: Request, status: int, detail: str) -> Response:
 
 def refusal_page(request: Request, status: int, detail: str) -> Response:
     """Return an error for people; nothing is asked who they are."""
-    language = words.language_of(request.cookies.get("lang", ""), request.headers.get("accept-language", ""))
+    language = words.language_of(request.cookies, request.headers)
     page = _environment(language).get_template("error.html")
     body = page.render(
         who=None, status=status, detail=words.translated(detail, language), language=language, zone="UTC", path="/"

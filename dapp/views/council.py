@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from dapp.views import money
+from dapp.views import metered, money
 from dapp.world import BLOCK_S, World
 from maxgreen.actions.ballots import Ballot
 from maxgreen.chain.dao import ENDED, ProposalState
@@ -158,11 +158,8 @@ def wanted_lines(world: World) -> list[dict[str, Any]]:
 
     def meter(system: int, role: Role) -> str:
         known = world.systems.get(system)
-        channels = known.system["channels"] if known is not None else ()
-        free = (
-            int(c["number"]) for c in channels if int(c["role"]) == role and (system, int(c["number"])) not in taken
-        )
-        return next((f"{system}.{number}" for number in free), "")
+        channels = metered.channels_of(known, role) if known is not None else ()
+        return next((f"{system}.{number}" for number in channels if (system, number) not in taken), "")
 
     return [
         {

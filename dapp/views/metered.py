@@ -11,6 +11,7 @@ from dapp.world import World
 from maxgreen.ledger.registry import KnownDevice
 from maxgreen.ledger.schema import chains, sums, windows
 from maxgreen.ledger.sums import DAY_S, read_sums
+from maxgreen.protocol.batch import Role
 from maxgreen.verify.chain import ChainState
 
 WINDOW_S: Final = 600
@@ -28,6 +29,11 @@ def devices_of(world: World, system: int) -> list[KnownDevice]:
 def roles_of(known: KnownDevice) -> Mapping[int, str]:
     """Return the registered channels and what they are."""
     return {int(c["number"]): ROLES[int(c["role"])] for c in known.system["channels"]}
+
+
+def channels_of(known: KnownDevice, role: Role) -> list[int]:
+    """Return the registered channels of a role."""
+    return [int(c["number"]) for c in known.system["channels"] if int(c["role"]) == role]
 
 
 def curve(world: World, system: int, from_s: int, until_s: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def with_state(world: World, system: int, row: Mapping[str, Any]) -> dict[str, A
     line, minted = world.line(bytes.fromhex(row["line"])), int(row["mint_wei"])
     state, in_period = _state_of(world, row, line)
     payment = _payment_of(world, row, line) if state == "paid" else None
-    node_ppm = world.memory.get("node share", 10 * BLOCK_S, world.contract.node_share_ppm)
+    node_ppm = _node_share_ppm(world)
     if payment is not None and payment.amount_wei:  # as it was split then
         node_ppm = -(-payment.to_node_wei * _PPM // payment.amount_wei)
     to_node, miner_end = minted * node_ppm // _PPM, str(row["miner"]) == str(system)
@@ -110,6 +110,11 @@ def with_state(world: World, system: int, row: Mapping[str, Any]) -> dict[str, A
         "in_period": in_period,
         "claimed_mws": str(min(max(0, line.paid_mws - before_mws), total_mws - before_mws)),
     }
+
+
+def _node_share_ppm(world: World) -> int:
+    """Return what of the tokens the node's owner gets now."""
+    return world.memory.get("node share", 10 * BLOCK_S, world.contract.node_share_ppm)
 
 
 def _state_of(world: World, row: Mapping[str, Any], line: Line) -> tuple[str, str]:
@@ -233,7 +238,7 @@ def lines_of(world: World, systems: set[int]) -> list[dict[str, Any]]:
 
 def _with_yours(world: World, line: dict[str, Any], systems: set[int]) -> dict[str, Any]:
     """Return a line with what its ends at these systems got, and what waits for them, at the present split."""
-    node_ppm = world.memory.get("node share", 10 * BLOCK_S, world.contract.node_share_ppm)
+    node_ppm = _node_share_ppm(world)
     parts = {line["miner"]: _PPM - node_ppm, line["node"]: node_ppm}
     ppm = sum(part for system, part in parts.items() if system in systems)
     ends = {system for system in parts if system in systems}
@@ -291,8 +296,11 @@ def _turn(world: World, line: Line, said: Mapping[str, Any] | None, waiting_mws:
 
 def _approved_mws(world: World, line: Line) -> int:
     """Return what the newest approved order lets be claimed for a line since it opened; 0 where nothing."""
-    name = line.ends.line_id
-    return next((claim.payable_total_mws for claim in claims(world) if claim.line == name), 0)
+
+    def fetch() -> dict[bytes, int]:
+        return {claim.line: claim.payable_total_mws for claim in claims(world)}
+
+    return world.memory.get("approved totals", BLOCK_S, fetch).get(line.ends.line_id, 0)
 
 
 def _turn_of(world: World, digest: str) -> str:

@@ -16,6 +16,7 @@ from maxgreen.chain.orders import SettlementContract
 from maxgreen.chain.registry import application
 from maxgreen.clock import utc
 from maxgreen.errors import Retryable
+from maxgreen.protocol.batch import Role
 from maxgreen.protocol.system import Kind
 from maxgreen.said import Said, joined, quoted, said, visible
 
@@ -30,7 +31,6 @@ _MOST_TOKEN: Final = 2**48
 _STATUSES: Final = ("none", "active", "suspended", "revoked")
 _CHOICES: Final = ("against", "for", "abstain")
 _TOPICS: Final = ("hardware status", "pool data")
-_ROLES: Final = ("generation", "sent", "received", "delivered", "taken_out")
 _SPENDERS: Final = {"EnergyExchange": "the exchange", "EnergyPool": "the pool"}
 _NAMES: Final = {"EnergyToken": "energy", "Deca": "DECA", "MaxCoin": "MaxCoin", "CarbonToken": "CarbonToken"}
 
@@ -62,17 +62,24 @@ class Call:
 
 
 def decode_calls(
-    deployment: Deployment, targets: Sequence[str], calldatas: Sequence[bytes], values: Sequence[int] = ()
+    deployment: Deployment,
+    targets: Sequence[str],
+    calldatas: Sequence[bytes],
+    values: Sequence[int] = (),
+    *,
+    inside: bool = False,
 ) -> list[Call]:
-    """Return what calls would do; of more than fifty the first, and how many more there are."""
-    found = [decode_call(deployment, to, bytes(data)) for to, data in zip(targets[:_MOST], calldatas, strict=False)]
-    for number, wei in enumerate(values[:_MOST]):
+    """Return what calls would do; of more than fifty (`inside` another: twenty) the first, and how many are left."""
+    most = _INSIDE if inside else _MOST
+    pairs = zip(targets[:most], calldatas, strict=False)
+    found = [decode_call(deployment, to, bytes(data), inside=inside) for to, data in pairs]
+    for number, wei in enumerate(values[:most]):
         if wei:
             call = found[number]
             says = said("send {amount} of the chain's own currency with: {call}", amount=tokens(wei), call=call.says)
             found[number] = replace(call, says=says, odd=True)
-    if len(targets) > _MOST:
-        says = said("{count} calls more: look closely", count=len(targets) - _MOST)
+    if len(targets) > most:
+        says = said("{count} calls more: look closely", count=len(targets) - most)
         found.append(Call("", "", "", {}, says, odd=True))
     return found
 
@@ -160,7 +167,7 @@ def _admit(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> S
             said(
                 "{number} ({role}, {watts} W)",
                 number=c.number,
-                role=said(_ROLES[c.role]),
+                role=said(Role(c.role).name.lower()),
                 watts=f"{c.peak_mw / 1000:g}",
             )
             for c in spec.channels
@@ -339,11 +346,8 @@ def _of_proposal(template: str) -> "_Say":
     """Return a sentence about what a proposal would do, whose calls are in it."""
 
     def say(deployment: Deployment, _target: str, values: Mapping[str, Any]) -> Said:
-        calls = zip(values["targets"][:_INSIDE], values["calldatas"], strict=False)
-        found = [decode_call(deployment, to, bytes(data), inside=True).says for to, data in calls]
-        if len(values["targets"]) > _INSIDE:
-            found.append(said("{count} calls more: look closely", count=len(values["targets"]) - _INSIDE))
-        return said(template, calls=joined("; ", found))
+        found = decode_calls(deployment, values["targets"], values["calldatas"], inside=True)
+        return said(template, calls=joined("; ", (call.says for call in found)))
 
     return say
 

@@ -261,18 +261,9 @@ class Chain:
         return bytes(self._asked(lambda: bytes(self.web3.eth.get_code(Web3.to_checksum_address(address)))))
 
     def events(self, event: Any, block: int, until: int | None = None, **where: Any) -> list[Any]:
-        """Return a contract's events in one block, or in all to a later one; `where`: only with these arguments."""
-        found: list[Any] = []
-        last = block if until is None else until
-        for first in range(block, last + 1, LOG_SPAN):
-            span = partial(
-                event.get_logs,
-                from_block=first,
-                to_block=min(first + LOG_SPAN - 1, last),
-                argument_filters=where or None,
-            )
-            found += self._asked(span)
-        return found
+        """Return a contract's events in one block, or from it until another; `where`: only with these arguments."""
+        last, wanted = block if until is None else until, where or None
+        return list(self._asked(lambda: event.get_logs(from_block=block, to_block=last, argument_filters=wanted)))
 
     def all_events(self, contract: Contract, from_block: int, to_block: int, names: Collection[str] = ()) -> list[Any]:
         """Return a contract's events in some blocks, decoded: those of these names, or all that its ABI knows."""
