@@ -18,7 +18,7 @@ import paho.mqtt.client as mqtt
 from dapp.config import LiveSettings
 from dapp.views import metered
 from dapp.world import World
-from maxgreen.mqtt import Connection, Incoming, Notice
+from maxgreen.mqtt import BACKEND_KEEPALIVE_S, Connection, Incoming, Notice
 from maxgreen.protocol.identity import ROOT, parse_topic
 from maxgreen.protocol.reasons import Malformed
 
@@ -55,7 +55,7 @@ class Live:
         if settings is not None and settings.enabled:
             self._connection = Connection(
                 settings, settings.client_id, sink=self._take, subscriptions=[(f"{ROOT}/+/+/state", 0)],
-                versions=(mqtt.MQTTv5, mqtt.MQTTv311), largest=_LARGEST,
+                versions=(mqtt.MQTTv5, mqtt.MQTTv311), largest=_LARGEST, keepalive_s=BACKEND_KEEPALIVE_S,
             )  # fmt: skip
 
     def start(self) -> None:

@@ -3,8 +3,8 @@
 import logging
 import queue
 import threading
+from socket import socket
 from typing import Final
-from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import APIRouter
@@ -15,8 +15,7 @@ from dapp.config import DappSettings
 from dapp.live import Live
 from dapp.world import World
 from maxgreen.chain.code import verify
-from maxgreen.errors import Fatal
-from maxgreen.service import notify, patiently
+from maxgreen.service import listen, notify, patiently
 
 _LOG: Final = logging.getLogger(__name__)
 _OPEN_PAGES_S: Final = 3  # open pages are told to come back
@@ -25,8 +24,10 @@ _OPEN_PAGES_S: Final = 3  # open pages are told to come back
 class DappService:
     """Serves pages until `stop`."""
 
-    def __init__(self, world: World, settings: DappSettings, more: APIRouter | None = None) -> None:
-        """`more` are routes beside the pages."""
+    def __init__(
+        self, world: World, settings: DappSettings, more: APIRouter | None = None, at: socket | None = None
+    ) -> None:
+        """`more` are routes beside the pages, `at` is where it listens: without it, at once where settings say."""
         self.world = world
         self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()  # to end; a signal handler may put, and no more
         self._live = Live(world, settings.live)
@@ -34,26 +35,24 @@ class DappService:
         app = make_app(world, self._live, audits)
         if more is not None:
             app.include_router(more)
-        config = uvicorn.Config(
-            app, host=settings.http.host, port=settings.http.port,
-            log_level="warning", timeout_graceful_shutdown=_OPEN_PAGES_S, server_header=False,
-        )  # fmt: skip
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_OPEN_PAGES_S, server_header=False)
+        self._at = at or _listen(settings)
         self._server = uvicorn.Server(config)
 
     @classmethod
     def from_settings(cls, settings: DappSettings) -> "DappService":
         """Compose the service; Fatal when the chain is another one, or its contracts are others.
 
-        A ledger or chain that is away is waited for.
+        A ledger or chain that is away, and a port that is taken, is waited for.
         """
         world = patiently(lambda: World.from_settings(settings))
         patiently(lambda: verify(world.deployment.chain, world.deployment.addresses))
-        return cls(world, settings)
+        return cls(world, settings, at=patiently(lambda: _listen(settings)))
 
     def run(self) -> None:
-        """Serve until `stop`; Fatal when the port is taken."""
+        """Serve until `stop`."""
         self._live.start()
-        server = threading.Thread(target=self._serve, name="http", daemon=True)
+        server = threading.Thread(target=self._server.run, args=([self._at],), name="http", daemon=True)
         server.start()
         notify("READY=1")
         _LOG.info("pages at %s", self.world.url)
@@ -63,17 +62,11 @@ class DappService:
         self._server.should_exit = True
         server.join()
         self.world.keep.close()
-        if not self._server.started:
-            raise Fatal(f"cannot listen at port {urlsplit(self.world.url).port}; is it taken?")
 
     def stop(self) -> None:
         """Ask `run` to end; any thread or signal handler may call it."""
         self._asked.put(None)
 
-    def _serve(self) -> None:
-        try:
-            self._server.run()
-        except SystemExit:  # uvicorn says so when it cannot listen
-            pass
-        finally:
-            self._asked.put(None)
+
+def _listen(settings: DappSettings) -> socket:
+    return listen(settings.http.host, settings.http.port, "http.port")

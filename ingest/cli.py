@@ -192,6 +192,7 @@ def rebuild_view(
     """Fill an InfluxDB from the ledger; the service may run beside it, and it goes on where it was interrupted."""
     from ingest.view.days import Days  # noqa: PLC0415
     from ingest.view.projector import Projector, rebuilding  # noqa: PLC0415
+    from ingest.view.records import Records  # noqa: PLC0415
     from ingest.view.sink import InfluxSink  # noqa: PLC0415
 
     settings = _with_view(config)
@@ -201,6 +202,7 @@ def rebuild_view(
         task = progress.add_task("", total=None)
         count = projector.rebuild(afresh=afresh, progress=lambda done: progress.update(task, completed=done))
         Days(engine, sink, name).rebuild(afresh=afresh)
+        Records(engine, sink, name, make_clock(settings.clock_file)).rebuild(afresh=afresh)
     print(f"{count} rows written")
 
 

@@ -36,6 +36,13 @@ class ChainSettings(Table):
     deployment: Path = Field(default=Path("deployment.json"), description="the contracts' addresses")
     refresh_s: float = Field(default=30, gt=0, description="how often the registry is read again")
 
+    def shown(self) -> str:
+        """Return where the chain is, for the log: a URL's path may hold a secret."""
+        address = urlsplit(self.rpc)
+        return (
+            f"{address.scheme}://{address.hostname}:{address.port or ''}".rstrip(":") if address.hostname else self.rpc
+        )
+
 
 class HttpSettings(Table):
     """Pages, API and metrics."""

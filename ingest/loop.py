@@ -26,14 +26,14 @@ class Loop:
         """`progress` is called after each step, also after one that must wait."""
         self.trouble: str | None = None  # what keeps it from going on, for /health/ready
         self._progress = progress
-        self._name = name
+        self.name = name
         self._step = step
         self._stopping = stopping
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Run in a thread of its own."""
-        self._thread = threading.Thread(target=self.run, name=self._name, daemon=True)
+        self._thread = threading.Thread(target=self.run, name=self.name, daemon=True)
         self._thread.start()
 
     def join(self) -> None:
@@ -53,7 +53,7 @@ class Loop:
                 self._waits(f"{type(error).__name__}: {error}", error, unexpected=True)
             else:
                 if self.trouble is not None:
-                    _LOG.warning("%s goes on", self._name)
+                    _LOG.warning("%s goes on", self.name)
                     self.trouble = None
                 patience_s = _FIRST_S
                 self._progress()
@@ -65,7 +65,7 @@ class Loop:
             patience_s = min(2 * patience_s, _MOST_S)
 
     def _waits(self, text: str, error: Exception, *, unexpected: bool = False) -> None:
-        trouble = f"{self._name} waits: {text}"
+        trouble = f"{self.name} waits: {text}"
         if trouble != self.trouble:
             _LOG.warning("%s", trouble, exc_info=error if unexpected else None)
         self.trouble = trouble

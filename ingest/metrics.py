@@ -1,4 +1,4 @@
-"""Prometheus metrics of the service."""
+"""Prometheus metrics of the service (docs/alarms.md says what each is for)."""
 
 from collections import Counter as Counts
 from collections.abc import Mapping
@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from maxgreen import __version__
+from maxgreen.service import scrypt_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +29,11 @@ class Counting(Protocol):
         ...
 
 
-@dataclass(slots=True)
 class Metrics:
     """Prometheus metrics of the service."""
 
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    batches: Counter = field(init=False)
-    transactions: Counter = field(init=False)
-    conflicts: Counter = field(init=False)
-    connected: Gauge = field(init=False)
-    last_commit: Gauge = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         self.batches = Counter(
             "maxgreen_ingest_batches", "Messages judged", ["verdict", "reason"], registry=self.registry
         )
@@ -47,10 +43,23 @@ class Metrics:
             "Groups judged again since another process wrote a chain",
             registry=self.registry,
         )
-        self.connected = Gauge("maxgreen_ingest_mqtt_connected", "1 with a broker", registry=self.registry)
-        self.last_commit = Gauge(
-            "maxgreen_ingest_last_commit_timestamp_seconds", "Time of the last commit", registry=self.registry
+        self.connected = self._gauge("maxgreen_ingest_mqtt_connected", "1 with a broker")
+        self.last_commit = self._gauge("maxgreen_ingest_last_commit_timestamp_seconds", "Time of the last commit")
+        self.ready = self._gauge("maxgreen_ingest_ready", "1 while nothing is waited for, as /health/ready says")
+        self.waiting = self._gauge("maxgreen_ingest_waiting", "1 while a part waits for what it needs", ["part"])
+        self.beacon = self._gauge("maxgreen_ingest_beacon_timestamp_seconds", "When the newest beacon was issued")
+        self.devices = self._gauge(
+            "maxgreen_ingest_devices", "Keys that are registered; heard in a week; silent of those", ["state"]
         )
+        self.view_behind = self._gauge(
+            "maxgreen_ingest_view_behind_changes", "Changes of the ledger that the view lacks"
+        )
+        self.free = self._gauge("maxgreen_ingest_free_bytes", "Room where a SQLite ledger lies")
+        self.certificate = self._gauge(
+            "maxgreen_ingest_certificate_expiry_timestamp_seconds", "When a certificate ends", ["file"]
+        )
+        build = self._gauge("maxgreen_ingest_build_info", "1; what runs", ["version", "scrypt_kernel"])
+        build.labels(__version__, scrypt_kernel()).set(1)
 
     def add(self, commit: Commit) -> None:
         """Count a group."""
@@ -60,3 +69,15 @@ class Metrics:
         self.conflicts.inc(commit.conflicts)
         if commit.at_ms is not None:
             self.last_commit.set(commit.at_ms / 1000)
+
+    def judged(self) -> dict[tuple[str, str], int]:
+        """Return how many messages were judged so far, by verdict and reason."""
+        samples = [sample for metric in self.batches.collect() for sample in metric.samples]
+        return {
+            (sample.labels["verdict"], sample.labels["reason"]): int(sample.value)
+            for sample in samples
+            if sample.name.endswith("_total")
+        }
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] | list[str] = ()) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)

@@ -1,9 +1,11 @@
 """The ingest service: worker, housekeeping, projector and pages in one process."""
 
+import hashlib
 import logging
 import queue
 import threading
 from collections.abc import Callable
+from socket import socket
 from typing import Final
 
 import uvicorn
@@ -11,6 +13,7 @@ from sqlalchemy import Engine
 
 from ingest.config import IngestSettings
 from ingest.crew import Crew
+from ingest.figures import Figures, News
 from ingest.housekeeping import Housekeeping
 from ingest.http import make_app
 from ingest.loop import Loop
@@ -19,29 +22,65 @@ from ingest.shards import Shards
 from ingest.source import MqttSource, Source
 from ingest.view.days import Days
 from ingest.view.projector import Projector, running
+from ingest.view.records import Records
 from ingest.view.sink import REQUEST_S, InfluxSink
 from ingest.worker import Worker
+from maxgreen import __version__
 from maxgreen.chain.client import connect
 from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.clock import Clock, make_clock
+from maxgreen.errors import Retryable
 from maxgreen.keyfile import create_key_file, load_key_file
 from maxgreen.ledger.engine import open_engine
 from maxgreen.ledger.lease import Lease
 from maxgreen.ledger.segments import verbatim_of
 from maxgreen.protocol.keys import Signer
-from maxgreen.service import notify, patiently, scrypt_kernel
+from maxgreen.service import listen, notify, patiently, scrypt_kernel
 
 _LOG: Final = logging.getLogger(__name__)
+_CLAIM_EVERY_S: Final = 1.0
 _PROJECT_EVERY_S: Final = 1.0
-_DAYS_EVERY_S: Final = 60.0  # a day of each device that sent something is read whole
+_BESIDE_EVERY_S: Final = 60.0  # a day of each device that sent something is read whole
+
+
+class Claimed(Retryable):
+    """Another service is this one already."""
+
+
+class Claim:
+    """One service at a time is a client of a broker for a ledger: two would throw each other out for ever."""
+
+    def __init__(self, engine: Engine, settings: IngestSettings) -> None:
+        broker = settings.broker
+        self._lease = Lease(engine, f"client {_short(f'{broker.host}:{broker.port} {broker.client_id}')}")
+        self._text = f"another ingest is client {broker.client_id!r} of this broker for this ledger"
+
+    def take(self) -> None:
+        """Take it, and keep it; Claimed says who has it, Retryable while the ledger is away."""
+        if not self._lease.held():
+            raise Claimed(f"{self._text} ({self._lease.other}); stop that one, or give this one a client_id of its own")
+
+    def release(self) -> None:
+        """Let another have it."""
+        self._lease.release()
 
 
 class IngestService:
     """Runs until `stop`; everything it needs is handed over or made from settings."""
 
     def __init__(
-        self, settings: IngestSettings, engine: Engine, deployment: Deployment, signer: Signer, clock: Clock
+        self,
+        settings: IngestSettings,
+        engine: Engine,
+        deployment: Deployment,
+        signer: Signer,
+        clock: Clock,
+        claim: Claim | None = None,
+        at: socket | None = None,
     ) -> None:
+        """`claim` is held already, `at` is where health and metrics are: without them, both are had at once."""
+        self._claim = claim or Claim(engine, settings)
+        self._claim.take()
         self.metrics = Metrics()
         self.engine = engine
         self._stopping = threading.Event()
@@ -57,48 +96,81 @@ class IngestService:
             engine, self._source, deployment, signer, clock, refresh_s=settings.chain.refresh_s
         )
         self._projector: Projector | None = None
-        if settings.influx.url:
-            name = running(settings.influx)
+        self._lost: Retryable | None = None  # why it ended by itself
+        name = running(settings.influx) if settings.influx.url else None
+        if name is not None:
             self._view_lease = Lease(engine, name)
             sink = InfluxSink(settings.influx)
             self._projector = Projector(engine, sink, name, self._may_write_view, verbatim_of(settings.evidence))
             self._days = Days(engine, sink, name, self._may_write_view)
+            self._records = Records(engine, sink, name, clock, self._may_write_view)
         alive = lambda: notify("WATCHDOG=1")  # noqa: E731
         self._judging = Loop("judging", self._judge, self._stopping, alive)
         self._beside = [Loop(name, step, self._stopping) for name, step in self._housekeeping.tasks().items()]
+        files = (settings.broker.ca, settings.broker.certificate)
+        figures = Figures(engine, self.metrics, clock, name, tuple(path for path in files if path is not None))
+        self._beside += [
+            Loop("the claim", self._keep_claim, self._stopping),
+            Loop("figures", figures.step, self._stopping),
+            Loop("news", News(self.metrics.judged).step, self._stopping),
+        ]
         if self._projector is not None:
             self._beside += [
                 Loop("the view", self._project, self._stopping),
-                Loop("the view's days", self._project_days, self._stopping),
+                Loop("the view's days", lambda: self._beside_view(self._days.step), self._stopping),
+                Loop("the view's records", lambda: self._beside_view(self._records.step), self._stopping),
             ]
         self._server: uvicorn.Server | None = None
-        if settings.http.port:
+        self._at = at or _listen(settings)
+        if self._at is not None:
             app = make_app(self.metrics, self.missing)
-            config = uvicorn.Config(app, host=settings.http.host, port=settings.http.port, log_level="warning")
-            self._server = uvicorn.Server(config)
+            self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        where = self._at.getsockname() if self._at is not None else None
+        self._greeting = (
+            f"ingest {__version__}: network {deployment.network}, chain at {settings.chain.shown()}, "
+            f"ledger {engine.url.render_as_string(hide_password=True)}, "
+            f"broker {settings.broker.host}:{settings.broker.port} as {settings.broker.client_id!r}, "
+            f"view {settings.influx.url or 'none'}, "
+            f"health and metrics {f'http://{where[0]}:{where[1]}' if where else 'nowhere (http.port = 0)'}, "
+            f"{settings.processes} process{'es' if settings.processes > 1 else ''}, scrypt kernel {scrypt_kernel()}"
+        )
 
     @classmethod
     def from_settings(cls, settings: IngestSettings) -> "IngestService":
-        """Compose the service that settings describe; a database that is away is waited for."""
+        """Compose the service that settings describe.
+
+        A database that is away, another service with the same client id, and a port that is taken, are waited for.
+        """
         scrypt_kernel()  # a wrong choice is said now, not at the first share
         clock = make_clock(settings.clock_file)
         key_file = settings.key_file
         signer = load_key_file(key_file) if key_file.exists() else create_key_file(key_file)
         chain = connect(settings.chain.rpc, clock)
         deployment = Deployment(chain, Addresses.load(settings.chain.deployment))
-        return cls(settings, patiently(lambda: open_engine(settings.ledger)), deployment, signer, clock)
+        engine = patiently(lambda: open_engine(settings.ledger))
+        claim = Claim(engine, settings)
+        patiently(claim.take)
+        at = patiently(lambda: _listen(settings))
+        return cls(settings, engine, deployment, signer, clock, claim, at)
 
     def missing(self) -> str | None:
         """Return what keeps the service from being ready, or None."""
-        troubles = [loop.trouble for loop in (self._judging, *self._beside)]
-        alarms = [self._source.alarm, *troubles, self._judges.alarm, self._housekeeping.alarm]
-        return next(filter(None, alarms), None)
+        troubles = {loop.name: loop.trouble for loop in (self._judging, *self._beside)}
+        for name, trouble in troubles.items():
+            self.metrics.waiting.labels(name).set(trouble is not None)
+        alarms = [self._source.alarm, *troubles.values(), self._judges.alarm, self._housekeeping.alarm]
+        found = next(filter(None, alarms), None)
+        self.metrics.ready.set(found is None)
+        return found
 
     def run(self) -> None:
-        """Judge messages until `stop`."""
+        """Judge messages until `stop`; Retryable when another service took this one's place."""
+        _LOG.info("%s", self._greeting)
         self._judges.start()
         self._source.start()
-        server = threading.Thread(target=self._server.run, name="http", daemon=True) if self._server else None
+        server = None
+        if self._server is not None:
+            server = threading.Thread(target=self._server.run, args=([self._at],), name="http", daemon=True)
         for thread in (*self._beside, server, self._judging):
             if thread is not None:
                 thread.start()
@@ -121,10 +193,22 @@ class IngestService:
                 self._shards.release()
             if self._projector is not None:
                 self._view_lease.release()
+            self._claim.release()
+            _LOG.info("ended")
+        if self._lost is not None:
+            raise self._lost
 
     def stop(self) -> None:
         """Ask `run` to end; any thread or signal handler may call it."""
         self._asked.put(None)
+
+    def _keep_claim(self) -> float:
+        try:
+            self._claim.take()
+        except Claimed as error:
+            self._lost = error
+            self.stop()
+        return _CLAIM_EVERY_S
 
     def _greet(self) -> None:
         self._housekeeping.greet()
@@ -141,10 +225,10 @@ class IngestService:
             return _PROJECT_EVERY_S
         return 0.0 if self._projector.step() else _PROJECT_EVERY_S
 
-    def _project_days(self) -> float:
+    def _beside_view(self, step: Callable[[], bool]) -> float:
         if not self._view_lease.held():
             return _PROJECT_EVERY_S
-        return 0.0 if self._days.step() else _DAYS_EVERY_S
+        return 0.0 if step() else _BESIDE_EVERY_S
 
 
 def _source(settings: IngestSettings, shards: Shards | None, greet: Callable[[], None], metrics: Metrics) -> Source:
@@ -153,3 +237,11 @@ def _source(settings: IngestSettings, shards: Shards | None, greet: Callable[[],
     from ingest.nats_source import NatsSource  # noqa: PLC0415 - nats-py only where it is used
 
     return NatsSource(settings.nats, settings.broker, shards.step, greet, metrics.connected.set)
+
+
+def _listen(settings: IngestSettings) -> socket | None:
+    return listen(settings.http.host, settings.http.port, "http.port") if settings.http.port else None
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import paho.mqtt.client as mqtt
 
 from ingest.config import BrokerSettings
-from maxgreen.mqtt import Connected, Connection, Denied, Disconnected, Incoming, Notice
+from maxgreen.mqtt import BACKEND_KEEPALIVE_S, Connected, Connection, Denied, Disconnected, Incoming, Notice
 from maxgreen.protocol.identity import ROOT
 
 QUEUE: Final = 4_096  # messages; then the connection is not read on
@@ -161,4 +161,5 @@ def connection(
         in_flight=_IN_FLIGHT,
         waiting=_WAITING,
         max_retry_s=_MAX_RETRY_S,
+        keepalive_s=BACKEND_KEEPALIVE_S,
     )

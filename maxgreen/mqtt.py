@@ -31,7 +31,8 @@ from pydantic import Field, field_validator
 
 from maxgreen.settings import NoPath, Table
 
-KEEPALIVE_S: Final = 60
+KEEPALIVE_S: Final = 60  # of a device, whose every byte may cost
+BACKEND_KEEPALIVE_S: Final = 10  # a broker that hangs is noticed after twice that
 SESSION_EXPIRY_S: Final = 60 * 86_400  # as persistent_client_expiration in broker_config/mosquitto.conf
 LARGEST_BYTES: Final = 80 * 1024  # of a packet: the largest message of the protocol (P-BAT-1), topic and header
 _MOST_UNWRITTEN: Final = 500  # packets that a peer does not read, before nothing more is read from it
@@ -157,6 +158,7 @@ class Connection:
         waiting: int = 100,
         largest: int = LARGEST_BYTES,
         max_retry_s: float = 300,
+        keepalive_s: int = KEEPALIVE_S,
     ) -> None:
         """Touch nothing yet.
 
@@ -179,6 +181,7 @@ class Connection:
         self._most_waiting = waiting
         self._largest = largest
         self._max_retry_s = max_retry_s
+        self._keepalive_s = keepalive_s
         self._lock = threading.Lock()
         self._outbox: deque[_Outgoing] = deque()
         self._answers: deque[Incoming] = deque()  # to acknowledge
@@ -332,7 +335,7 @@ class Connection:
             session.SessionExpiryInterval = SESSION_EXPIRY_S
             session.MaximumPacketSize = self._largest
             options = {"clean_start": False, "properties": session}
-        client.connect(*self._addresses[0], KEEPALIVE_S, **options)
+        client.connect(*self._addresses[0], self._keepalive_s, **options)
         self._opened = True
 
     def _serve(self, client: "_Client") -> None:

@@ -1,6 +1,7 @@
 """What every service does alike: systemd's notifications, log format."""
 
 import atexit
+import errno
 import gc
 import logging
 import os
@@ -18,6 +19,8 @@ from native import kernels
 T = TypeVar("T")
 
 _AGAIN_S: Final = 2.0
+_BACKLOG: Final = 2_048
+_TO_COME: Final = {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENOBUFS}
 _PATIENCE_US: Final = 60_000_000
 _LOG: Final = logging.getLogger(__name__)
 _HEARTBEAT_S: Final = 10.0
@@ -60,6 +63,21 @@ def patiently(step: Callable[[], T]) -> T:
                 _LOG.warning("waiting: %s", said)
             notify(f"EXTEND_TIMEOUT_USEC={_PATIENCE_US}")
             time.sleep(_AGAIN_S)
+
+
+def listen(host: str, port: int, whose: str) -> socket.socket:
+    """Return a socket that listens there, 0 for any port; `whose` is the setting that names it.
+
+    Retryable where the port is taken, or the address is one to come; Fatal where no waiting helps.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        text = f"cannot listen at {host}:{port} ({whose}): {os.strerror(error.errno) if error.errno else error}"
+        if error.errno in _TO_COME:
+            raise Retryable(text) from error
+        raise Fatal(text) from error
 
 
 def collect_seldom() -> None:

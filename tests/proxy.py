@@ -1,4 +1,4 @@
-"""A TCP proxy on the loopback interface that makes a network what networks are: cut, slow, or silent."""
+"""A TCP proxy on the loopback interface that makes a network what networks are: cut, slow, silent, or a stranger."""
 
 import select
 import socket
@@ -8,24 +8,51 @@ from contextlib import suppress
 
 
 class Proxy:
-    """Passes TCP on: cut when told, not at all while `silent`, late by `delay_s` and not faster than `bytes_per_s`."""
+    """Passes TCP on: cut when told, not at all while `silent`, late by `delay_s` and not faster than `bytes_per_s`.
+
+    As something else than what is expected: `be("refuses")`, `be("hangs")`, `be("rubbish")`, and `be("passes")` again.
+    """
 
     def __init__(self, target, host="127.0.0.1"):
         self.target, self.pairs = (host, target), []
         self.silent, self.delay_s, self.bytes_per_s = False, 0.0, 0
         self.passed = 0
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(20)
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.port, self.mood = 0, "passes"
+        self._listen()
 
-    def _accept(self):
+    def _listen(self):
+        self.listener = socket.create_server(("127.0.0.1", self.port), backlog=50)
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def be(self, mood):
+        """Be that for those who come, and end what is open."""
+        before, self.mood = self.mood, mood
+        if mood == "refuses":
+            with suppress(OSError):
+                self.listener.shutdown(socket.SHUT_RDWR)
+            self.listener.close()
+        elif before == "refuses":
+            self._listen()
+        self.silent = mood == "hangs"
+        if mood != "hangs":  # there, what is open is silent too
+            self.cut()
+
+    def _accept(self, listener):
         while True:
             try:
-                ours, _ = self.listener.accept()
+                ours, _ = listener.accept()
             except OSError:
                 return
+            if self.mood == "hangs":
+                self.pairs.append((ours,))
+                continue
+            if self.mood == "rubbish":
+                with suppress(OSError):
+                    ours.sendall(b"\x00\xffwhat do you want?\r\n\r\n" * 20)
+                    ours.shutdown(socket.SHUT_WR)
+                self.pairs.append((ours,))
+                continue
             try:
                 theirs = socket.create_connection(self.target, timeout=5)
             except OSError:

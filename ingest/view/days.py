@@ -1,18 +1,16 @@
 """What each device's UTC days add up to, in the view: from the ledger's sums, written again while a day grows."""
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from sqlalchemy import Connection, Engine
 
 from ingest.view.lines import NS_PER_MS, decimal
-from ingest.view.sink import BadLinesError, Sink, TooOldError, patiently
+from ingest.view.sink import Sink, patiently, write_lines
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.sums import changed_days, day_totals
 
-_LOG: Final = logging.getLogger(__name__)
 _CHANGES: Final = 20_000
 _DEVICES: Final = 500
 _KWH: Final = 3.6e9  # mW·s
@@ -67,7 +65,7 @@ class Days:
                     lines = day_lines(connection, day_s, some)
                 if not self._may_write():
                     return False
-                self._write(lines)
+                write_lines(self._sink, lines)
         self._move(newest)
         return True
 
@@ -85,18 +83,6 @@ class Days:
     def _move(self, revision: int) -> None:
         with self._engine.begin() as connection:
             Book(connection).set_position(self._position, revision)
-
-    def _write(self, lines: list[str]) -> None:
-        try:
-            self._sink.write("\n".join(lines))
-        except TooOldError as error:
-            _LOG.info("days are not in the view, the database keeps nothing that old: %s", error)
-        except BadLinesError as error:
-            if len(lines) > 1:
-                self._write(lines[: len(lines) // 2])
-                self._write(lines[len(lines) // 2 :])
-            else:
-                _LOG.error("not in the view: %s (%s); once mended: maxgreen ingest rebuild-view", lines[0], error)
 
 
 def _some(devices: set[bytes]) -> Iterator[list[bytes]]:

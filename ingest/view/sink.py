@@ -5,7 +5,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
 from influxdb_client import InfluxDBClient
@@ -94,6 +94,23 @@ class InfluxSink:
             raise _kind(error) from error
         except (OSError, HTTPError) as error:
             raise Retryable(f"InfluxDB does not answer: {error}") from error
+
+
+def write_lines(sink: Sink, lines: Sequence[str]) -> None:
+    """Write lines of which each may be refused alone: those are said and left out, and none keeps others from the view.
+
+    Retryable and Fatal when the database is away or does not let us in.
+    """
+    try:
+        sink.write("\n".join(lines))
+    except TooOldError as error:
+        _LOG.info("not in the view, the database keeps nothing that old: %s", error)
+    except BadLinesError as error:
+        if len(lines) > 1:
+            write_lines(sink, lines[: len(lines) // 2])
+            write_lines(sink, lines[len(lines) // 2 :])
+        else:
+            _LOG.error("not in the view: %s (%s); once mended: maxgreen ingest rebuild-view", lines[0], error)
 
 
 def patiently(step: Callable[[], _T]) -> _T:

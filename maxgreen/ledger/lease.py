@@ -46,6 +46,14 @@ class Lease:
                 self._ask_at_s = now_s + (_RENEW_S if ours else _ASK_S)
             return self._renewed_s is not None and time.monotonic() + for_s < self._renewed_s + TERM_S
 
+    @property
+    def other(self) -> str:
+        """Who else has it, as far as we have seen; empty where nobody does."""
+        if self._seen is None or self._renewed_s is not None:
+            return ""
+        machine, process, _ = self._seen[0].rsplit(":", 2)
+        return f"process {process} of {'this' if machine == _machine() else 'another'} machine"
+
     def release(self) -> None:
         """Give it up; where the ledger is away, its term ends by itself."""
         self._renewed_s = None

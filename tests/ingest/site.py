@@ -61,6 +61,9 @@ class Site:
             f'[chain]\nrpc = "{self.folder}/{name}.db"\ndeployment = "{self.folder}/deployment.json"\n'
             f"refresh_s = 3600\n[http]\nport = {http}\n{more}"
         )
+        return self.service_from(config, name, environment, before)
+
+    def service_from(self, config, name, environment=None, before=()):
         log = (self.folder / f"{name}.log").open("a")
         command = [*before, MAXGREEN, "ingest", "run", "-c", config]
         return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})

@@ -1,0 +1,160 @@
+"""What happens seldom, in the view: systems, decisions, commands, closed periods. Written again, nothing changes."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, func, select
+
+from ingest.commands import command_json
+from ingest.view.lines import NS_PER_MS
+from ingest.view.sink import MAX_LINES, Sink, patiently, write_lines
+from maxgreen.clock import Clock
+from maxgreen.ledger.book import Book
+from maxgreen.ledger.engine import reader
+from maxgreen.ledger.schema import commands, decisions, devices, periods
+
+_KWH: Final = 3.6e9  # mW·s
+_SYSTEMS_EVERY_S: Final = 3_600.0
+_DAY_MS: Final = 86_400_000
+_WEI: Final = 1e18
+_SOME: Final = 1_000
+
+
+class Records:
+    """Writes what is new of each kind; `name` is that of the projector's position."""
+
+    def __init__(
+        self, engine: Engine, sink: Sink, name: str, clock: Clock, may_write: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`may_write` is asked before each request."""
+        self._engine, self._readers, self._sink, self._clock = engine, reader(engine), sink, clock
+        self._position = f"{name}-"
+        self._may_write = may_write
+        self._systems_due_s = 0.0
+        self._registered = -1
+
+    def step(self) -> bool:
+        """Write what is new; tell whether there is more. Positions move only after the write."""
+        self._write_systems()
+        kinds = (("decisions", _new_decisions), ("commands", _new_commands), ("periods", _new_periods))
+        more = [self._write_new(kind, find) for kind, find in kinds]  # every kind has its turn
+        return any(more)
+
+    def rebuild(self, *, afresh: bool = False) -> None:
+        """Write all of it, also beside the running service."""
+        if afresh:
+            with self._engine.begin() as connection:
+                for kind in ("decisions", "commands", "periods"):
+                    Book(connection).set_position(self._position + kind, 0)
+        while patiently(self.step):
+            pass
+
+    def _write_systems(self) -> None:
+        now_ms = self._clock.now_ms()
+        with self._readers.begin() as connection:
+            registered = int(connection.execute(select(func.count()).select_from(devices)).scalar_one())
+            if registered == self._registered and time.monotonic() < self._systems_due_s:
+                return
+            lines = [system_line(row, now_ms) for row in connection.execute(select(devices))]
+        for begin in range(0, len(lines), MAX_LINES):
+            if not self._may_write():
+                return
+            write_lines(self._sink, lines[begin : begin + MAX_LINES])
+        self._registered, self._systems_due_s = registered, time.monotonic() + _SYSTEMS_EVERY_S
+
+    def _write_new(self, kind: str, find: Callable[[Connection, int], tuple[list[str], int]]) -> bool:
+        with self._readers.begin() as connection:
+            position = Book(connection).position(self._position + kind)
+            lines, newest = find(connection, position)
+        if newest == position or not self._may_write():
+            return False
+        write_lines(self._sink, lines)
+        with self._engine.begin() as connection:
+            Book(connection).set_position(self._position + kind, newest)
+        return True
+
+
+def system_line(row: Any, now_ms: int) -> str:
+    """Return the line of a row of `devices`, once a UTC day; `label` is how people choose it, with its id behind."""
+    system, device = json.loads(row.system), bytes(row.device).hex()
+    name = f"{str(system['kind']).replace('_', ' ')} {row.token}"
+    status = system["statuses"][-1][1] if system["statuses"] else "unknown"
+    return (
+        f"system,device={device},label={_tag(f'{name}|{device}')},owner={_tag(row.owner)} "
+        f"token={row.token}i,status={_text(status)} {now_ms // _DAY_MS * _DAY_MS * NS_PER_MS}"
+    )
+
+
+def _new_decisions(connection: Connection, after: int) -> tuple[list[str], int]:
+    query = select(decisions).where(decisions.c.id > after).order_by(decisions.c.id).limit(_SOME)
+    rows = connection.execute(query).all()
+    lines = [
+        f"decision,device={bytes(row.device).hex()},action={_tag(row.action)} who={_text(row.who)},"
+        f"text={_text(row.text)},from_seq={row.from_seq}i,to_seq={row.to_seq}i "
+        f"{row.at_ms * NS_PER_MS + row.id % NS_PER_MS}"
+        for row in rows
+    ]
+    return lines, rows[-1].id if rows else after
+
+
+def _new_commands(connection: Connection, after: int) -> tuple[list[str], int]:
+    query = select(commands).where(commands.c.id > after).order_by(commands.c.id).limit(_SOME)
+    rows = connection.execute(query).all()
+    lines = []
+    for row in rows:
+        one = command_json(row, 0)
+        lines.append(
+            f"command,device={one['device']},kind={_tag(one['kind'])} who={_text(one['who'])},"
+            f"text={_text(one['kind'].replace('_', ' '))} {one['issued_ms'] * NS_PER_MS + row.id % NS_PER_MS}"
+        )
+    return lines, rows[-1].id if rows else after
+
+
+def _new_periods(connection: Connection, after: int) -> tuple[list[str], int]:
+    query = select(periods).where(periods.c.closed_ms > after).order_by(periods.c.closed_ms).limit(1)
+    row = connection.execute(query).first()
+    if row is None:
+        return [], after
+    return list(_period_lines(json.loads(row.document))), int(row.closed_ms)
+
+
+def _period_lines(run: Any) -> Iterator[str]:
+    """Yield the lines of a closed period, at its begin; a revision takes the place of what it revises."""
+    begin = datetime.fromisoformat(f"{run['period']}-01"[:10]).replace(tzinfo=UTC)
+    t_ns = int(begin.timestamp()) * 1_000_000_000
+    sums = {"sent": 0, "received": 0, "payable": 0, "held": 0, "disputed": 0}
+    for line in run["lines"]:
+        own = {
+            "sent": int(line["sent_mws"]), "received": int(line["received_mws"]), "payable": int(line["payable_mws"]),
+            "held": sum(map(int, line["held"].values())), "disputed": sum(map(int, line["disputed"].values())),
+        }  # fmt: skip
+        sums = {name: value + own[name] for name, value in sums.items()}
+        tags = f"period={run['period']},line={line['line'][:16]},miner={line['miner']},node={line['node']}"
+        yield (
+            f"line,{tags} {_energies(own)},expected_loss_kwh={int(line['expected_loss_mws']) / _KWH},"
+            f"minted={int(line['mint_wei']) / _WEI},online_windows={line['online_windows']}i,"
+            f"counted_windows={line['counted_windows']}i,trouble={_text(line['trouble'])} {t_ns}"
+        )
+    counts = f"lines={len(run['lines'])}i,revision={run['revision']}i"
+    yield f"period,period={run['period']} {_energies(sums)},{counts} {t_ns}"
+
+
+def _energies(mws: dict[str, int]) -> str:
+    loss = mws["sent"] - mws["received"]
+    share = f",loss_share={loss / mws['sent']}" if mws["sent"] else ""
+    return ",".join(f"{name}_kwh={value / _KWH}" for name, value in mws.items()) + f",loss_kwh={loss / _KWH}{share}"
+
+
+def _tag(text: str) -> str:
+    """Return a tag's value, escaped (InfluxDB documentation, "Line protocol")."""
+    clean = "".join(c for c in text if c.isprintable()) or "-"
+    return clean.replace("\\", "/").replace(",", "\\,").replace("=", "\\=").replace(" ", "\\ ")
+
+
+def _text(text: str) -> str:
+    """Return a string field's value, in one line."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return '"' + clean.replace("\\", "\\\\").replace('"', '\\"') + '"'
