@@ -41,6 +41,8 @@ check: venv ## what CI checks besides the tests: format, lint, types, imports, c
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/vectors.py --check
 	$(BIN)/python scripts/rules.py
+	$(BIN)/python scripts/dashboards.py --check
+	$(BIN)/python scripts/alarms.py --check
 	scripts/contracts check
 	scripts/web check
 

@@ -7,8 +7,11 @@ from urllib.parse import urlsplit
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from maxgreen.backend import deployment_faults, ledger_faults
+from maxgreen.keyfile import load_key_file
 from maxgreen.mqtt import BrokerTable
-from maxgreen.settings import NoPath, ServiceSettings, Table, missing_file
+from maxgreen.settings import NoPath, ServiceSettings, Table, missing_file, tried
+from maxgreen.store import open_store
 
 
 class HttpSettings(Table):
@@ -51,13 +54,14 @@ class DappSettings(ServiceSettings):
 
     def faults(self) -> Iterator[str]:
         """Yield what `run` would refuse."""
-        if urlsplit(self.ledger).scheme.partition("+")[0] not in {"sqlite", "postgresql"}:
-            yield "ledger: expected sqlite:///FILE or postgresql://USER@HOST/NAME"
-        yield from missing_file("deployment", self.deployment)
-        yield from missing_file("key_file", self.key_file)
+        yield from ledger_faults(self.ledger)
+        yield from deployment_faults("deployment", self.deployment)
+        yield from tried("evidence", lambda: open_store(self.evidence))
+        if (key := self.key_file) is not None:
+            yield from tried("key_file", lambda: load_key_file(key))
         yield from missing_file("clock_file", self.clock_file)
-        for name in ("ca", "certificate", "key"):
-            yield from missing_file(f"live.{name}", getattr(self.live, name))
+        if self.live.enabled:
+            yield from self.live.faults("live")
         address = urlsplit(self.http.url)
         if address.scheme not in {"http", "https"} or not address.hostname:
             yield f"http.url = {self.http.url!r}: expected http://HOST:PORT or https://HOST"

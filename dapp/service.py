@@ -15,6 +15,7 @@ from dapp.config import DappSettings
 from dapp.live import Live
 from dapp.world import World
 from maxgreen.chain.code import verify
+from maxgreen.lock import FileLock
 from maxgreen.service import listen, notify, patiently
 
 _LOG: Final = logging.getLogger(__name__)
@@ -37,17 +38,22 @@ class DappService:
             app.include_router(more)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_OPEN_PAGES_S, server_header=False)
         self._at = at or _listen(settings)
+        self._lock: FileLock | None = None  # held as long as this is
         self._server = uvicorn.Server(config)
 
     @classmethod
     def from_settings(cls, settings: DappSettings) -> "DappService":
         """Compose the service; Fatal when the chain is another one, or its contracts are others.
 
-        A ledger or chain that is away, and a port that is taken, is waited for.
+        A ledger or chain that is away, a port that is taken, and other pages on the same state, are waited for.
         """
+        path = settings.state_file
+        lock = patiently(lambda: FileLock(path.with_name(f"{path.name}.lock"), "maxgreen dapp", path))
         world = patiently(lambda: World.from_settings(settings))
         patiently(lambda: verify(world.deployment.chain, world.deployment.addresses))
-        return cls(world, settings, at=patiently(lambda: _listen(settings)))
+        made = cls(world, settings, at=patiently(lambda: _listen(settings)))
+        made._lock = lock
+        return made
 
     def run(self) -> None:
         """Serve until `stop`."""

@@ -8,8 +8,11 @@ from urllib.parse import urlsplit
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from maxgreen.backend import deployment_faults, ledger_faults
+from maxgreen.keyfile import load_key_file
 from maxgreen.mqtt import BrokerTable
-from maxgreen.settings import NoPath, ServiceSettings, Table, missing_file
+from maxgreen.settings import NoPath, ServiceSettings, Table, missing_file, tried
+from maxgreen.store import open_store
 
 
 class BrokerSettings(BrokerTable):
@@ -82,17 +85,19 @@ class IngestSettings(ServiceSettings):
 
     def faults(self) -> Iterator[str]:
         """Yield what `run` would refuse."""
-        address = urlsplit(self.ledger)
-        if address.scheme.partition("+")[0] not in {"sqlite", "postgresql"}:
-            yield "ledger: expected sqlite:///FILE or postgresql://USER@HOST/NAME"
+        yield from ledger_faults(self.ledger)
         for name, path in (
-            ("chain.deployment", self.chain.deployment),
             ("influx.token_file", self.influx.token_file),
             ("clock_file", self.clock_file),
-            *((f"broker.{name}", getattr(self.broker, name)) for name in ("ca", "certificate", "key")),
             *((f"nats.{name}", getattr(self.nats, name)) for name in ("ca", "certificate", "key", "credentials")),
         ):
             yield from missing_file(name, path)
+        yield from self.broker.faults("broker")
+        yield from deployment_faults("chain.deployment", self.chain.deployment)
+        if self.key_file.exists():
+            yield from tried("key_file", lambda: load_key_file(self.key_file))
+        if self.evidence:
+            yield from tried("evidence", lambda: open_store(self.evidence))
         for server in self.nats.servers:
             if urlsplit(server).scheme not in {"nats", "tls"} or not urlsplit(server).hostname:
                 yield f"nats.servers: {server!r}: expected nats://HOST:PORT or tls://HOST:PORT"

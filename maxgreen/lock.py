@@ -15,20 +15,23 @@ _PATIENCE_S: Final = 2.0
 _NAME: Final = ".lock"
 
 
-class FolderLock:
-    """Holds a folder; the lock's file says who does."""
+class FileLock:
+    """Holds a file or folder; the lock's own file says who does."""
 
-    def __init__(self, folder: Path, holder: str, **more: str) -> None:
-        """Take it; Retryable names the process that has it. `more` is told to whoever looks."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = (folder / _NAME).open("a+")
+    def __init__(self, path: Path, holder: str, what: Path, **more: str) -> None:
+        """Take `path`, which is the lock of `what`; Retryable names the process that has it.
+
+        `more` is told to whoever looks.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = path.open("a+")
         deadline = time.monotonic() + _PATIENCE_S
         while not _taken(self._file):  # somebody who only looks holds it for an instant
             if time.monotonic() > deadline:
                 other = _told(self._file.name)
                 self._file.close()
                 who = f"'{other.get('holder', 'another process')}', process {other.get('pid', '?')}"
-                raise Retryable(f"{folder} is in use by {who}; stop it first")
+                raise Retryable(f"{what} is in use by {who}; stop it first")
             time.sleep(0.05)
         self._told = {"pid": str(os.getpid()), "holder": holder}
         self.tell(**more)
@@ -49,6 +52,14 @@ class FolderLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.release()
+
+
+class FolderLock(FileLock):
+    """Holds a folder."""
+
+    def __init__(self, folder: Path, holder: str, **more: str) -> None:
+        """Take it; Retryable names the process that has it."""
+        super().__init__(folder / _NAME, holder, folder, **more)
 
 
 def holder_of(folder: Path) -> Mapping[str, Any] | None:

@@ -15,7 +15,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from pydantic import Field, field_validator
 
-from maxgreen.settings import NoPath, Table
+from maxgreen.settings import NoPath, Table, missing_file
 
 KEEPALIVE_S: Final = 60  # of a device, whose every byte may cost
 BACKEND_KEEPALIVE_S: Final = 10  # a broker that hangs is noticed after twice that
@@ -71,6 +71,29 @@ class BrokerTable(Table):
         """Return every address, the first one to try first."""
         parted = [other.rpartition(":") for other in self.others]
         return [(self.host, self.port), *((host.strip("[]"), int(port)) for host, _, port in parted)]
+
+    def faults(self, name: str) -> Iterator[str]:
+        """Yield what no connection could use; `name` is the table's."""
+        before: list[str] = []
+        for key in ("ca", "certificate", "key"):
+            before += missing_file(f"{name}.{key}", getattr(self, key))
+        yield from before
+        if bool(self.certificate) != bool(self.key):
+            yield f"{name}: certificate and key go together"
+        elif not before and self.ca is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            try:
+                context.load_verify_locations(self.ca)
+            except (ssl.SSLError, OSError):
+                yield f"{name}.ca = {self.ca}: no certificate (PEM)"
+            if self.certificate and self.key:
+                try:
+                    context.load_cert_chain(self.certificate, self.key, password="")
+                except (ssl.SSLError, OSError, ValueError):
+                    yield f"{name}: certificate {self.certificate} and key {self.key} do not belong together"
+                expired = _expired(self.certificate)
+                if expired:
+                    yield f"{name}.certificate: {expired}"
 
     def files(self) -> tuple[Path, ...]:
         """Return the files that a connection reads."""

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -10,7 +10,7 @@ import typer
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from maxgreen.errors import Fatal
+from maxgreen.errors import Fatal, MaxgreenError
 
 
 def _path_or_none(value: Any) -> Any:
@@ -79,6 +79,14 @@ def _read(kind: type[S], path: Path) -> tuple[S | None, list[str]]:
             f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg'].removeprefix('Value error, ')}"
             for one in error.errors()
         ]
+
+
+def tried(name: str, step: Callable[[], object]) -> Iterator[str]:
+    """Yield what a step says is wrong with a setting."""
+    try:
+        step()
+    except MaxgreenError as error:
+        yield f"{name}: {error}"
 
 
 def missing_file(name: str, path: Path | None) -> Iterator[str]:

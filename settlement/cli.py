@@ -1,6 +1,7 @@
 """`maxgreen settle`: run, revise, status, statement, pack, explain, checks, modules, open-line, config."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +18,10 @@ from maxgreen.errors import Retryable, UsageError
 from maxgreen.ledger.engine import open_engine
 from maxgreen.lock import FolderLock
 from maxgreen.protocol.pack import PackError
-from maxgreen.service import log_to_stderr
+from maxgreen.service import log_to_stderr, patiently
 from maxgreen.settings import config_commands, load
 from maxgreen.store import open_store
+from maxgreen.textfile import write_figures
 from maxgreen.units import kwh
 from settlement.audit_chain import module_files
 from settlement.audit_cli import open_chain
@@ -64,7 +66,7 @@ def run(
     period_bounds(period)
     _tell(
         period,
-        lambda: SettlementService.from_settings(settings).run(period, wait=settings.wait),
+        lambda: patiently(lambda: SettlementService.from_settings(settings).run(period, wait=settings.wait)),
         settings,
         as_json=as_json,
     )
@@ -82,7 +84,7 @@ def revise(
     period_bounds(period)
     _tell(
         period,
-        lambda: SettlementService.from_settings(settings).revise(period, wait=settings.wait),
+        lambda: patiently(lambda: SettlementService.from_settings(settings).revise(period, wait=settings.wait)),
         settings,
         as_json=as_json,
     )
@@ -90,14 +92,20 @@ def revise(
 
 def _tell(period: str, step: Callable[[], Settled], settings: SettlementSettings, *, as_json: bool) -> None:
     """Do a step while no other run of this machine does, and say how far it came."""
+    begun_s, failed = time.time(), True
+    settled: Settled | None = None
     try:
         with _alone(settings.output_dir):
             settled = step()
+            failed = False
     except NotReadyError as error:
+        failed = False
         print(
             json.dumps({"period": period, "state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}"
         )
         raise typer.Exit(NOT_READY) from error
+    finally:
+        write_figures(settings.metrics_dir, "settlement", _figures(period, begun_s, settled, failed=failed))
     summary = settled.summary()
     if as_json:
         print(json.dumps(summary))
@@ -109,6 +117,15 @@ def _tell(period: str, step: Callable[[], Settled], settings: SettlementSettings
     for line, text in refused.items():
         print(f"line {line}: {text}")
     print(f"next: {then}")
+
+
+def _figures(period: str, begun_s: float, settled: Settled | None, *, failed: bool) -> dict[str, tuple[str, float]]:
+    return {
+        "last_run_timestamp_seconds": ("When the last run began", begun_s),
+        "last_run_failed": ("1 when it ended with an error", float(failed)),
+        "period_end_timestamp_seconds": ("When the period that it was for ended", float(period_bounds(period)[1])),
+        "period_paid": ("1 when nothing of it waits any more", float(settled is not None and settled.is_paid)),
+    }
 
 
 def _alone(folder: Path) -> FolderLock:

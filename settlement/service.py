@@ -63,6 +63,11 @@ class Settled:
             "statement": str(self.statement),
         }
 
+    @property
+    def is_paid(self) -> bool:
+        """Whether nothing of it waits any more."""
+        return self.posted is None or (self.posted.status is OrderStatus.APPROVED and not self.refused)
+
     def next_step(self) -> str:
         """Say what comes next, and whose turn it is."""
         posted = self.posted

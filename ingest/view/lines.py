@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any, Final
 
-from maxgreen.protocol.batch import channels_of
+from maxgreen.protocol.batch import EventKind, contents_of, role_name
 from maxgreen.protocol.reasons import Reason, Verdict
 from native.lines import minute_lines, sample_lines
 
@@ -40,8 +40,12 @@ def _batch_parts(row: Any) -> Iterator[str]:
         return
     if row.shares:
         yield f"work,device={device} shares={row.shares}i,hashes={float(row.hashes)} {row.t0_ms * NS_PER_MS}"
-    for channel in channels_of(bytes(row.message)):
-        tags = f"device={device},channel={channel.number},role={channel.role}"
+    channels, events = contents_of(bytes(row.message))
+    for place, event in enumerate(events):
+        t_ns = (row.t0_ms + event.offset_ms) * NS_PER_MS + row.seq % 1_000 * 1_000 + place % 1_000
+        yield f'event,device={device} text="{_event_name(event.kind)}",kind={event.kind}i {t_ns}'
+    for channel in channels:
+        tags = f"device={device},channel={channel.number},role={role_name(channel.role)}"
         arrays = (channel.voltage, channel.current, channel.offsets)
         yield sample_lines(tags, *arrays, row.t0_ms).decode()[:-1]
         yield minute_lines(tags, *arrays, row.t0_ms, row.seq % NS_PER_MS).decode()[:-1]
@@ -50,6 +54,13 @@ def _batch_parts(row: Any) -> Iterator[str]:
             f"register,{tags} forward_kwh={channel.register_mws / 3.6e9},reverse_kwh={channel.reverse_mws / 3.6e9},"
             f"gap_s={decimal(channel.gap_ms, 3)} {last_ns}"
         )
+
+
+def _event_name(kind: int) -> str:
+    try:
+        return EventKind(kind).name.lower().replace("_", " ")
+    except ValueError:
+        return f"event {kind}"
 
 
 def sample_line(tags: str, voltage_uv: int, current_ua: int, t_ms: int) -> str:

@@ -71,8 +71,8 @@ def make_wallet(name: str, password: str, secret: bytes | None = None) -> Wallet
     return Wallet(name, account.address, path)
 
 
-def load_account(which: str) -> LocalAccount:
-    """Return the account of a wallet's name, a keystore file or a file with a bare secret; Fatal says what is wrong."""
+def find_account(which: str) -> tuple[Path, str]:
+    """Return the file of a wallet's name, or of a path, and what is in it; Fatal says why there is none."""
     path = folder() / f"{which}.json" if _NAME.fullmatch(which) and not Path(which).exists() else Path(which)
     try:
         if path.stat().st_size > _LARGEST:
@@ -83,6 +83,12 @@ def load_account(which: str) -> LocalAccount:
         raise Fatal(f"account {which}: {error.strerror} (wallets: {known})") from error
     except UnicodeDecodeError as error:
         raise Fatal(f"account {path}: neither a keystore nor a secret in hex") from error
+    return path, text
+
+
+def load_account(which: str) -> LocalAccount:
+    """Return the account of a wallet's name, a keystore file or a file with a bare secret; Fatal says what is wrong."""
+    path, text = find_account(which)
     if not text.lstrip().startswith("{"):
         return account_from_file(path)
     try:

@@ -84,8 +84,11 @@ class Addresses:
         try:
             value = json.loads(path.read_text())
             return cls(**{name: value[name] for name in cls.__dataclass_fields__})
-        except (OSError, ValueError, KeyError) as error:
-            raise Fatal(f"deployment file {path}: {error}; 'maxgreen chain deploy' writes one") from error
+        except OSError as error:
+            raise Fatal(f"deployment file {path}: {error.strerror}; 'maxgreen chain deploy' writes one") from error
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"it says nothing of {error}" if isinstance(error, KeyError) else "it is no JSON object"
+            raise Fatal(f"deployment file {path}: {what}; 'maxgreen chain deploy' writes one") from error
 
 
 class Deployment:

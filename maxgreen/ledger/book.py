@@ -1,7 +1,7 @@
 """Reading the ledger, and writing what is not judged; a Book lives within one transaction of its caller."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, Final, Protocol
@@ -75,6 +75,15 @@ class Book:
         """Return every device, by token."""
         rows = self._db.execute(select(devices).order_by(devices.c.token))
         return [known_device(row.token, row.owner, row.system) for row in rows]
+
+    def roles(self, ids: Sequence[bytes]) -> dict[tuple[bytes, int], int]:
+        """Return what the channels of some devices measure, as the registry says it: protocol.batch.Role."""
+        query = select(devices.c.device, devices.c.system).where(devices.c.device.in_(ids))
+        return {
+            (bytes(row.device), int(channel["number"])): int(channel["role"])
+            for row in self._db.execute(query)
+            for channel in json.loads(row.system)["channels"]
+        }
 
     def device_of(self, token: int) -> KnownDevice | None:
         """Return the device whose key counts for a system now."""

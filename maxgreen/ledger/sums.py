@@ -17,6 +17,9 @@ _WINDOW_MERGES: Final = {
     "revision": NEW,
 }
 DAY_S: Final = 86_400  # a UTC day, named by its first second
+HOUR_S: Final = 3_600
+_DEVICE_SUMS: Final = ("accepted", "rejected", "suspended", "shares", "hashes")
+_CHANNEL_SUMS: Final = ("energy_mws", "reverse_mws", "counted_ms", "unmetered_ms")
 _CARRIES: Final = f"{{table}}.square_low + excluded.square_low >= {SQUARE_UNIT}"
 _SUM_MERGES: Final = {
     **dict.fromkeys(("energy_mws", "reverse_mws"), ADD),
@@ -76,16 +79,16 @@ def sums_revision(connection: Connection, device: bytes, from_s: int, until_s: i
     return int(connection.execute(query).scalar() or 0)
 
 
-def changed_days(connection: Connection, revision: int, limit: int) -> tuple[dict[int, set[bytes]], int | None]:
-    """Return the days, and whose, that the next `limit` changes of a verdict touch, and the last change's revision."""
+def changed_hours(connection: Connection, revision: int, limit: int) -> tuple[dict[int, set[bytes]], int | None]:
+    """Return the hours, and whose, that the next `limit` changes of a verdict touch, and the last change's revision."""
     query = select(batches.c.revision, batches.c.device, batches.c.t0_ms).where(batches.c.revision > revision)
-    days: dict[int, set[bytes]] = defaultdict(set)
+    hours: dict[int, set[bytes]] = defaultdict(set)
     newest: int | None = None
     for row in connection.execute(query.order_by(batches.c.revision).limit(limit)):
         newest = int(row.revision)
         if row.t0_ms is not None:
-            days[row.t0_ms // 1000 // DAY_S * DAY_S].add(bytes(row.device))
-    return dict(days), newest
+            hours[row.t0_ms // 1000 // HOUR_S * HOUR_S].add(bytes(row.device))
+    return dict(hours), newest
 
 
 def days_of(connection: Connection, device: bytes, from_s: int, revision: int) -> list[int]:
@@ -95,19 +98,34 @@ def days_of(connection: Connection, device: bytes, from_s: int, revision: int) -
     return [int(row[0]) for row in connection.execute(query.having(func.max(windows.c.revision) <= revision))]
 
 
-def day_totals(connection: Connection, day_s: int, devices: Collection[bytes]) -> tuple[list[Any], list[Any]]:
-    """Return what a day of some devices adds up to: a row for each device, and one for each of their channels."""
+def channel_totals(
+    connection: Connection, from_s: int, until_s: int, span_s: int, devices: Collection[bytes]
+) -> list[Any]:
+    """Return what each `span_s` of from ≤ t < until adds up to, by channel of some devices: rows with its `begin_s`."""
+    return _totals(connection, sums, ("device", "channel"), _CHANNEL_SUMS, (from_s, until_s, span_s), devices)
 
-    def totals(table: Any, by: tuple[str, ...], names: tuple[str, ...]) -> list[Any]:
-        keys = [table.c[name] for name in by]
-        query = select(*keys, *(func.sum(table.c[name]).label(name) for name in names))
-        query = query.where(table.c.device.in_(devices), table.c.window_s >= day_s, table.c.window_s < day_s + DAY_S)
-        return list(connection.execute(query.group_by(*keys).order_by(*keys)))
 
-    return (
-        totals(windows, ("device",), ("accepted", "rejected", "suspended", "shares", "hashes")),
-        totals(sums, ("device", "channel"), ("energy_mws", "reverse_mws", "counted_ms", "unmetered_ms")),
-    )
+def device_totals(
+    connection: Connection, from_s: int, until_s: int, span_s: int, devices: Collection[bytes]
+) -> list[Any]:
+    """Return the same of whole devices: their batches by verdict, and their work."""
+    return _totals(connection, windows, ("device",), _DEVICE_SUMS, (from_s, until_s, span_s), devices)
+
+
+def _totals(
+    connection: Connection,
+    table: Any,
+    by: tuple[str, ...],
+    names: tuple[str, ...],
+    span: tuple[int, int, int],
+    devices: Collection[bytes],
+) -> list[Any]:
+    from_s, until_s, span_s = span
+    begin = (table.c.window_s - table.c.window_s % span_s).label("begin_s")
+    keys = [*(table.c[name] for name in by), begin]
+    query = select(*keys, *(func.sum(table.c[name]).label(name) for name in names))
+    query = query.where(table.c.device.in_(devices), table.c.window_s >= from_s, table.c.window_s < until_s)
+    return list(connection.execute(query.group_by(*keys).order_by(*keys)))
 
 
 def replace_sums(connection: Connection, device: bytes, counted: Sums, revision: int) -> None:

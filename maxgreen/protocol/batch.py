@@ -45,6 +45,9 @@ class Role(IntEnum):
     TAKEN_OUT = 4
 
 
+_ROLE_NAMES: Final = {int(role): role.name.lower() for role in Role}
+
+
 class EventKind(IntEnum):
     """What happened on the device; other numbers are carried, not understood."""
 
@@ -250,10 +253,23 @@ def parse_batch(message: bytes) -> SignedBatch:
     return parse_any_batch(message)
 
 
+def role_name(role: int) -> str:
+    """Return what a channel measures, in a word: `sent`; of a role that is not known yet its number."""
+    return _ROLE_NAMES.get(role) or str(role)
+
+
 def channels_of(message: bytes) -> tuple[Channel, ...]:
     """Return the channels of a signed message that was parsed before."""
+    return contents_of(message)[0]
+
+
+def contents_of(message: bytes) -> tuple[tuple[Channel, ...], "tuple[Event, ...]"]:
+    """Return the channels and events of a signed message that was parsed before."""
     numbers = common.read(message)
-    return parse_any_batch(message).batch.channels if numbers is None else _common_channels(message, numbers)
+    if numbers is not None:  # the form that most batches have: without events
+        return _common_channels(message, numbers), ()
+    batch = parse_any_batch(message).batch
+    return batch.channels, batch.events
 
 
 def parse_any_batch(message: bytes) -> SignedBatch:

@@ -123,14 +123,14 @@ def test_the_cron_file_runs_the_same_command_as_the_unit():
 
 
 def test_grafanas_files_point_at_each_other():
-    source = yaml.safe_load((ROOT / "grafana/provisioning/datasources/maxgreen.yaml").read_text())["datasources"][0]
+    found = yaml.safe_load((ROOT / "grafana/provisioning/datasources/maxgreen.yaml").read_text())["datasources"]
+    sources = {one["uid"] for one in found}
     provider = yaml.safe_load((ROOT / "grafana/provisioning/dashboards/maxgreen.yaml").read_text())["providers"][0]
-    dashboard = json.loads((ROOT / "grafana/dashboards/energy.json").read_text())
     assert provider["type"] == "file"
-    assert dashboard["uid"] == "maxgreen-energy"
-    for panel in dashboard["panels"]:
-        assert panel["datasource"]["uid"] == source["uid"]
-        assert panel["description"]
+    assert provider["options"]["path"] == "/etc/grafana/dashboards/maxgreen"
+    for path in (ROOT / "grafana/dashboards").glob("*.json"):
+        for panel in json.loads(path.read_text())["panels"]:
+            assert panel["datasource"]["uid"] in sources
 
 
 @pytest.mark.parametrize("service", ["agent", "ingest", "settle"])
