@@ -22,12 +22,20 @@ SUMMARIES: Final = {
     "node": "storage nodes: requests, deliveries, room",
     "dao": "members of the DAO: look, propose, vote, carry out",
     "operator": "orders, records, readings for owners",
+    "doctor": "look at everything the services need, and say what to do",
+    "backup": "copy ledger, keys, settings and evidence while all runs",
+    "restore": "put a backup back",
     "ca": "certificates of the broker, services and devices",
     "chain": "contracts, and a local chain for trials",
     "selftest": "test and time what this machine computes",
     "demo": "a day of measured sunlight becomes tokens",
     "simulate": "virtual panels and storage nodes over real MQTT",
 }
+
+
+_EXTRAS: Final = {"agent": "agent", "ingest": "ingest", "ca": "ingest"} | dict.fromkeys(
+    ("dapp", "backup", "restore", "doctor"), "dapp"
+)
 
 
 class LazyGroup(TyperGroup):
@@ -53,7 +61,7 @@ def _load(point: EntryPoint) -> Any:
     try:
         target: Any = point.load()
     except ModuleNotFoundError as error:
-        extra = {"agent": "agent", "ingest": "ingest", "dapp": "dapp", "ca": "ingest"}.get(point.name, "settlement")
+        extra = _EXTRAS.get(point.name, "settlement")
         raise Fatal(
             f"'maxgreen {point.name}' needs the Python module {error.name!r}; install it with: "
             f"pip install 'maxgreen[{extra}]'"

@@ -71,9 +71,14 @@ def make_wallet(name: str, password: str, secret: bytes | None = None) -> Wallet
     return Wallet(name, account.address, path)
 
 
+def account_path(which: str) -> Path:
+    """Return the file of a wallet's name, or of a path."""
+    return folder() / f"{which}.json" if _NAME.fullmatch(which) and not Path(which).exists() else Path(which)
+
+
 def find_account(which: str) -> tuple[Path, str]:
     """Return the file of a wallet's name, or of a path, and what is in it; Fatal says why there is none."""
-    path = folder() / f"{which}.json" if _NAME.fullmatch(which) and not Path(which).exists() else Path(which)
+    path = account_path(which)
     try:
         if path.stat().st_size > _LARGEST:
             raise Fatal(f"account {path}: too large for a keystore")

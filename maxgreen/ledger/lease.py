@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Engine, delete, select, update
+from sqlalchemy import Connection, Engine, delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from maxgreen.errors import Retryable
@@ -80,6 +80,13 @@ class Lease:
                 return bool(connection.execute(taken.values(holder=self._holder, renewals=seen[1] + 1)).rowcount)
         except IntegrityError:  # another took it in this moment
             return False
+
+
+def living_holders(connection: Connection) -> list[str]:
+    """Return the processes of this machine that hold a lease of a ledger, and live."""
+    holders = connection.execute(select(leases.c.holder).distinct()).scalars()
+    parted = [holder.rsplit(":", 2) for holder in holders if not _ended(holder)]
+    return sorted({f"process {process}" for machine, process, _ in parted if machine == _machine()})
 
 
 def _ended(holder: str) -> bool:

@@ -46,7 +46,7 @@ class Site:
         with self.engine.begin() as connection:
             Book(connection).set_limits(0, Limits(pow_nbits_min=EASY, late_s=10**8))
 
-    def service(self, name="ingest", http=0, processes=1, more="", environment=None, before=()):
+    def service(self, name="ingest", http=0, processes=1, more="", environment=None, before=(), client_id=None):
         """Start a service; a chain's file has one owner, so each has its own copy. `before`: what starts the command."""
         with (
             sqlite3.connect(self.folder / "deployed.db") as deployed,
@@ -57,7 +57,7 @@ class Site:
         config.write_text(
             f'ledger = "{self.url}"\nprocesses = {processes}\nkey_file = "{self.folder}/backend.pem"\n'
             + (f'clock_file = "{self.folder}/clock"\n' if (self.folder / "clock").exists() else "")
-            + f'[broker]\nport = {self.broker_port}\nclient_id = "{name}"\n{self.behind}'
+            + f'[broker]\nport = {self.broker_port}\nclient_id = "{client_id or name}"\n{self.behind}'
             f'[chain]\nrpc = "{self.folder}/{name}.db"\ndeployment = "{self.folder}/deployment.json"\n'
             f"refresh_s = 3600\n[http]\nport = {http}\n{more}"
         )

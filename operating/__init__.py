@@ -1,0 +1,1 @@
+"""What an operator does with all services at once: look (`doctor`), back up, restore."""
