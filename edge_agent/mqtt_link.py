@@ -7,6 +7,7 @@ from typing import Final, Protocol
 import paho.mqtt.client as mqtt
 
 from edge_agent.config import BrokerSettings, ProtocolName
+from edge_agent.renewal import take_certificate
 from maxgreen.mqtt import Connection, Incoming, Notice
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 
@@ -47,14 +48,21 @@ class MqttLink:
     def __init__(self, settings: BrokerSettings, device: bytes, will: bytes) -> None:
         self.notices: queue.SimpleQueue[Notice | None] = queue.SimpleQueue()
         self.heard: Callable[[bytes], None] = lambda _payload: None
+        self._settings, self._device = settings, device
         self._command_topic = device_topic(device, "command")
+        self._certificate_topic = device_topic(device, "certificate")
         self._connection = Connection(
             settings,
             device.hex(),
             sink=self._take,
             has_room=lambda: self.notices.qsize() < _MOST_NOTICES,
             # beacons at QoS 0: the newest is retained, and none queues for a device that is away
-            subscriptions=[(device_topic(device, "receipt"), 1), (self._command_topic, 1), (BEACON_TOPIC, 0)],
+            subscriptions=[
+                (device_topic(device, "receipt"), 1),
+                (self._command_topic, 1),
+                (self._certificate_topic, 1),
+                (BEACON_TOPIC, 0),
+            ],
             will=(device_topic(device, "status"), will),
             versions=_VERSIONS[settings.protocol],
             in_flight=settings.window,
@@ -75,6 +83,9 @@ class MqttLink:
         self._connection.stop()
 
     def _take(self, notice: Notice) -> None:
+        if isinstance(notice, Incoming) and notice.topic == self._certificate_topic:
+            take_certificate(self._settings, self._device, notice.payload)
+            return
         self.notices.put(notice)
         if isinstance(notice, Incoming) and notice.topic == self._command_topic:
             self.heard(notice.payload)

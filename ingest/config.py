@@ -73,6 +73,9 @@ class IngestSettings(ServiceSettings):
     evidence: str = Field(
         default="", description="settlement's evidence store, for what was pruned: a folder, or s3://… as there"
     )
+    certificates: NoPath = Field(
+        default=None, description="folder of 'maxgreen ca renew': each device is sent its own; empty = none"
+    )
     clock_file: NoPath = Field(default=None, description="trials only: a file that holds the time, ms")
     processes: int = Field(
         default=1, ge=1, le=64, description="how many judge; for a fleet as many as there are processors"

@@ -11,6 +11,7 @@ from typing import Final
 import uvicorn
 from sqlalchemy import Engine
 
+from ingest.certificates import Certificates
 from ingest.config import IngestSettings
 from ingest.crew import Crew
 from ingest.figures import Figures, News
@@ -120,6 +121,10 @@ class IngestService:
                 Loop("the view's days", lambda: self._beside_view(self._days.step), self._stopping),
                 Loop("the view's records", lambda: self._beside_view(self._records.step), self._stopping),
             ]
+        if settings.certificates is not None:
+            self._beside.append(
+                Loop("certificates", Certificates(settings.certificates, self._source).step, self._stopping)
+            )
         self._server: uvicorn.Server | None = None
         self._at = at or _listen(settings)
         if self._at is not None:

@@ -31,10 +31,12 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEFORE: Final = timedelta(days=1)  # the clock of a device may be behind
 _LONGEST: Final = 16_384  # bytes of a request
 _CRL_DAYS: Final = 3_650  # a list that is over would keep everybody out
-_SCHEMA: Final = (
-    "CREATE TABLE IF NOT EXISTS certificates (serial TEXT PRIMARY KEY, name TEXT NOT NULL, until_s INTEGER NOT NULL, "
-    "revoked_s INTEGER, pem TEXT NOT NULL)"
-)
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS certificates (
+    serial TEXT PRIMARY KEY, name TEXT NOT NULL, until_s INTEGER NOT NULL, revoked_s INTEGER, pem TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS certificates_by_name ON certificates (name);
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class Authority:
             raise Fatal(f"authority {folder}: ca.key is no P-256 key")
         self._key = key
         with self._db() as db:
-            db.execute(_SCHEMA)
+            db.executescript(_SCHEMA)
 
     @classmethod
     def create(cls, folder: Path, name: str, years: int) -> "Authority":
@@ -171,8 +173,13 @@ class Authority:
 
     def valid(self, name: str | None = None) -> list[Issued]:
         """Return the certificates that are neither over nor revoked, of a name or all."""
-        now_s = datetime.now(UTC).timestamp()
-        return [c for c in self.all() if c.revoked_s is None and c.until_s > now_s and name in {None, c.name}]
+        query = "SELECT * FROM certificates WHERE revoked_s IS NULL AND until_s > ?"
+        with self._db() as db:
+            rows = db.execute(
+                query + (" AND name = ?" if name is not None else "") + " ORDER BY rowid",
+                (int(datetime.now(UTC).timestamp()), *([name] if name is not None else [])),
+            )
+            return [Issued(*row) for row in rows]
 
     def revoke(self, name: str) -> list[Issued]:
         """Revoke what a name has, and write the list; return what that was."""

@@ -2,6 +2,7 @@
 
 import json
 import time
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,12 +13,14 @@ from maxgreen.authority import DEVICE, Authority, Issued, Request, make_key, rea
 from maxgreen.errors import EXIT_USAGE, UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine, reader
+from maxgreen.textfile import write_figures
 from maxgreen.verify.rules import Status
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="certificates of the broker, services and devices, by the registry"
 )
 _DAY_S: Final = 86_400
+_SOON_S: Final = 30 * _DAY_S
 _DRAIN_S: Final = 30 * _DAY_S
 _BROKER: Final = (
     "give the broker crl.pem (crlfile in mosquitto.conf) and reload it: systemctl reload mosquitto; who is connected "
@@ -28,7 +31,13 @@ FolderOption = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="the folder that the files go to")]
 DaysOption = Annotated[int, typer.Option(min=1, max=7_320, help="how long it is valid")]
-LedgerOption = Annotated[str, typer.Option(help="the ledger, whose copy of the registry says who is registered")]
+LedgerOption = Annotated[
+    str,
+    typer.Option(
+        help="the ledger, whose copy of the registry says who is registered: a URL, or a settings file (.toml)"
+    ),
+]
+MetricsOption = Annotated[Path | None, typer.Option(help="where maxgreen_ca.prom goes, for node_exporter")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 HERE: Final = Path("/var/lib/maxgreen/ca")
 
@@ -89,7 +98,7 @@ def sign(
     unregistered: Annotated[bool, typer.Option("--unregistered", help="do not ask the registry (trials)")] = False,
 ) -> None:
     """Sign the requests of registered devices; the key never leaves a device."""
-    authority, failed = Authority(folder), 0
+    authority, failed, ledger = Authority(folder), 0, _ledger(ledger)
     for path in requests:
         try:
             request = _device_request(path)
@@ -111,8 +120,11 @@ def renew(
     within: Annotated[int, typer.Option(min=1, help="days until they end")] = 60,
     days: DaysOption = 825,
 ) -> None:
-    """Issue again what ends soon, for the same key, where the device is still registered."""
-    authority, now_s = Authority(folder), time.time()
+    """Issue again what ends soon, for the same key, where the device is still registered.
+
+    In the folder that ingest's settings name (`certificates`) ingest finds them, and sends each to its device.
+    """
+    authority, now_s, ledger = Authority(folder), time.time(), _ledger(ledger)
     newest = {one.name: one for one in authority.valid()}
     for one in newest.values():
         if one.until_s - now_s > within * _DAY_S or not DEVICE.fullmatch(one.name):
@@ -137,9 +149,9 @@ def revoke(
 
 
 @app.command()
-def follow(ledger: LedgerOption, folder: FolderOption = HERE) -> None:
+def follow(ledger: LedgerOption, folder: FolderOption = HERE, metrics: MetricsOption = None) -> None:
     """Revoke what devices have that the DAO suspended or revoked, or whose key was replaced; for a timer."""
-    authority, gone = Authority(folder), []
+    authority, gone, ledger = Authority(folder), [], _ledger(ledger)
     for one in {one.name: one for one in authority.valid()}.values():
         if DEVICE.fullmatch(one.name):
             try:
@@ -149,6 +161,17 @@ def follow(ledger: LedgerOption, folder: FolderOption = HERE) -> None:
                 gone.append(one.name)
                 typer.echo(f"revoked {one.name}: {error}")
     typer.echo(f"{len(gone)} revoked; {_BROKER}" if gone else "nothing to revoke")
+    newest, now_s = {one.name: one for one in authority.valid()}, time.time()
+    expiring = sum(one.until_s - now_s < _SOON_S for one in newest.values())
+    write_figures(
+        metrics,
+        "ca",
+        {
+            "valid_certificates": ("Names that have a certificate", len(newest)),
+            "expiring_certificates": ("Of those, whose newest ends within 30 days", expiring),
+            "revoked_certificates": ("Revoked so far", sum(one.revoked_s is not None for one in authority.all())),
+        },
+    )
 
 
 @app.command("list")
@@ -179,6 +202,16 @@ def _device_request(path: Path) -> Request:
     if not DEVICE.fullmatch(request.name):
         raise UsageError(f"{request.name!r} is no device's name (32 hex digits)")
     return request
+
+
+def _ledger(ledger: str) -> str:
+    """Return a ledger's URL; of a settings file, what it names."""
+    if not ledger.endswith(".toml"):
+        return ledger
+    try:
+        return str(tomllib.loads(Path(ledger).read_text())["ledger"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"--ledger {ledger}: {error}") from error
 
 
 def _registered(ledger: str, device: str) -> None:

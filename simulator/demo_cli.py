@@ -11,12 +11,12 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from edge_agent.sensors.trace import read_trace
 from maxgreen.errors import UsageError
 from maxgreen.units import kwh
+from simulator.bar import shown_progress
 from simulator.by_hand import run_by_hand
 from simulator.demo import DemoOptions, DemoResult, run_demo
 
@@ -46,15 +46,7 @@ def demo(
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, _interrupt)  # also where SIGINT is ignored: in the background of a shell
     try:
-        with Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        ) as bar:
-            task = bar.add_task("starting", total=1.0)
+        with shown_progress() as (bar, progress):
 
             def serving(result: DemoResult) -> None:
                 bar.stop()
@@ -62,9 +54,6 @@ def demo(
                 if serve:
                     console.print(f"pages: {result.page}   Ctrl-C ends the demo")
                     signal.pause()
-
-            def progress(text: str, part: float) -> None:
-                bar.update(task, description=text, completed=part)
 
             if by_hand:
                 run_by_hand(

@@ -133,7 +133,7 @@ wait = true
 
     def simulate(self):
         return (
-            "simulate", "--trace", self.trace, "--dir", "site", "--deployment", "deployment.json",
+            "simulate", "site", "--trace", self.trace, "--dir", "site", "--deployment", "deployment.json",
             "--backend-key", "backend.pem", "--port", self.broker.port, "--clock-file", self.clock_file,
             "--seal-s", 60, "--nbits", nbits_of_credit(16),
         )  # fmt: skip

@@ -155,7 +155,7 @@ class Town:
 
     def simulate(self, *more):
         command = [
-            MAXGREEN, "simulate", "--trace", self.trace, "--dir", "site", "--deployment", "deployment.json",
+            MAXGREEN, "simulate", "site", "--trace", self.trace, "--dir", "site", "--deployment", "deployment.json",
             "--backend-key", "backend.pem", "--port", self.broker.port, "--clock-file", self.clock_file,
             "--seal-s", 60, "--nbits", nbits_of_credit(16), *more,
         ]  # fmt: skip
