@@ -1,10 +1,8 @@
-"""`maxgreen ingest`: run, decide, command, check, backup, rebuild-view, compare-view, aside, config."""
+"""`maxgreen ingest`: run, identity, decide, command, check, rebuild-view, compare-view, aside, config."""
 
 import json
 import signal
-import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.progress import Progress, SpinnerColumn
-from sqlalchemy.engine import make_url
 
 from ingest.commands import command_json, give
 from ingest.config import IngestSettings
@@ -62,6 +59,23 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     service.run()
+
+
+@app.command()
+def identity(
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Print what each device's agent.toml needs to know of this backend: the network's name, its public key."""
+    settings = load(IngestSettings, config)
+    if not settings.key_file.exists():
+        raise Fatal(f"key {settings.key_file}: not there; the service makes it at its first start")
+    network = Addresses.load(settings.chain.deployment).network
+    key = load_key_file(settings.key_file).spki.hex()
+    if as_json:
+        print(json.dumps({"network": network, "backend_keys": [key]}))
+    else:
+        print(f'network = "{network}"\nbackend_keys = ["{key}"]')
 
 
 @app.command()
@@ -155,33 +169,6 @@ def prune(
         print(json.dumps({"batches": count, "bytes": size, "dry_run": dry_run}))
     else:
         print(f"{count} batches, {size} bytes{' would be' if dry_run else ''} pruned; {settings.evidence} holds them")
-
-
-@app.command()
-def backup(
-    target: Annotated[Path, typer.Argument(help="the copy; it must not be there yet")],
-    config: ConfigOption = DEFAULT_CONFIG,
-) -> None:
-    """Copy a SQLite ledger while the service runs; PostgreSQL has pg_dump. Restore: stop the service, copy it back."""
-    settings = load(IngestSettings, config)
-    source = make_url(settings.ledger)
-    if source.get_backend_name() != "sqlite" or not source.database:
-        raise UsageError("only a SQLite ledger is copied by this command; for PostgreSQL: pg_dump --format=custom")
-    if not Path(source.database).exists():
-        raise Fatal(f"ledger {source.database}: not there; run this where the service's relative paths begin")
-    if target.exists():
-        raise UsageError(f"{target}: is there already")
-    part = target.with_name(f"{target.name}.part")
-    try:
-        with closing(sqlite3.connect(source.database)) as ours, closing(sqlite3.connect(part)) as copy:
-            ours.backup(copy, pages=1_000)
-            answer = copy.execute("PRAGMA integrity_check").fetchone()[0]
-    except sqlite3.Error as error:
-        raise Fatal(f"{target}: {error}") from error
-    if answer != "ok":
-        raise Fatal(f"{part}: the copy is damaged ({answer}); so is the ledger: maxgreen ingest check")
-    part.replace(target)
-    print(f"{target}: {target.stat().st_size} bytes")
 
 
 @app.command("rebuild-view")

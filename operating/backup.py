@@ -194,7 +194,7 @@ def _copy_files(site: Site, part: Path) -> dict[str, dict[str, Any]]:
         if path in databases:
             copy_sqlite(path, target)
         elif path.is_file():
-            shutil.copyfile(path, target)
+            _copy_file(path, target)
         else:
             continue  # what is not there yet: a key that a service makes, a list that an authority writes
         stat = path.stat()
@@ -204,6 +204,14 @@ def _copy_files(site: Site, part: Path) -> dict[str, dict[str, Any]]:
             "group": _name(grp.getgrgid, stat.st_gid),
         }  # fmt: skip
     return found
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except PermissionError as error:
+        owner = _name(pwd.getpwuid, source.stat().st_uid)
+        raise Fatal(f"{source}: this user cannot read it; back up as the services' user: sudo -u {owner} …") from error
 
 
 def _put_file(source: Path, target: Path, entry: Mapping[str, Any]) -> None:

@@ -33,7 +33,10 @@ def broker(mosquitto_program):
         if os.geteuid() == 0:  # mosquitto gives up what it does not need, as on an operator's machine
             shutil.chown(folder / "data", "mosquitto")
         certs = folder / "maxgreen/certs"
-        for authority, names in ((certs, ["ingest", "dapp", THIEF, VICTIM]), (folder / "other", [THIEF])):
+        for authority, names in (
+            (certs, ["ingest", "dapp", "homeassistant", THIEF, VICTIM]),
+            (folder / "other", [THIEF]),
+        ):
             command = [folder / "maxgreen/make-certs", authority, "127.0.0.1", *names]
             subprocess.run(command, check=True, capture_output=True)
         ports = {"8883": free_port(), "8884": free_port()}
@@ -238,3 +241,16 @@ def test_the_brokers_key_is_read_by_the_broker_and_the_others_by_nobody(broker):
         assert path.stat().st_mode & 0o037 == 0, path
         if path.name != "server.key":
             assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_display_reads_what_devices_say_and_writes_nothing(broker, ingest):
+    from edge_agent.homeassistant import discovery_topic
+
+    display, device = broker.client("homeassistant"), broker.client(VICTIM)
+    display.subscribe("homeassistant/#", "mg/v1/+/+/state", "mg/v1/+/+/status", "mg/v1/+/+/batch", "mg/v1/+/+/command")
+    own = discovery_topic(bytes.fromhex(VICTIM))
+    for where in (own, topic(VICTIM, "state"), topic(VICTIM, "status"), topic(VICTIM, "batch")):
+        assert device.publish(where, b"mine", retain=where != topic(VICTIM, "batch")) == 0
+    assert {where for where, _ in display.hears()} == {own, topic(VICTIM, "state"), topic(VICTIM, "status")}
+    assert display.publish("homeassistant/status", b"online") == NOT_AUTHORISED
+    device.leave()
