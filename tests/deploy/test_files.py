@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -17,6 +19,7 @@ from simulator.lab import Lab
 from tests.conftest import ROOT, free_port, need, stop, wait_for
 
 pytestmark = pytest.mark.services
+PROGRAM = Path(sys.executable).parent / "maxgreen"
 DEVICE, OTHER = Lab().device, Lab(secret=2).device
 
 
@@ -133,14 +136,47 @@ def test_grafanas_files_point_at_each_other():
             assert panel["datasource"]["uid"] in sources
 
 
-@pytest.mark.parametrize("service", ["agent", "ingest", "settle"])
-def test_the_sample_settings_are_valid_toml_with_every_key_explained(service):
-    import sys
-    import tomllib
-    from pathlib import Path
+def test_every_unit_exposes_little(tmp_path):
+    program = need(shutil.which("systemd-analyze"), "systemd-analyze is not installed (apt-get install systemd)")
+    for path in sorted((ROOT / "deploy/systemd").glob("*.service")):
+        done = subprocess.run([program, "security", "--offline=true", path], capture_output=True, text=True)
+        assert float(re.search(r"exposure level for \S+: ([0-9.]+)", done.stdout)[1]) <= 2.5, path.name
 
-    program = Path(sys.executable).parent / "maxgreen"
-    text = subprocess.run([program, service, "config", "sample"], capture_output=True, text=True, check=True).stdout
+
+def test_the_compose_file_has_its_schema_and_commands_that_there_are():
+    path = ROOT / "deploy/compose.yaml"
+    subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", path], check=True
+    )
+    compose = yaml.safe_load(path.read_text())
+    said = []
+    for service in compose["services"].values():
+        if service.get("image") in {None, "maxgreen"}:
+            command = service.get("command", [])
+            text = command[0] if len(command) == 1 else f"maxgreen {' '.join(command)}"
+            said += re.findall(
+                r"maxgreen ((?:[a-z]+ )[a-z]+)((?: --?[a-z-]+)*)", f"{text} {service.get('entrypoint', '')}"
+            )
+    assert len(said) >= 6
+    for words, _ in said:
+        done = subprocess.run([PROGRAM, *words.split(), "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, words
+    assert {"certificates", "broker", "database", "ingest", "dapp", "settle"} == compose["services"].keys()
+    from dapp.config import DappSettings
+    from ingest.config import IngestSettings
+    from maxgreen.settings import load
+    from settlement.config import SettlementSettings
+
+    folder = ROOT / "deploy/compose-settings"
+    for kind, name in ((IngestSettings, "ingest"), (DappSettings, "dapp"), (SettlementSettings, "settlement")):
+        assert load(kind, folder / f"{name}.toml").ledger == "postgresql://maxgreen@database:5432/maxgreen"
+
+
+@pytest.mark.parametrize("service", ["agent", "ingest", "settle", "dapp"])
+def test_the_sample_settings_are_valid_toml_with_every_key_explained(service):
+    import tomllib
+
+    text = subprocess.run([PROGRAM, service, "config", "sample"], capture_output=True, text=True, check=True).stdout
     tomllib.loads(text)
     keys = [k for k, line in enumerate(text.splitlines()) if re.match(r"(# )?[a-z_]+ = ", line)]
     lines = text.splitlines()
