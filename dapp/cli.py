@@ -8,7 +8,7 @@ import typer
 
 from dapp.config import DappSettings
 from maxgreen.service import log_to_stderr
-from maxgreen.settings import config_commands, load
+from maxgreen.settings import config_commands, load_to_run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Pages for owners, nodes, the DAO and operators.")
 
@@ -22,7 +22,7 @@ def run(config: Annotated[Path, typer.Option("--config", "-c", help="settings fi
     log_to_stderr()
     from dapp.service import DappService  # noqa: PLC0415 - web3 and uvicorn only where they run
 
-    service = DappService.from_settings(load(DappSettings, config))
+    service = DappService.from_settings(load_to_run(DappSettings, config))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     service.run()

@@ -174,7 +174,7 @@ def _source(settings: AgentSettings, clock: Clock) -> tuple[dict[int, Sensor], S
     replayed = {c.number: c for c in settings.channels if c.sensor is SensorName.REPLAY}
     if replayed:
         trace = read_trace(cast("Path", settings.replay.trace))  # the settings see to it
-        channels = {n: (c.trace_channel, c.line_resistance_uohm) for n, c in replayed.items()}
+        channels = {n: (c.trace_channel or None, c.line_resistance_uohm) for n, c in replayed.items()}
         return {}, ReplaySource(trace, channels, clock=clock, speed=settings.replay.speed)
     sensors = {channel.number: make_sensor(channel) for channel in settings.channels}
     return sensors, LiveSource(sensors, interval_ms=settings.interval_ms)

@@ -59,7 +59,7 @@ class ChannelSettings(Table):
     calibration: str = Field(default="none", max_length=64, description="id of the calibration, from 'agent calibrate'")
     gain_ppm: int = Field(default=0, ge=-100_000, le=100_000, description="add so much of the current, ppm (calibrate)")
     offset_ua: int = Field(default=0, description="add so much to the current, µA ('agent calibrate')")
-    trace_channel: str = Field(default="", description="the trace's channel (replay)")
+    trace_channel: str = Field(default="", description="the trace's channel (replay); empty = its first")
     line_resistance_uohm: int = Field(
         default=0,
         ge=0,

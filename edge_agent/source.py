@@ -139,7 +139,7 @@ class ReplaySource:
     is_live: Final = False
 
     def __init__(
-        self, trace: Trace, channels: Mapping[int, tuple[str, int]], *, clock: Clock, speed: float = 0
+        self, trace: Trace, channels: Mapping[int, tuple[str | None, int]], *, clock: Clock, speed: float = 0
     ) -> None:
         """Map channel numbers to (trace channel, line resistance µΩ)."""
         self._clock = clock

@@ -26,7 +26,7 @@ from maxgreen.protocol.backend import CommandKind
 from maxgreen.protocol.batch import MAX_SEQ
 from maxgreen.protocol.reasons import RELEASABLE
 from maxgreen.service import collect_seldom, log_to_stderr
-from maxgreen.settings import config_commands, load
+from maxgreen.settings import config_commands, load, load_to_run
 from maxgreen.store import open_store
 from maxgreen.units import MWS_PER_KWH
 from maxgreen.verify.rules import Action, Decision
@@ -54,7 +54,7 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     log_to_stderr()
     from ingest.service import IngestService  # noqa: PLC0415 - web3 and uvicorn only where they run
 
-    service = IngestService.from_settings(load(IngestSettings, config))
+    service = IngestService.from_settings(load_to_run(IngestSettings, config))
     collect_seldom()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())

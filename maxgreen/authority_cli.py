@@ -17,7 +17,9 @@ from maxgreen.textfile import write_figures
 from maxgreen.verify.rules import Status
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="certificates of the broker, services and devices, by the registry"
+    add_completion=False,
+    no_args_is_help=True,
+    help="Certificates of the broker, services and devices, by the registry.",
 )
 _DAY_S: Final = 86_400
 _SOON_S: Final = 30 * _DAY_S

@@ -67,10 +67,20 @@ def _load(point: EntryPoint) -> Any:
             f"pip install 'maxgreen[{extra}]'"
         ) from error
     if isinstance(target, typer.Typer):
+        _as_written(target)
         return typer.main.get_command(target)
     app = typer.Typer(add_completion=False)
     app.command(name=point.name)(target)
+    _as_written(app)
     return typer.main.get_command(app)
+
+
+def _as_written(target: typer.Typer) -> None:
+    """Let help say what is written: as markup, `[keys]` and other names of tables would be taken out of it."""
+    target.rich_markup_mode = None
+    for group in target.registered_groups:
+        if group.typer_instance is not None:
+            _as_written(group.typer_instance)
 
 
 app = typer.Typer(

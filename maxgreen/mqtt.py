@@ -91,9 +91,6 @@ class BrokerTable(Table):
                     context.load_cert_chain(self.certificate, self.key, password="")
                 except (ssl.SSLError, OSError, ValueError):
                     yield f"{name}: certificate {self.certificate} and key {self.key} do not belong together"
-                expired = _expired(self.certificate)
-                if expired:
-                    yield f"{name}.certificate: {expired}"
 
     def files(self) -> tuple[Path, ...]:
         """Return the files that a connection reads."""

@@ -60,6 +60,14 @@ def load(kind: type[S], path: Path) -> S:
     return settings
 
 
+def load_to_run(kind: type[S], path: Path) -> S:
+    """Read a settings file for a service that begins; Fatal with the first thing that `config check` finds."""
+    settings = load(kind, path)
+    for fault in settings.faults():
+        raise Fatal(f"settings {path}: {fault}; 'config check' names all that is wrong")
+    return settings
+
+
 def _read(kind: type[S], path: Path) -> tuple[S | None, list[str]]:
     """Return the settings, or None and one sentence per mistake."""
     try:

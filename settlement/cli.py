@@ -19,7 +19,7 @@ from maxgreen.ledger.engine import open_engine
 from maxgreen.lock import FolderLock
 from maxgreen.protocol.pack import PackError
 from maxgreen.service import log_to_stderr, patiently
-from maxgreen.settings import config_commands, load
+from maxgreen.settings import config_commands, load, load_to_run
 from maxgreen.store import open_store
 from maxgreen.textfile import write_figures
 from maxgreen.units import kwh
@@ -60,7 +60,7 @@ def run(
 ) -> None:
     """Take a period as far as it goes: statement, order, vote, mint. Safe to kill and to repeat."""
     log_to_stderr()
-    settings = load(SettlementSettings, config)
+    settings = load_to_run(SettlementSettings, config)
     if period == "last":
         period = month_before(make_clock(settings.clock_file).now_ms())
     period_bounds(period)
@@ -80,7 +80,7 @@ def revise(
 ) -> None:
     """Close a period again whose order was rejected, withdrawn or lapsed, after decisions were recorded; and go on."""
     log_to_stderr()
-    settings = load(SettlementSettings, config)
+    settings = load_to_run(SettlementSettings, config)
     period_bounds(period)
     _tell(
         period,

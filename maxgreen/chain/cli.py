@@ -37,9 +37,11 @@ def deploy_command(
         str | None, typer.Option(help="address that may stop single functions for a week, for a year")
     ] = None,
     out: DeploymentOption = Path("deployment.json"),
-    voting_delay_s: Annotated[int, typer.Option(min=0)] = Governance.voting_delay_s,
-    voting_period_s: Annotated[int, typer.Option(min=1)] = Governance.voting_period_s,
-    timelock_s: Annotated[int, typer.Option(min=0)] = Governance.timelock_s,
+    voting_delay_s: Annotated[int, typer.Option(min=0, help="before a vote begins, s")] = Governance.voting_delay_s,
+    voting_period_s: Annotated[int, typer.Option(min=1, help="how long a vote lasts, s")] = Governance.voting_period_s,
+    timelock_s: Annotated[
+        int, typer.Option(min=0, help="between a vote and what it decided, s")
+    ] = Governance.timelock_s,
     clock_file: ClockOption = None,
 ) -> None:
     """Deploy the contracts and hand them to the DAO; writes their addresses. Repeated, it goes on where it ended."""

@@ -126,7 +126,9 @@ def _translate(context: ExceptionContext) -> None:
         passing = any(name.startswith(known) for known in _PASSING)
     passing = passing or is_passing(getattr(error, "sqlstate", None))
     if passing:
-        raise LedgerAwayError(f"the ledger's database: {str(error).strip() or type(error).__name__}") from error
+        raise LedgerAwayError(
+            f"the ledger's database: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
 
 
 def is_passing(sqlstate: str | None) -> bool:

@@ -97,11 +97,13 @@ class Machine:
                  **{name: value for name, value in os.environ.items() if name.startswith("PIP_") and "FIND" not in name and network}},
         )  # fmt: skip
         if done.returncode != status:
-            logs = "".join(
-                f"--- {path.name}\n{path.read_text()[-1500:]}" for path in (self.folder / "run/units").glob("*.log")
-            )
-            raise AssertionError(f"{command}: {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}\n{logs}")
+            text = f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            raise AssertionError(f"{command}: {done.returncode}\n{text}\n{self.logs()}")
         return done.stdout + done.stderr
+
+    def logs(self):
+        logs = sorted((self.folder / "run/units").glob("*.log"))
+        return "".join(f"--- {path.name}\n{path.read_text()[-1500:]}" for path in logs)
 
     def spawn(self, *command):
         return subprocess.Popen([*self.inside, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -236,10 +238,13 @@ class Operator:
             shutil.copy(machine.path("/var/lib/maxgreen/signed/ca.crt"), machine.path(f"{state}/ca.crt"))
             assert "ok" in machine.run(f"maxgreen agent config check --config {state}.toml")
             if number < 2:
-                self.agents.append(machine.spawn("maxgreen", "agent", "run", "--config", f"{state}.toml"))
+                run = f"exec maxgreen agent run --config {state}.toml >/run/units/agent-{number}.log 2>&1"
+                self.agents.append(machine.spawn("sh", "-c", run))
         deadline = time.monotonic() + 180
-        while "2 devices" not in (said := machine.run("sudo -u maxgreen maxgreen ingest check")):
-            assert time.monotonic() < deadline, said
+        while not re.search(
+            r"devices, [1-9]\d* batches", said := machine.run("sudo -u maxgreen maxgreen ingest check")
+        ):
+            assert time.monotonic() < deadline, said + machine.logs()
             time.sleep(3)
 
     def lose_everything(self, command):
