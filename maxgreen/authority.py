@@ -62,6 +62,16 @@ class Issued:
     revoked_s: int | None
     pem: str
 
+    def hosts(self) -> list[str]:
+        """Return the names and addresses that a server's certificate is for; none of a client's."""
+        certificate = x509.load_pem_x509_certificate(self.pem.encode())
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        if ExtendedKeyUsageOID.SERVER_AUTH not in usages:
+            return []
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        addresses = map(str, names.get_values_for_type(x509.IPAddress))
+        return [*names.get_values_for_type(x509.DNSName), *addresses]
+
     def again(self) -> Request:
         """Return a request for the same name and key."""
         key = x509.load_pem_x509_certificate(self.pem.encode()).public_key()

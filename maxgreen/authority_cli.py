@@ -121,6 +121,9 @@ def renew(
     folder: FolderOption = HERE,
     within: Annotated[int, typer.Option(min=1, help="days until they end")] = 60,
     days: DaysOption = 825,
+    services: Annotated[
+        Path | None, typer.Option(help="where those of broker and services go; empty = not them")
+    ] = None,
 ) -> None:
     """Issue again what ends soon, for the same key, where the device is still registered.
 
@@ -129,7 +132,13 @@ def renew(
     authority, now_s, ledger = Authority(folder), time.time(), _ledger(ledger)
     newest = {one.name: one for one in authority.valid()}
     for one in newest.values():
-        if one.until_s - now_s > within * _DAY_S or not DEVICE.fullmatch(one.name):
+        if one.until_s - now_s > within * _DAY_S:
+            continue
+        if not DEVICE.fullmatch(one.name):
+            if services is not None:
+                hosts = one.hosts()
+                again = authority.issue(one.again(), days, hosts=hosts, server=bool(hosts))
+                _write(again, services, authority)
             continue
         try:
             _registered(ledger, one.name)

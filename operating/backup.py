@@ -15,8 +15,8 @@ import pwd
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,14 +120,18 @@ def restore(folder: Path, ledger: str, progress: Progress, *, dry_run: bool = Fa
     kind = "sqlite" if url.get_backend_name() == "sqlite" else "postgresql"
     if kind != manifest["ledger"]["kind"]:
         raise UsageError(f"the backup is of {manifest['ledger']['kind']}: a ledger does not change its database")
-    _refuse_running(url)
+    with _as_owner(folder):
+        _refuse_running(url)
     for name, entry in manifest["files"].items():
         progress(name)
         if not dry_run:
             _put_file(folder / _FILES / name.lstrip("/"), Path(name), entry)
     progress("ledger")
-    if not dry_run:
-        _put_ledger(folder / manifest["ledger"]["file"], url, Path(manifest["home"]))
+    if not dry_run and kind == "sqlite":
+        _put_sqlite(folder / manifest["ledger"]["file"], Path(manifest["home"]) / (url.database or ""))
+    elif not dry_run:
+        with _as_owner(folder):
+            _put_postgresql(folder / manifest["ledger"]["file"], url)
     if manifest["evidence"] and not dry_run:
         progress("evidence")
         copy_store(FolderStore(folder.parent / STORE), open_store(manifest["evidence"]), progress)
@@ -230,14 +234,29 @@ def _put_file(source: Path, target: Path, entry: Mapping[str, Any]) -> None:
     fresh.replace(target)
 
 
-def _put_ledger(source: Path, url: URL, home: Path) -> None:
-    if url.get_backend_name() != "sqlite":
-        engine = open_engine(url.render_as_string(hide_password=False))
-        engine.dispose()
-        _run(["pg_restore", "--clean", "--if-exists", "--no-owner", "--exit-on-error", "--single-transaction",
-              f"--dbname={_libpq(url)}", str(source)], url)  # fmt: skip
+@contextmanager
+def _as_owner(folder: Path) -> Iterator[None]:
+    """As root, be whose backup it is: PostgreSQL lets its own user in by who it is ("peer")."""
+    if os.geteuid() != 0:
+        yield
         return
-    target = home / (url.database or "")
+    stat = folder.stat()
+    os.setegid(stat.st_gid)
+    os.seteuid(stat.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def _put_postgresql(source: Path, url: URL) -> None:
+    open_engine(url.render_as_string(hide_password=False)).dispose()
+    _run(["pg_restore", "--clean", "--if-exists", "--no-owner", "--exit-on-error", "--single-transaction",
+          f"--dbname={_libpq(url)}", str(source)], url)  # fmt: skip
+
+
+def _put_sqlite(source: Path, target: Path) -> None:
     for path in (target, *(target.with_name(target.name + end) for end in ("-wal", "-shm"))):
         if path.exists():
             _aside(path)

@@ -58,7 +58,7 @@ def start(unit):  # noqa: PLR0912
         subprocess.run(["install", "-d", "-o", user, "-g", user, f"/var/lib/{one}"], check=True)
 
     def command(text):
-        words = shlex.split(text.lstrip("+-!:@"))
+        words = [word.replace("$$", "$") for word in shlex.split(text.lstrip("+-!:@"))]
         if user == "root" or text.startswith("+"):
             return words
         return ["setpriv", "--reuid", user, "--regid", user, "--init-groups", *words]

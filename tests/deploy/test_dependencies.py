@@ -4,6 +4,7 @@ Real Mosquitto, PostgreSQL, InfluxDB and anvil, each behind a proxy that can be 
 """
 
 import json
+import subprocess
 import sys
 import time
 import urllib.error
@@ -24,14 +25,14 @@ from maxgreen.ledger.schema import batches
 from maxgreen.protocol.identity import device_topic
 from simulator.lab import Lab
 from tests.conftest import running_anvil, served
-from tests.ingest.site import Site
+from tests.ingest.site import MAXGREEN, Site
 from tests.proxy import Proxy
 from tests.services import free_port, influx_server, mosquitto_server, postgres_server, stop, wait_for
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+NOT_READY = 75
 MOODS = ("refuses", "hangs", "rubbish")
 PARTS = ("broker", "ledger", "chain", "view")
-KNOWN = ("broker ", "ledger", "no beacon", "the view waits", "registry waits")
 PATIENCE_S = 90  # the bar is 30; a busy machine takes longer
 
 
@@ -75,6 +76,18 @@ class Stack:
             f'[influx]\nurl = "http://127.0.0.1:{at["view"]}"\ntoken_file = "{folder}/token"\norg = "{org}"\n'
             f'bucket = "{bucket}"\n'
         )
+        backend = f'rpc = "http://127.0.0.1:{at["chain"]}"\ndeployment = "{folder}/deployment.json"\n'
+        backend = f'ledger = "{self.url % at["ledger"]}"\nkey_file = "{folder}/backend.pem"\nevidence = "{folder}/e"\n{backend}'
+        self.pages = free_port()
+        (folder / "dapp.toml").write_text(
+            f'{backend}state_file = "{folder}/dapp.db"\n[http]\nport = {self.pages}\n'
+            f'url = "http://127.0.0.1:{self.pages}"\n[live]\nenabled = true\nport = {at["broker"]}\n'
+        )
+        (folder / "operator.key").write_text("11" * 32)
+        (folder / "operator.key").chmod(0o600)
+        (folder / "settlement.toml").write_text(
+            f'{backend}operator_file = "{folder}/operator.key"\noutput_dir = "{folder}/settlement"\n'
+        )
         self.influx = f"{influx}/query?db={bucket}&epoch=ns&q="
         self.sent = 0
         self.site.subscribed("ingest")
@@ -83,6 +96,18 @@ class Stack:
 
     def start(self):
         return self.site.service_from(self.config, "service")
+
+    def start_pages(self):
+        return self.command("dapp", "run", "-c", self.site.folder / "dapp.toml")
+
+    def start_settlement(self):
+        """A period without lines: it reads ledger and chain, and has nothing to pay."""
+        config = self.site.folder / "settlement.toml"
+        return self.command("settle", "run", "--period", "2026-01-01", "-c", config)
+
+    def command(self, *words):
+        log = (self.site.folder / f"{words[0]}.log").open("a")
+        return subprocess.Popen([MAXGREEN, *words], stdout=log, stderr=log)
 
     def send(self):
         """Send a batch; the broker keeps it for the service."""
@@ -100,10 +125,10 @@ class Stack:
         series = json.loads(urllib.request.urlopen(request, timeout=10).read())["results"][0].get("series")
         return series[0]["values"][0][1] if series else 0
 
-    def asked(self, path):
+    def asked(self, path, port=None):
         """Return status and text of health or metrics; 0 where nothing answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port or self.http}{path}", timeout=30) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -112,7 +137,8 @@ class Stack:
 
     def whole(self):
         """Tell whether all that was sent is in ledger and view, and the service says that it is ready."""
-        return self.kept() == self.sent and self.viewed() == self.sent and self.asked("/health/ready")[0] == 200
+        ready = [self.asked("/health/ready", port)[0] for port in (self.http, self.pages)]
+        return self.kept() == self.sent and self.viewed() == self.sent and ready == [200, 200]
 
     def log(self):
         return self.site.log("service")
@@ -129,32 +155,36 @@ def test_ingest_waits_for_whatever_it_needs_and_goes_on_by_itself(tmp_path, mood
         for proxy in world.proxies.values():
             proxy.be(mood)
         world.send()
-        process = world.start()
+        process, pages, settlement = world.start(), world.start_pages(), world.start_settlement()
         try:
             wait_for(lambda: "waiting" in world.log(), 60, "the word that it waits")
             time.sleep(3)
-            assert process.poll() is None
+            assert [one.poll() for one in (process, pages, settlement)] == [None] * 3
             assert world.asked("/health/ready")[0] != 200
             for part in ("ledger", "broker", "chain", "view"):  # one by one: what comes next is waited for as well
                 world.proxies[part].be("passes")
             wait_for(world.whole, PATIENCE_S, "the service's readiness after the start")
+            assert settlement.wait(PATIENCE_S) in {0, NOT_READY}, world.site.log("settle")
             for part in PARTS:
                 in_the_middle(world, part, mood)
-                assert process.poll() is None
+                assert [one.poll() for one in (process, pages)] == [None] * 2
             lines = world.log().splitlines()
             assert len(lines) < 80, world.log()  # said once, not with every attempt
         except BaseException:
-            print(world.log(), file=sys.stderr)
+            print(world.log(), *map(world.site.log, ("dapp", "settle")), sep="\n", file=sys.stderr)
             raise
         finally:
-            stop(process)
-        assert process.returncode == 0
-        assert "Traceback" not in world.log()
+            for one in (process, pages, settlement):
+                stop(one)
+        assert process.returncode == pages.returncode == 0
+        for name in ("service", "dapp", "settle"):
+            assert "Traceback" not in world.site.log(name)
 
 
 def in_the_middle(world, part, mood):
     world.proxies[part].be(mood)
     world.send()
+    settlement = world.start_settlement() if part in {"ledger", "chain"} else None
     kept = lambda: world.kept() == world.sent  # noqa: E731
     if part in {"chain", "view"}:
         wait_for(kept, PATIENCE_S, f"intake without the {part}")
@@ -163,4 +193,5 @@ def in_the_middle(world, part, mood):
     world.proxies[part].be("passes")
     since = time.monotonic()
     wait_for(world.whole, PATIENCE_S, f"all of it, after the {part} {mood}")
+    assert settlement is None or settlement.wait(PATIENCE_S) in {0, NOT_READY}, world.site.log("settle")
     print(f"{part} {mood}: whole {time.monotonic() - since:.1f} s after it was back", file=sys.stderr)

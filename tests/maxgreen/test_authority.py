@@ -132,6 +132,15 @@ def test_an_authority_is_made_once_and_a_service_goes_on_with_its_key(yard):
     found = x509.load_pem_x509_certificate((yard.out / "server.crt").read_bytes())
     names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["broker.example"]
+    before = found.serial_number
+    renewed = run("renew", "--out", yard.folder / "no", "--services", yard.out, "--within", 900, "--ledger", yard.ledger,
+                  "--dir", yard.ca)  # fmt: skip
+    assert renewed.exit_code == 0
+    found = x509.load_pem_x509_certificate((yard.out / "server.crt").read_bytes())
+    assert found.serial_number != before
+    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["broker.example"]
+    assert list(map(str, names.get_values_for_type(x509.IPAddress))) == ["127.0.0.1"]
     assert isinstance(run("revoke", "nobody", "--dir", yard.ca).exception, UsageError)
 
 
