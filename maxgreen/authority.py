@@ -127,6 +127,7 @@ class Authority:
             _builder(name, name, key.public_key(), now, now + timedelta(days=366 * years))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(signs=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
         (folder / "ca.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
@@ -161,6 +162,9 @@ class Authority:
             .add_extension(_usage(signs=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(x509.SubjectAlternativeName(_names(hosts or [request.name])), critical=False)
+            # RFC 5280, 4.2.1.1 and 4.2.1.2: clients that are strict want both
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(request.key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         found = Issued(

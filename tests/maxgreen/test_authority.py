@@ -27,7 +27,7 @@ from maxgreen.ledger.engine import open_engine
 from maxgreen.ledger.registry import KnownDevice, put_devices
 from maxgreen.verify.rules import DeviceRecord, Status
 from simulator.lab import Lab
-from tests.conftest import free_port, need, stop, wait_for
+from tests.conftest import ROOT, free_port, need, stop, wait_for
 from tests.deploy.test_broker_walk import Broker
 
 
@@ -234,3 +234,40 @@ def test_a_real_broker_refuses_what_was_revoked(mosquitto_program):
         wait_for(refused, 60, "the refusal of a revoked device")
         Broker(folder, port, port).client(devices[1]).leave()
         stop(process)
+
+
+def shakes_hands(folder, name="ingest"):
+    """A handshake of both sides in memory, as strict as RFC 5280 (Python 3.13's own default)."""
+    ours = ssl.create_default_context(cafile=folder / "ca.crt")
+    ours.verify_flags |= ssl.VERIFY_X509_STRICT
+    ours.load_cert_chain(folder / f"{name}.crt", folder / f"{name}.key")
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / "ca.crt")
+    theirs.verify_mode = ssl.CERT_REQUIRED
+    theirs.verify_flags |= ssl.VERIFY_X509_STRICT
+    theirs.load_cert_chain(folder / "server.crt", folder / "server.key")
+    pipes = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ours.wrap_bio(pipes[0], pipes[1], server_hostname="127.0.0.1")
+    server = theirs.wrap_bio(pipes[1], pipes[0], server_side=True)
+    done = set()
+    for _ in range(10):
+        for side in (client, server):
+            try:
+                side.do_handshake()
+                done.add(side)
+            except ssl.SSLWantReadError:
+                continue
+    return len(done) == 2
+
+
+@pytest.mark.parametrize("maker", ["authority", "trial"])
+def test_certificates_satisfy_a_strict_client(tmp_path, maker):
+    if maker == "trial":
+        need(shutil.which("openssl"), "openssl is not installed (apt-get install openssl)")
+        subprocess.run(
+            [ROOT / "broker_config/make-certs", tmp_path, "127.0.0.1", "ingest"], check=True, capture_output=True
+        )
+    else:
+        assert run("init", "--dir", tmp_path / "ca").exit_code == 0
+        assert run("server", "127.0.0.1", "--out", tmp_path, "--dir", tmp_path / "ca").exit_code == 0
+        assert run("client", "ingest", "--out", tmp_path, "--dir", tmp_path / "ca").exit_code == 0
+    assert shakes_hands(tmp_path)

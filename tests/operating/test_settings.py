@@ -1,16 +1,20 @@
 """`config check` and `run` of every backend service say the same of every wrong setting: a sentence, status 78."""
 
 import json
-import subprocess
 
 import pytest
+from typer.testing import CliRunner
 
+import dapp.cli
+import ingest.cli
+import settlement.cli
 from maxgreen.authority import Authority, make_key
 from maxgreen.chain.deployment import FIELDS, Addresses
+from maxgreen.errors import Fatal
 from maxgreen.keyfile import create_key_file
-from tests.ingest.site import MAXGREEN
 
 NOBODY = "0x" + 40 * "0"
+APPS = {"ingest": ingest.cli.app, "settle": settlement.cli.app, "dapp": dapp.cli.app}
 RUN = {"ingest": ["run"], "settle": ["run", "--period", "2026-01"], "dapp": ["run"]}
 
 
@@ -41,12 +45,12 @@ class Machine:
     def said(self, service, text, *command, status=78):
         config = self.folder / f"{service}.toml"
         config.write_text(text)
-        done = subprocess.run(
-            [MAXGREEN, service, *command, "--config", config], capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
-        assert "Traceback" not in done.stderr
-        return done.stderr + done.stdout
+        done = CliRunner().invoke(APPS[service], [*command, "--config", str(config)])
+        if status:
+            assert isinstance(done.exception, Fatal), (done.exception, done.output)  # which is 78 and one sentence
+        else:
+            assert done.exit_code == 0, done.output
+        return f"{done.output}{done.exception or ''}"
 
 
 WRONG = [
