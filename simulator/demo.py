@@ -11,11 +11,6 @@ from typing import Any, Final
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
 
-from dapp.config import DappSettings
-from dapp.config import HttpSettings as PagesSettings
-from dapp.keep import Keep
-from dapp.service import DappService
-from dapp.world import World
 from edge_agent.agent import Agent
 from edge_agent.compose import build_agent
 from edge_agent.sensors.trace import Trace, interval_of
@@ -47,10 +42,10 @@ from settlement.orders import open_line
 from settlement.packs import open_pack
 from settlement.periods import months_of, period_bounds
 from settlement.service import Settled, SettlementService
-from simulator.broker import EmbeddedBroker, free_port
+from simulator.broker import EmbeddedBroker
 from simulator.forger import send_forged_batch
+from simulator.pages import serve_pages
 from simulator.site import RECEIVED_CHANNEL, SENT_CHANNEL, Site, make_key, miner_system, node_system, peak_mw
-from simulator.trial_wallet import trial_wallet
 
 DAY_MS: Final = 86_400_000
 SEAL_S: Final = 600  # one batch per proof window
@@ -250,34 +245,12 @@ class Demo:
 
     def _start_pages(self, deployment: Deployment, backend: MemorySigner) -> str:
         """Serve the pages, with a wallet of the demo's accounts; return where."""
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        settings = DappSettings(
-            ledger=f"sqlite:///{self._folder / 'ledger.db'}",
-            rpc=str(self._folder / "chain.db"),
-            deployment=self._folder / "deployment.json",
-            http=PagesSettings(port=port, url=url),
-        )
-        chain = deployment.chain
-        world = World(
-            open_engine(settings.ledger),
-            FolderStore(self._folder / "evidence"),
-            Deployment(chain.trying(), deployment.addresses),
-            self._clock,
-            Keep(self._folder / "dapp.db"),
-            url,
-            backend,
-            trial=True,
-        )
-        self._forget = world.memory.forget
+        engine = open_engine(f"sqlite:///{self._folder / 'ledger.db'}")
         names = ("operator", "member 1", "member 2", "member 3", "owner of the panel", "owner of the storage node")
-        wallet = trial_wallet(chain, dict(zip(names, self._accounts[1:], strict=True)))
-        service = DappService(world, settings, wallet)
-        thread = threading.Thread(target=service.run, name="dapp", daemon=True)
-        thread.start()
-        self._stack.callback(thread.join)
-        self._stack.callback(service.stop)
-        return f"{url}/"
+        accounts = dict(zip(names, self._accounts[1:], strict=True))
+        world = serve_pages(self._stack, self._folder, engine, deployment, self._clock, backend, accounts)
+        self._forget = world.memory.forget
+        return f"{world.url}/"
 
     def _site(self, deployment: Deployment, backend: MemorySigner, port: int) -> Site:
         return Site(

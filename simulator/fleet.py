@@ -20,11 +20,6 @@ from eth_account import Account
 from eth_account.signers.local import LocalAccount
 from paho.mqtt.enums import CallbackAPIVersion
 
-from dapp.config import DappSettings
-from dapp.config import HttpSettings as PagesSettings
-from dapp.keep import Keep
-from dapp.service import DappService
-from dapp.world import World
 from edge_agent.sensors.trace import Trace
 from ingest.commands import give
 from ingest.config import BrokerSettings, HttpSettings, InfluxSettings, IngestSettings
@@ -53,12 +48,12 @@ from maxgreen.store import FolderStore
 from maxgreen.verify.rules import Action, Decision, Limits
 from settlement.orders import open_line
 from settlement.service import SettlementService
-from simulator.broker import EmbeddedBroker, free_port
+from simulator.broker import EmbeddedBroker
 from simulator.demo import MAX_LOSS_PPM, RESISTANCE_UOHM, token_of
 from simulator.forger import send_forged_batch
 from simulator.lab import EASY, Lab
+from simulator.pages import serve_pages
 from simulator.site import RECEIVED_CHANNEL, SENT_CHANNEL, miner_system, node_system
-from simulator.trial_wallet import trial_wallet
 
 DAY_MS: Final = 86_400_000
 _MINUTE_MS: Final = 60_000
@@ -216,22 +211,10 @@ class Fleet:
         return service
 
     def _start_pages(self, deployment: Deployment, ingest: IngestService, backend: MemorySigner) -> str:
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        settings = DappSettings(http=PagesSettings(port=port, url=url))
-        chain = deployment.chain
-        world = World(
-            ingest.engine, FolderStore(self._folder / "evidence"), Deployment(chain.trying(), deployment.addresses),
-            self._clock, Keep(self._folder / "dapp.db"), url, backend, trial=True,
-        )  # fmt: skip
         names = ("operator", "member 1", "member 2", "member 3", *(f"owner {k}" for k in range(1, 6)))
-        wallet = trial_wallet(chain, dict(zip(names, self._accounts[1:], strict=True)))
-        service = DappService(world, settings, wallet)
-        thread = threading.Thread(target=service.run, name="dapp", daemon=True)
-        thread.start()
-        self._stack.callback(thread.join)
-        self._stack.callback(service.stop)
-        return f"{url}/"
+        accounts = dict(zip(names, self._accounts[1:], strict=True))
+        world = serve_pages(self._stack, self._folder, ingest.engine, deployment, self._clock, backend, accounts)
+        return f"{world.url}/"
 
     def _pair(self, number: int, network: str) -> Pair:
         def lab(kind: int, *roles: Role) -> Lab:
