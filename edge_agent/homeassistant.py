@@ -20,7 +20,7 @@ _NAMES: Final = {
 
 def discovery_topic(device: bytes) -> str:
     """Return the topic that Home Assistant reads a device's description from."""
-    return f"homeassistant/device/mg_{device.hex()}/config"
+    return f"homeassistant/device/{device.hex()}/config"
 
 
 def discovery(device: bytes, birth: Birth) -> dict[str, Any]:

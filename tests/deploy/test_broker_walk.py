@@ -151,7 +151,7 @@ def test_nobody_writes_where_others_are_read(broker, ingest):
     foreign = [
         *(topic(VICTIM, what) for what in ("batch", "state", "status", "receipt", "command")),
         topic(THIEF, "receipt"), topic(THIEF, "command"), "mg/v1/beacon", "mg/v1", "other", "$SYS/broker/uptime",
-        f"homeassistant/device/mg_{VICTIM}/config", f"mg/v1/{THIEF[:2]}/{THIEF}/batch/more",
+        f"homeassistant/device/{VICTIM}/config", f"mg/v1/{THIEF[:2]}/{THIEF}/batch/more",
         f"mg/v1/{THIEF}/{VICTIM}/batch",
     ]  # fmt: skip
     for place in foreign:
