@@ -39,6 +39,7 @@ MANIFEST: Final = "manifest.json"
 STORE: Final = "store"
 FORMAT: Final = 1
 _FILES: Final = "files"
+_LEDGERS: Final = ("ledger.sqlite", "ledger.dump")
 _CHUNK: Final = 1 << 20
 Progress = Callable[[str], object]
 
@@ -63,7 +64,8 @@ def back_up(site: Site, target: Path, now: datetime, progress: Progress) -> Kept
             raise UsageError(f"{final}: is there already")
         for left in target.glob("*.part"):  # of one that was killed
             shutil.rmtree(left)
-        part.mkdir(mode=0o700)
+        for folder in (part, target / STORE):  # whoever may look at the medium may not look into it
+            folder.mkdir(mode=0o700, exist_ok=True)
         try:
             progress("ledger")
             ledger = _copy_ledger(make_url(site.ledger), part)
@@ -99,6 +101,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return what a backup holds, after every file of it was compared with its digest; Fatal where one is damaged."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        _check_names(manifest)
         entries = {manifest["ledger"]["file"]: manifest["ledger"], **_stored(manifest["files"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Fatal(f"{folder}: no backup ({error}); name a folder like 2026-11-27T021500Z") from error
@@ -289,6 +292,15 @@ def _refuse_running(url: URL) -> None:
             f"database {name} holds {count} batches; restore into an empty one: "
             f"ALTER DATABASE {name} RENAME TO before_restore; CREATE DATABASE {name} OWNER {url.username}"
         )
+
+
+def _check_names(manifest: Mapping[str, Any]) -> None:
+    """ValueError where a manifest names what no backup of ours does: it says where files go, and may be edited."""
+    if manifest["ledger"]["file"] not in _LEDGERS:
+        raise ValueError(f"its ledger is called {manifest['ledger']['file']!r}")
+    for name, entry in manifest["files"].items():
+        if not Path(name).is_absolute() or ".." in Path(name).parts or entry["mode"] & ~0o777:
+            raise ValueError(f"it names {name!r}")
 
 
 def _stored(files: Mapping[str, Any]) -> dict[str, Any]:

@@ -197,6 +197,15 @@ def test_a_damaged_backup_is_refused_and_an_old_one_forgotten(place):
     victim.write_bytes(data)
     assert "damaged or missing; take an older backup" in place.restore(last, status=78)
     assert "no backup" in place.restore(place.target / "nothing", status=78)
+    for change in ({"/etc/../x": {"sha256": "", "mode": 0o600}}, {"x": {"sha256": "", "mode": 0o600}}):
+        edited = folders[1].with_name("edited")
+        shutil.copytree(folders[1], edited, dirs_exist_ok=True)
+        manifest = json.loads((edited / "manifest.json").read_text())
+        manifest["files"] |= change
+        (edited / "manifest.json").write_text(json.dumps(manifest))
+        assert "it names" in place.restore(edited, status=78)
+    assert (place.target / "store").stat().st_mode & 0o077 == 0
+    assert last.stat().st_mode & 0o077 == 0
     (place.home / "backend.pem").unlink()
     place.restore(folders[1]) if not place.site.url.startswith("postgresql") else None
 
