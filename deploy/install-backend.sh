@@ -34,6 +34,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$dry" ] || [ "$(id -u)" = 0 ] || fail "run it as root: sudo $0"
+case $host in *[!A-Za-z0-9.:-]*) fail "--host $host: a DNS name or an address" ;; esac
+case $rpc in *[\"\\]*) fail "--rpc $rpc: a URL" ;; esac
 case $ledger in postgresql|sqlite) ;; *) fail "--ledger $ledger: postgresql or sqlite" ;; esac
 say() { echo "$*"; }
 do_it() { say "  $*"; [ -n "$dry" ] || "$@"; }
@@ -51,6 +53,8 @@ write() { # FILE MODE OWNER, text on stdin; what is there stays
 releases=/opt/maxgreen-releases state=/var/lib/maxgreen etc=/etc/maxgreen backups=/var/backups/maxgreen broker=/etc/mosquitto/maxgreen
 units='maxgreen-ingest.service maxgreen-dapp.service maxgreen-settle.service maxgreen-settle.timer maxgreen-backup.service
   maxgreen-backup.timer maxgreen-ca.service maxgreen-ca.timer'
+# an upgrade keeps the ledger that there is
+if grep -q '^ledger = "sqlite' $etc/ingest.toml 2>/dev/null; then ledger=sqlite; fi
 in_use() { readlink /opt/maxgreen 2>/dev/null | sed 's#.*/##' || true; }
 numbers() { ls $releases 2>/dev/null | grep -x '[0-9]\{4\}' | sort || true; }
 restart() {

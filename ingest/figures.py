@@ -44,7 +44,7 @@ class Figures:
         now_ms = self._clock.now_ms()
         self._certificates()
         if self._ledger:
-            self._metrics.free.set(shutil.disk_usage(Path(self._ledger).absolute().parent).free)
+            self._metrics.free.labels("ledger").set(shutil.disk_usage(Path(self._ledger).absolute().parent).free)
         with self._readers.begin() as connection:
             book = Book(connection)
             revision = book.revision()

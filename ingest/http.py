@@ -25,6 +25,7 @@ def make_app(metrics: Metrics, ready: Callable[[], str | None]) -> FastAPI:
 
     @app.get("/metrics")
     def prometheus() -> Response:
+        ready()  # it sets what the gauges say of it
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app

@@ -54,10 +54,12 @@ class Metrics:
         self.view_behind = self._gauge(
             "maxgreen_ingest_view_behind_changes", "Changes of the ledger that the view lacks"
         )
-        self.free = self._gauge("maxgreen_ingest_free_bytes", "Room where a SQLite ledger lies")
+        # by what lies there: without a label it would be 0 where the ledger is no file
+        self.free = self._gauge("maxgreen_ingest_free_bytes", "Room where a SQLite ledger lies", ["of"])
         self.certificate = self._gauge(
             "maxgreen_ingest_certificate_expiry_timestamp_seconds", "When a certificate ends", ["file"]
         )
+        self.batches.labels("accepted", "accepted")  # 0 from the start, so that an alarm sees that nothing comes
         build = self._gauge("maxgreen_ingest_build_info", "1; what runs", ["version", "scrypt_kernel"])
         build.labels(__version__, scrypt_kernel()).set(1)
 

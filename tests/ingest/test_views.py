@@ -527,6 +527,15 @@ def test_a_wrong_token_or_bucket_holds_the_view(engine, influx, tmp_path):
         InfluxSink(InfluxSettings(url="http://127.0.0.1:9", org=org, bucket=bucket)).write("a b=1 1")
 
 
+def test_gauges_of_readiness_need_nobody_who_asks_for_health():
+    metrics = Metrics()
+    client = TestClient(make_app(metrics, lambda: metrics.ready.set(1)))
+    text = client.get("/metrics").text
+    assert "maxgreen_ingest_ready 1.0" in text
+    assert 'maxgreen_ingest_batches_total{reason="accepted",verdict="accepted"} 0.0' in text
+    assert "maxgreen_ingest_free_bytes{" not in text  # a ledger in PostgreSQL has no file
+
+
 def test_health_and_metrics():
     metrics = Metrics()
     client = TestClient(make_app(metrics, lambda: None))
