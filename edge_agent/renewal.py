@@ -6,11 +6,13 @@ Nothing has to be believed: it is for the key that this device has, and the auth
 import logging
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509 import InvalidVersion
 from cryptography.x509.oid import NameOID
 
 from edge_agent.config import BrokerSettings
@@ -28,8 +30,7 @@ def take_certificate(settings: BrokerSettings, device: bytes, data: bytes) -> bo
         if len(data) > _LONGEST:
             raise ValueError("too long")  # noqa: TRY301 - one sentence for every fault
         fresh = x509.load_pem_x509_certificate(data)
-        used = x509.load_pem_x509_certificate(settings.certificate.read_bytes())
-        if fresh.not_valid_after_utc <= used.not_valid_after_utc:
+        if fresh.not_valid_after_utc <= _end_of(settings.certificate):
             return False  # what the broker retains comes with each connection
         _check(fresh, settings, device)
         path = settings.certificate
@@ -40,11 +41,19 @@ def take_certificate(settings: BrokerSettings, device: bytes, data: bytes) -> bo
             os.fsync(file.fileno())
         new.replace(path)
         sync_folder(path.parent)
-    except (ValueError, TypeError, InvalidSignature, OSError) as error:
+    except (ValueError, TypeError, InvalidSignature, InvalidVersion, UnsupportedAlgorithm, OSError) as error:
         _LOG.warning("a renewed certificate is not used: %s", str(error) or type(error).__name__)
         return False
     _LOG.info("the certificate was renewed: valid until %s", fresh.not_valid_after_utc.strftime("%Y-%m-%d"))
     return True
+
+
+def _end_of(path: Path) -> datetime:
+    """Return when the certificate in use ends; a damaged one has ended."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (ValueError, InvalidVersion):
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def _check(fresh: x509.Certificate, settings: BrokerSettings, device: bytes) -> None:

@@ -25,8 +25,9 @@ class Certificates:
     def step(self) -> float:
         """Publish what is new; return how long to pause, s. Retryable while the folder cannot be read."""
         try:
-            files = [(path, path.stat().st_mtime) for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
-            for path, changed_s in files:
+            files = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name) and path.is_file()]
+            for path in files:
+                changed_s = path.stat().st_mtime
                 if changed_s < time.time() - _YOUNG_S or self._sent.get(path.name) == changed_s:
                     continue
                 data = path.read_bytes()[:_LONGEST]

@@ -32,7 +32,7 @@ from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.clock import Clock, make_clock
 from maxgreen.errors import Retryable
 from maxgreen.keyfile import create_key_file, load_key_file
-from maxgreen.ledger.engine import open_engine
+from maxgreen.ledger.engine import close, open_engine
 from maxgreen.ledger.lease import Lease
 from maxgreen.ledger.segments import verbatim_of
 from maxgreen.protocol.keys import Signer
@@ -199,6 +199,7 @@ class IngestService:
             if self._projector is not None:
                 self._view_lease.release()
             self._claim.release()
+            close(self.engine)
             _LOG.info("ended")
         if self._lost is not None:
             raise self._lost

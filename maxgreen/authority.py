@@ -24,9 +24,11 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from maxgreen.errors import Fatal, UsageError
-from maxgreen.keyfile import write_secret
+from maxgreen.keyfile import read_secret, write_secret
+from maxgreen.lock import FolderLock
 
 DEVICE: Final = re.compile(r"[0-9a-f]{32}")
+_HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,253}|[0-9a-fA-F:]{2,39}")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BEFORE: Final = timedelta(days=1)  # the clock of a device may be behind
 _LONGEST: Final = 16_384  # bytes of a request
@@ -143,6 +145,10 @@ class Authority:
 
         UsageError where the name has one of another key: somebody else's request must not take its place.
         """
+        with FolderLock(self.folder, "maxgreen ca"):
+            return self._issue(request, days, hosts=hosts, replace=replace, server=server)
+
+    def _issue(self, request: Request, days: int, *, hosts: Sequence[str], replace: bool, server: bool) -> Issued:
         for other in self.valid(request.name):
             if other.again().spki != request.spki:
                 if not replace:
@@ -177,7 +183,7 @@ class Authority:
                 (found.serial, found.name, found.until_s, found.pem),
             )
         if replace:
-            self.write_crl()
+            self._write_crl()
         return found
 
     def all(self) -> list[Issued]:
@@ -197,14 +203,19 @@ class Authority:
 
     def revoke(self, name: str) -> list[Issued]:
         """Revoke what a name has, and write the list; return what that was."""
-        found = self.valid(name)
-        for one in found:
-            self._revoke(one)
-        self.write_crl()
+        with FolderLock(self.folder, "maxgreen ca"):
+            found = self.valid(name)
+            for one in found:
+                self._revoke(one)
+            self._write_crl()
         return found
 
     def write_crl(self) -> Path:
         """Write the list of what is revoked, for brokers; return where."""
+        with FolderLock(self.folder, "maxgreen ca"):
+            return self._write_crl()
+
+    def _write_crl(self) -> Path:
         now = datetime.now(UTC)
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject).last_update(now)
         builder = builder.next_update(now + timedelta(days=_CRL_DAYS))
@@ -243,6 +254,21 @@ def make_key(path: Path, name: str) -> Request:
     key = ec.generate_private_key(ec.SECP256R1())
     write_secret(path, _pem(key))
     return Request(name, key.public_key())
+
+
+def key_request(path: Path, name: str) -> Request:
+    """Return the request of a key that was made before; Fatal when the file holds none."""
+    key = load_pem_private_key(read_secret(path), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise Fatal(f"{path}: no P-256 key")
+    return Request(name, key.public_key())
+
+
+def checked(hosts: Sequence[str]) -> None:
+    """Pass when all of them are names or addresses; UsageError names the one that is not."""
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise UsageError(f"{host!r}: a DNS name (letters, digits, '.' and '-') or an address")
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -1,15 +1,18 @@
 """`maxgreen ca`: certificates of the broker, services and devices, by the registry."""
 
 import json
+import os
 import time
 import tomllib
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from sqlalchemy.engine import make_url
 
-from maxgreen.authority import DEVICE, Authority, Issued, Request, make_key, read_request
+from maxgreen.authority import DEVICE, Authority, Issued, Request, checked, key_request, make_key, read_request
 from maxgreen.errors import EXIT_USAGE, UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine, reader
@@ -81,11 +84,10 @@ def client(
 
 
 def _make(authority: Authority, out: Path, name: str, hosts: list[str] | tuple[str, ...], days: int) -> None:
-    known = authority.valid(name)
-    key, request = out / f"{name}.key", None
-    if key.exists() and known:  # it goes on with its key
-        request = known[-1].again()
-    issued = authority.issue(request or make_key(key, name), days, hosts=hosts, server=bool(hosts), replace=True)
+    key = out / f"{name}.key"
+    checked(hosts)
+    request = key_request(key, name) if key.exists() else make_key(key, name)  # it goes on with its key
+    issued = authority.issue(request, days, hosts=hosts, server=bool(hosts), replace=True)
     _write(issued, out, authority)
 
 
@@ -130,22 +132,28 @@ def renew(
     In the folder that ingest's settings name (`certificates`) ingest finds them, and sends each to its device.
     """
     authority, now_s, ledger = Authority(folder), time.time(), _ledger(ledger)
-    newest = {one.name: one for one in authority.valid()}
-    for one in newest.values():
-        if one.until_s - now_s > within * _DAY_S:
+    valid = authority.valid()
+    counts = Counter(one.name for one in valid)
+    for one in {one.name: one for one in valid}.values():
+        is_device = DEVICE.fullmatch(one.name) is not None
+        where = out if is_device else services
+        if where is None:
             continue
-        if not DEVICE.fullmatch(one.name):
-            if services is not None:
-                hosts = one.hosts()
-                again = authority.issue(one.again(), days, hosts=hosts, server=bool(hosts))
-                _write(again, services, authority)
+        if one.until_s - now_s > within * _DAY_S:
+            if counts[one.name] > 1 and not _holds(
+                where, one
+            ):  # it was issued, and not written: a full disk, a power cut
+                _write(one, where, authority)
             continue
         try:
-            _registered(ledger, one.name)
+            if is_device:
+                _registered(ledger, one.name)
+            hosts = one.hosts()
+            again = authority.issue(one.again(), days, hosts=hosts, server=bool(hosts))
         except UsageError as error:
             typer.echo(f"{one.name}: not renewed: {error}", err=True)
             continue
-        _write(authority.issue(one.again(), days), out, authority)
+        _write(again, where, authority)
 
 
 @app.command()
@@ -163,14 +171,15 @@ def revoke(
 def follow(ledger: LedgerOption, folder: FolderOption = HERE, metrics: MetricsOption = None) -> None:
     """Revoke what devices have that the DAO suspended or revoked, or whose key was replaced; for a timer."""
     authority, gone, ledger = Authority(folder), [], _ledger(ledger)
-    for one in {one.name: one for one in authority.valid()}.values():
-        if DEVICE.fullmatch(one.name):
-            try:
-                _registered(ledger, one.name)
-            except UsageError as error:
-                authority.revoke(one.name)
-                gone.append(one.name)
-                typer.echo(f"revoked {one.name}: {error}")
+    for name in sorted({one.name for one in authority.valid() if DEVICE.fullmatch(one.name)}):
+        try:
+            _registered(ledger, name)
+        except EndedError as error:  # only what the registry says: a ledger that does not know a device says nothing
+            authority.revoke(name)
+            gone.append(name)
+            typer.echo(f"revoked {name}: {error}")
+        except UnknownError as error:
+            typer.echo(f"not revoked: {error}", err=True)
     typer.echo(f"{len(gone)} revoked; {_BROKER}" if gone else "nothing to revoke")
     newest, now_s = {one.name: one for one in authority.valid()}, time.time()
     expiring = sum(one.until_s - now_s < _SOON_S for one in newest.values())
@@ -225,19 +234,30 @@ def _ledger(ledger: str) -> str:
         raise UsageError(f"--ledger {ledger}: {error}") from error
 
 
+class UnknownError(UsageError):
+    """The ledger does not know a device: it may be new, or the ledger."""
+
+
+class EndedError(UsageError):
+    """The registry says that a device's key does not count any more."""
+
+
 def _registered(ledger: str, device: str) -> None:
-    """Pass when a device's key counts now; UsageError says why it does not."""
+    """Pass when a device's key counts now; UnknownError and EndedError say why it does not."""
     if not ledger:
         raise UsageError("name the ledger with --ledger: only registered devices get a certificate")
+    url = make_url(ledger)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        raise UsageError(f"ledger {url.database}: not there")  # and none is made by a command that looks
     with reader(open_engine(ledger)).begin() as connection:
         known = Book(connection).device(bytes.fromhex(device))
     if known is None:
-        raise UsageError(f"{device} is not registered, or the ledger does not know it yet")
+        raise UnknownError(f"{device} is not registered, or the ledger does not know it yet")
     if known.record.statuses[-1][1] != Status.ACTIVE:
-        raise UsageError(f"{device} is suspended or revoked by the DAO")
+        raise EndedError(f"{device} is suspended or revoked by the DAO")
     until_ms = known.record.until_ms
     if until_ms is not None and until_ms / 1000 + _DRAIN_S < time.time():  # it may still send what it measured before
-        raise UsageError(f"{device}: its key was replaced more than a month ago")
+        raise EndedError(f"{device}: its key was replaced more than a month ago")
 
 
 def _read(path: Path) -> bytes:
@@ -247,11 +267,21 @@ def _read(path: Path) -> bytes:
         raise UsageError(str(error.strerror)) from error
 
 
+def _holds(folder: Path, one: Issued) -> bool:
+    try:
+        return (folder / f"{one.name}.crt").read_text() == one.pem
+    except OSError:
+        return False
+
+
 def _write(issued: Issued, out: Path, authority: Authority) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, text in ((f"{issued.name}.crt", issued.pem), ("ca.crt", (authority.folder / "ca.crt").read_text())):
         fresh = out / f".{name}"
-        fresh.write_text(text)
+        with fresh.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         fresh.replace(out / name)
     typer.echo(f"{out / f'{issued.name}.crt'}: {issued.name}, valid until {_day(issued.until_s)}")
 

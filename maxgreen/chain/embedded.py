@@ -5,6 +5,7 @@ A block is committed whole or not at all, so the process may be killed at any in
 """
 
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -94,6 +95,7 @@ class _SqliteDB(BaseDB):  # type: ignore[misc]
 
     def __init__(self, path: Path | None) -> None:
         self._connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._connection.close)  # at the process's end too: then all of it is in one file
         try:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")

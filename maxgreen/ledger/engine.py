@@ -4,8 +4,11 @@ A database that is away, full or locked is `Retryable`, here and wherever the en
 """
 
 import sqlite3
+import threading
+from collections.abc import MutableMapping
 from importlib.resources import files
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from alembic import command
 from alembic.config import Config
@@ -21,6 +24,8 @@ _CACHE_KIB: Final = 16_384
 _CONNECT_S: Final = 10
 _SILENT_MS: Final = 30_000
 _EXPECTED: Final = "; expected sqlite:///FILE or postgresql://USER@HOST/NAME"
+_readers: MutableMapping[Engine, Engine] = WeakKeyDictionary()
+_reading: Final = threading.Lock()  # guards it
 _MIGRATING: Final = 0x6D617867
 # what a database that works may answer for a while
 _PASSING: Final = {
@@ -81,8 +86,19 @@ def open_engine(url: str) -> Engine:
 def reader(engine: Engine) -> Engine:
     """Return an engine for those who only read: each transaction sees one state, and no writer waits for it."""
     if engine.dialect.name == "sqlite":
-        return _engine(engine.url.render_as_string(hide_password=False), read_only=True)
+        with _reading:
+            if engine not in _readers:
+                _readers[engine] = _engine(engine.url.render_as_string(hide_password=False), read_only=True)
+            return _readers[engine]
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+
+def close(engine: Engine) -> None:
+    """Close what an engine and its readers have open: the last connection of a SQLite file leaves it in one file."""
+    with _reading:
+        readers = _readers.pop(engine, None)
+    for one in filter(None, (readers, engine)):
+        one.dispose()
 
 
 def _engine(url: str, *, read_only: bool = False) -> Engine:
