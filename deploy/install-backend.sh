@@ -110,8 +110,8 @@ fi
 say "user and folders"
 grep -q '^maxgreen:' /etc/passwd || do_it useradd --system --home-dir $state --shell /usr/sbin/nologin maxgreen
 do_it install -d -m 0711 -o maxgreen -g maxgreen $state
-for folder in ca certs certificates evidence settlement; do do_it install -d -m 0700 -o maxgreen -g maxgreen $state/$folder; done
-do_it install -d -m 0755 -o maxgreen -g maxgreen $state/metrics
+for folder in ca certs certificates evidence settlement; do as maxgreen mkdir -p -m 0700 $state/$folder; done # never as root: the
+as maxgreen mkdir -p -m 0755 $state/metrics                                                               # user may have put links there
 do_it install -d -m 0700 -o maxgreen -g maxgreen $backups
 do_it install -d -m 0755 $etc
 do_it install -d -m 0700 $etc/secrets
@@ -120,6 +120,7 @@ last=$(numbers | tail -n 1 | sed 's/^0*//')
 release=$releases/$(printf %04d $((${last:-0} + 1)))
 say "program in $release"
 [ -n "$dry" ] || trap '[ "$(in_use)" = "$(basename "$release")" ] || rm -rf "$release"' EXIT
+trap 'exit 130' INT TERM HUP
 do_it mkdir -p $releases
 do_it python3 -m venv "$release"
 do_it env PYPI=1 "$release/bin/pip" install --quiet --disable-pip-version-check --constraint "$here/../constraints.txt" \
@@ -161,9 +162,13 @@ for file in mosquitto.conf acl; do
 done
 # the list of what was revoked is read where the authority writes it
 if [ -z "$dry" ]; then sed -i "s|^# crlfile .*|crlfile $broker/certs/crl.pem|" $broker/mosquitto.conf; fi
-do_it install -m 0644 $state/certs/ca.crt $state/certs/server.crt $broker/certs/
-do_it install -m 0600 -o mosquitto -g mosquitto $state/certs/server.key $broker/certs/server.key
-do_it install -m 0644 $state/ca/crl.pem $broker/certs/crl.pem
+# read as the user whose files they are: root would follow a link to anything
+copy() { say "  $1 to $broker/certs/$2"; [ -n "$dry" ] || runuser -u maxgreen -- head -c 10000000 "$1" >"$broker/certs/$2"; }
+copy $state/certs/ca.crt ca.crt
+copy $state/certs/server.crt server.crt
+copy $state/ca/crl.pem crl.pem
+do_it install -m 0600 -o mosquitto -g mosquitto /dev/null $broker/certs/server.key
+copy $state/certs/server.key server.key
 do_it chmod 0640 $broker/acl
 do_it chgrp mosquitto $broker/acl
 do_it cp "$here/../broker_config/mosquitto.service.conf" /etc/systemd/system/mosquitto.service.d/maxgreen.conf
@@ -240,7 +245,7 @@ if [ -n "$(in_use)" ] && [ -z "$dry" ]; then
     runuser -u maxgreen -- "$maxgreen" $service config check || new=$?
     [ "$new" = 0 ] || [ "$old" != 0 ] || fail "the new version refuses the settings (see above); the old one stays in use"
   done
-  if [ -e $state/backend.pem ]; then
+  if [ -e $state/backend.pem ] && { [ $ledger = postgresql ] || [ -e $state/ledger.db ]; }; then
     as maxgreen /opt/maxgreen/bin/maxgreen backup $backups ||
       fail "no backup, so no upgrade: the new version would change the ledger (see above)"
   fi

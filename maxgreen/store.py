@@ -95,7 +95,8 @@ class FolderStore:
     def names(self, prefix: str) -> Iterator[str]:
         """Yield the names that begin so."""
         found = (path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file())
-        yield from sorted(name for name in found if name.startswith(prefix) and not name.endswith(".new"))
+        ours = (name for name in found if name.startswith(prefix) and _NAME.fullmatch(name))
+        yield from sorted(name for name in ours if not name.endswith(".new"))
 
     def _path(self, name: str) -> Path:
         return self._folder / checked(name)

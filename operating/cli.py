@@ -43,7 +43,7 @@ def backup(
     _go(home)
     with _shown() as progress:
         kept = back_up(Site.read(settings, authority), target, datetime.now(UTC), progress)
-        gone = forget(target, keep) if keep else []
+        gone = forget(kept.folder, keep) if keep else []
     write_figures(
         metrics,
         "backup",
@@ -66,14 +66,20 @@ def restore(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check the backup, and say what would be put back")
     ] = False,
+    settings: SettingsOption = SETTINGS,
+    authority: AuthorityOption = AUTHORITY,
     home: HomeOption = HOME,
+    anywhere: Annotated[
+        bool, typer.Option("--anywhere", help="also files that go to other places than home, settings and authority")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Put a backup back. Stop the services first; what is there and differs is kept as NAME.before-restore."""
     folder = folder.absolute()
     _go(home)
     with _shown() as progress:
-        manifest = put_back(folder, ledger, progress, dry_run=dry_run)
+        roots = [Path("/")] if anywhere else [home, settings, authority]
+        manifest = put_back(folder, ledger, roots, progress, dry_run=dry_run)
     if as_json:
         print(
             json.dumps(

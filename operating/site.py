@@ -1,15 +1,18 @@
 """A site: the settings of all services on a machine, each of which may be absent."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
+from sqlalchemy.engine import make_url
+
 from dapp.config import DappSettings
 from ingest.config import IngestSettings
 from maxgreen.actions.wallet import account_path
 from maxgreen.errors import Fatal
+from maxgreen.ledger.engine import without_password
 from maxgreen.settings import ServiceSettings, load
 from settlement.config import SettlementSettings
 
@@ -51,7 +54,8 @@ class Site:
     @property
     def ledger(self) -> str:
         """The ledger's URL; Fatal where services have different ones."""
-        return self._same("ledger", {name: one.ledger for name, one in self.services.items()})
+        shown = lambda url: without_password(make_url(url)).render_as_string()  # noqa: E731
+        return self._same("ledger", {name: one.ledger for name, one in self.services.items()}, shown)
 
     @property
     def evidence(self) -> str:
@@ -108,9 +112,9 @@ class Site:
         if not urlsplit(self.rpc).scheme:  # an embedded chain, of a trial
             yield Path(self.rpc)
 
-    def _same(self, name: str, found: dict[str, str]) -> str:
+    def _same(self, name: str, found: dict[str, str], shown: Callable[[str], str] = str) -> str:
         if len(set(found.values())) > 1:
-            said = ", ".join(f"{service}: {value}" for service, value in found.items())
+            said = ", ".join(f"{service}: {shown(value)}" for service, value in found.items())
             raise Fatal(f"{name}: the services do not have the same ({said})")
         return next(iter(found.values()), "")
 

@@ -14,13 +14,14 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from maxgreen.errors import Fatal, Retryable
 
 _BUSY_MS: Final = 30_000
 _CACHE_KIB: Final = 16_384
+_SECRET: Final = ("password", "sslpassword")
 _CONNECT_S: Final = 10
 _SILENT_MS: Final = 30_000
 _EXPECTED: Final = "; expected sqlite:///FILE or postgresql://USER@HOST/NAME"
@@ -81,6 +82,22 @@ def open_engine(url: str) -> Engine:
         hint = "; its user must own it: CREATE DATABASE name OWNER user" if "permission denied" in text else ""
         raise Fatal(f"ledger {_shown(url)}: {text}{hint}") from error
     return engine
+
+
+def unmigrated(url: str) -> Engine:
+    """Return an engine of a database as it is."""
+    return _engine(url)
+
+
+def without_password(url: URL) -> URL:
+    """Return a URL without its password, wherever that stands in it."""
+    query = {name: value for name, value in url.query.items() if name not in _SECRET}
+    return URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query)
+
+
+def password_of(url: URL) -> str | None:
+    """Return a URL's password, wherever that stands in it."""
+    return url.password or next((str(url.query[name]) for name in _SECRET if name in url.query), None)
 
 
 def reader(engine: Engine) -> Engine:

@@ -4,11 +4,12 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, Engine, delete, select, update
+from sqlalchemy import Engine, delete, select, update
 from sqlalchemy.exc import IntegrityError
 
 from maxgreen.errors import Retryable
@@ -82,9 +83,8 @@ class Lease:
             return False
 
 
-def living_holders(connection: Connection) -> list[str]:
-    """Return the processes of this machine that hold a lease of a ledger, and live."""
-    holders = connection.execute(select(leases.c.holder).distinct()).scalars()
+def living(holders: Iterable[str]) -> list[str]:
+    """Return which of these holders of leases are processes of this machine that live."""
     parted = [holder.rsplit(":", 2) for holder in holders if not _ended(holder)]
     return sorted({f"process {process}" for machine, process, _ in parted if machine == _machine()})
 

@@ -49,6 +49,7 @@ class Place:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         self.target = folder / "backups"
+        self.ledger = Path(url.removeprefix("sqlite:///"))
 
     def run(self, *command, status=0):
         done = subprocess.run([MAXGREEN, *command], capture_output=True, text=True, timeout=300)
@@ -61,7 +62,8 @@ class Place:
         return json.loads(text) if status == 0 else text
 
     def restore(self, folder, *more, status=0):
-        return self.run("restore", folder, "--home", self.home, *more, status=status)
+        where = ("--settings", self.settings, "--ca", self.ca, "--home", self.home)
+        return self.run("restore", folder, *where, *more, status=status)
 
     def publish(self, client, enough):
         """Send until it is enough."""
@@ -148,6 +150,8 @@ def come_back(place, first, second, text):
     assert kept == list(range(second["batches"]))  # one state: the first so many, and no hole
     assert {path.name: path.read_bytes() for path in (place.home / "backend.pem", place.ca / "ca.key")} == before
     assert (place.home / "backend.pem").stat().st_mode & 0o777 == 0o600
+    if not place.site.url.startswith("postgresql"):
+        assert place.ledger.stat().st_mode & 0o777 == 0o600
     assert (place.settings / "ingest.toml").read_text() == text
     assert {name: (place.home / "evidence" / name).read_bytes() for name in place.objects} == place.objects
     assert "whole" in place.run("ingest", "check", "-c", place.settings / "ingest.toml")
@@ -206,8 +210,46 @@ def test_a_damaged_backup_is_refused_and_an_old_one_forgotten(place):
         assert "it names" in place.restore(edited, status=78)
     assert (place.target / "store").stat().st_mode & 0o077 == 0
     assert last.stat().st_mode & 0o077 == 0
+    victim.write_bytes(b"")
+    if place.site.url.startswith("postgresql"):
+        return
     (place.home / "backend.pem").unlink()
-    place.restore(folders[1]) if not place.site.url.startswith("postgresql") else None
+    place.ledger.write_bytes(b"what a broken disk leaves")  # is put aside, and stops nothing
+    place.ledger.with_name("ledger.db-wal").write_bytes(b"and this")
+    place.restore(folders[1])
+    assert list(place.ledger.parent.glob("ledger.db.before-restore*-wal"))
+    assert not list(place.ledger.parent.glob("ledger.db-wal"))
+    name = next(iter(place.objects))
+    (place.target / "store" / name).write_bytes(b"xxx")
+    assert "damaged or missing" in place.restore(folders[1], "--dry-run", status=78)
+    shutil.rmtree(place.target / "store")
+    assert "belongs to every backup" in place.restore(folders[1], status=78)
+    (place.target / "2099-01-01T000000Z").mkdir()  # of a clock that was wrong
+    (place.target / "movies.part").mkdir()
+    newest = Path(place.backup("--keep", "1")["folder"])
+    assert newest.exists()
+    assert (place.target / "movies.part").exists()
+    assert "name another folder" in place.run(
+        "backup",
+        place.home / "evidence/b",
+        "--settings",
+        place.settings,
+        "--ca",
+        place.ca,
+        "--home",
+        place.home,
+        status=2,
+    )
+
+
+def test_no_password_is_an_argument_or_in_a_manifest():
+    from sqlalchemy.engine import make_url
+
+    from operating.backup import _libpq
+
+    for text in ("postgresql://u:SECRET@h:1/db", "postgresql+psycopg://u@h/db?password=SECRET&host=/run"):
+        assert "SECRET" not in _libpq(make_url(text))
+        assert "***" not in _libpq(make_url(text))
 
 
 def test_a_backup_that_is_killed_is_none_and_the_next_one_cleans_up(place):
