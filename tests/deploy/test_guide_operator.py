@@ -16,7 +16,6 @@ import pytest
 
 from tests.conftest import ROOT, need
 from tests.deploy.roots import unpacked
-from tests.deploy.test_install import wheels  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(2_400)]
 ANVIL = ROOT / "contracts/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"
@@ -122,7 +121,7 @@ class Machine:
 
 
 @pytest.fixture(params=["debian12", "debian13"])
-def machine(request, tmp_path, wheels):  # noqa: F811
+def machine(request, tmp_path, wheels):
     need(ANVIL, "anvil is not installed (make services)")
     root = unpacked(request.param, tmp_path)
     root.copy_project()

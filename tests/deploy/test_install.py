@@ -27,15 +27,6 @@ main()
 """
 
 
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheels")
-    subprocess.run(
-        [ROOT / "scripts/wheels", folder], check=True, capture_output=True, env={**os.environ, "PYTHON": sys.executable}
-    )
-    return sorted(folder.iterdir())
-
-
 @pytest.fixture(scope="module", params=NAMES)
 def debian(request, tmp_path_factory, wheels):
     """A fresh root, and the wheel for its machine."""
