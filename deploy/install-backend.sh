@@ -56,7 +56,8 @@ units='maxgreen-ingest.service maxgreen-dapp.service maxgreen-settle.service max
 # an upgrade keeps the ledger that there is
 if grep -q '^ledger = "sqlite' $etc/ingest.toml 2>/dev/null; then ledger=sqlite; fi
 in_use() { readlink /opt/maxgreen 2>/dev/null | sed 's#.*/##' || true; }
-numbers() { ls $releases 2>/dev/null | grep -x '[0-9]\{4\}' | sort || true; }
+all() { ls $releases 2>/dev/null | grep -x '[0-9]\{4\}' | sort || true; }
+numbers() { for number in $(all); do [ ! -e $releases/$number/complete ] || echo $number; done; } # what was made whole
 restart() {
   live || return 0
   do_it systemctl daemon-reload
@@ -116,7 +117,7 @@ do_it install -d -m 0700 -o maxgreen -g maxgreen $backups
 do_it install -d -m 0755 $etc
 do_it install -d -m 0700 $etc/secrets
 
-last=$(numbers | tail -n 1 | sed 's/^0*//')
+last=$(all | tail -n 1 | sed 's/^0*//')
 release=$releases/$(printf %04d $((${last:-0} + 1)))
 say "program in $release"
 [ -n "$dry" ] || trap '[ "$(in_use)" = "$(basename "$release")" ] || rm -rf "$release"' EXIT
@@ -255,10 +256,12 @@ fi
 say "units"
 for unit in $units; do do_it cp "$here/systemd/$unit" /etc/systemd/system/$unit; done
 if [ -e /opt/maxgreen ] && [ ! -L /opt/maxgreen ]; then do_it rm -rf /opt/maxgreen; fi
+before=$(in_use)
+do_it touch "$release/complete"
 do_it ln -sfn "$release" /opt/maxgreen
 do_it ln -sf /opt/maxgreen/bin/maxgreen /usr/local/bin/maxgreen
-for number in $(numbers | head -n -2); do
-  [ "$number" = "$(in_use)" ] || do_it rm -rf "$releases/$number"
+for number in $(all); do # the one in use and the one before stay
+  case $number in "$(in_use)"|"$before") ;; *) do_it rm -rf "$releases/$number" ;; esac
 done
 if live; then
   do_it systemctl enable mosquitto.service

@@ -132,7 +132,8 @@ def _period_lines(run: Any) -> Iterator[str]:
             "held": sum(map(int, line["held"].values())), "disputed": sum(map(int, line["disputed"].values())),
         }  # fmt: skip
         sums = {name: value + own[name] for name, value in sums.items()}
-        tags = f"period={run['period']},line={line['line'][:16]},miner={line['miner']},node={line['node']}"
+        named = {"period": run["period"], "line": line["line"][:16], "miner": line["miner"], "node": line["node"]}
+        tags = ",".join(f"{name}={_tag(str(value))}" for name, value in named.items())
         yield (
             f"line,{tags} {_energies(own)},expected_loss_kwh={int(line['expected_loss_mws']) / _KWH},"
             f"minted={int(line['mint_wei']) / _WEI},online_windows={line['online_windows']}i,"

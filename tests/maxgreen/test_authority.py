@@ -271,3 +271,35 @@ def test_certificates_satisfy_a_strict_client(tmp_path, maker):
         assert run("server", "127.0.0.1", "--out", tmp_path, "--dir", tmp_path / "ca").exit_code == 0
         assert run("client", "ingest", "--out", tmp_path, "--dir", tmp_path / "ca").exit_code == 0
     assert shakes_hands(tmp_path)
+
+
+def test_a_ledger_that_knows_nobody_revokes_nobody(yard, tmp_path):
+    assert yard.sign().exit_code == 0
+    empty = f"sqlite:///{tmp_path}/empty.db"
+    open_engine(empty)
+    for ledger in (empty, f"sqlite:///{tmp_path}/typo.db", ""):
+        run("follow", "--ledger", ledger, "--dir", yard.ca)
+        assert Authority(yard.ca).valid(yard.labs[0].device.hex()), ledger
+    assert not (tmp_path / "typo.db").exists()
+
+
+def test_what_was_issued_and_not_written_is_written_the_next_time(yard, tmp_path):
+    assert yard.sign(0, "--days", 30).exit_code == 0
+    (tmp_path / "file").write_text("")
+    arguments = ("--ledger", yard.ledger, "--dir", yard.ca)
+    assert run("renew", "--out", tmp_path / "file", *arguments).exit_code != 0
+    assert run("renew", "--out", tmp_path / "good", *arguments).exit_code == 0
+    assert (tmp_path / "good" / f"{yard.labs[0].device.hex()}.crt").exists()
+    before = run("renew", "--out", tmp_path / "good", *arguments)
+    assert before.output == ""  # nothing is left to do
+
+
+def test_a_service_whose_certificate_is_lost_goes_on_with_its_key_and_odd_hosts_are_said(yard):
+    assert run("client", "dapp", "--out", yard.out, "--dir", yard.ca).exit_code == 0
+    key = (yard.out / "dapp.key").read_bytes()
+    assert run("revoke", "dapp", "--dir", yard.ca).exit_code == 0
+    assert run("client", "dapp", "--out", yard.out, "--dir", yard.ca).exit_code == 0
+    assert (yard.out / "dapp.key").read_bytes() == key
+    odd = run("server", "exämple.org", "--out", yard.out, "--dir", yard.ca)
+    assert isinstance(odd.exception, UsageError)
+    assert not (yard.out / "server.key").exists()
