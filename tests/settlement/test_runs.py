@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from maxgreen.chain.deployment import FIELDS, Addresses
+from maxgreen.keyfile import create_key_file
 from maxgreen.lock import FolderLock
 
 MAXGREEN = Path(sys.executable).parent / "maxgreen"
@@ -13,7 +15,16 @@ MAXGREEN = Path(sys.executable).parent / "maxgreen"
 
 def test_a_second_run_says_which_one_is_under_way(tmp_path):
     settings = tmp_path / "settlement.toml"
-    settings.write_text(f'output_dir = "{tmp_path}/out"\n')
+    Addresses(chain_id=1, **dict.fromkeys(FIELDS.values(), "0x" + 40 * "0")).save(tmp_path / "deployment.json")
+    create_key_file(tmp_path / "backend.pem")
+    (tmp_path / "operator.key").write_text("11" * 32)
+    files = {
+        "output_dir": "out",
+        "key_file": "backend.pem",
+        "deployment": "deployment.json",
+        "operator_file": "operator.key",
+    }
+    settings.write_text("".join(f'{name} = "{tmp_path}/{file}"\n' for name, file in files.items()))
     command = [MAXGREEN, "settle", "run", "--period", "2026-01", "--config", settings]
     with FolderLock(tmp_path / "out", "maxgreen settle"):
         said = subprocess.run(command, capture_output=True, text=True, timeout=60)
