@@ -98,6 +98,11 @@ class Site:
         yield self.deployment
         if self.ingest is not None:
             yield from self.ingest.broker.files()
+            if (
+                self.ingest.broker.certificate is not None
+            ):  # the broker's own lie beside ours, where the installer put them
+                folder = self.ingest.broker.certificate.parent
+                yield from (folder / name for name in ("server.key", "server.crt"))
         if self.dapp is not None:
             yield from self.dapp.live.files()
         if self.authority is not None:

@@ -54,7 +54,7 @@ ALARMS: Final = (
           'maxgreen_ingest_devices{state="heard"} > 0', "10m",
           "No batch was accepted in half an hour, though devices sent in the last week.", wakes=True),
     Alarm("DevicesSilent",
-          'maxgreen_ingest_devices{state="silent"} > on (instance) group_left () 0.1 * '
+          'maxgreen_ingest_devices{state="silent"} >= on (instance) group_left () 0.1 * '
           'sum by (instance) (maxgreen_ingest_devices{state="heard"})', "30m",
           "{{ $value }} devices that sent in the last week have sent nothing for 20 minutes."),
     Alarm("BatchesRejected",

@@ -281,7 +281,7 @@ def operations() -> Any:
             service("Broker", "1: connected.", "min(maxgreen_ingest_mqtt_connected)", units.Short, width=3, good=1),
             service("Silent devices", "Heard in the last week, and not in the last 20 minutes.",
                     'max(maxgreen_ingest_devices{state="silent"})', units.Short, width=4),
-            service("Newest beacon", "How long ago it was issued; one comes every five minutes.",
+            service("Newest beacon", "How long ago it was issued; one comes each minute.",
                     "time() - max(maxgreen_ingest_beacon_timestamp_seconds)", units.Seconds, width=4),
             service("View behind", "Changes of the ledger that InfluxDB lacks.",
                     "max(maxgreen_ingest_view_behind_changes)", units.Short, width=4),
@@ -300,7 +300,7 @@ def operations() -> Any:
             bars("Refused messages", "That took no place in a chain, by reason.", units.Short,
                  Influx(f"{REJECTED} GROUP BY time($__interval), reason fill(none)", "$tag_reason"),
                  interval="1m", width=12),
-            rows("Refused, by device and reason", "In the chosen time.",
+            rows("Refused, by reason", "In the chosen time.",
                  'SELECT count("id") AS "messages" FROM "rejected" WHERE $timeFilter GROUP BY reason', width=12),
             rows("Decisions", "Of operators, in the chosen time.",
                  'SELECT "who", "text", "device", "action" FROM "decision" WHERE $timeFilter '
