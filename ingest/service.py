@@ -32,7 +32,7 @@ from maxgreen.chain.deployment import Addresses, Deployment
 from maxgreen.clock import Clock, make_clock
 from maxgreen.errors import Retryable
 from maxgreen.keyfile import create_key_file, load_key_file
-from maxgreen.ledger.engine import close, open_engine
+from maxgreen.ledger.engine import close, open_engine, without_password
 from maxgreen.ledger.lease import Lease
 from maxgreen.ledger.segments import verbatim_of
 from maxgreen.protocol.keys import Signer
@@ -133,7 +133,7 @@ class IngestService:
         where = self._at.getsockname() if self._at is not None else None
         self._greeting = (
             f"ingest {__version__}: network {deployment.network}, chain at {settings.chain.shown()}, "
-            f"ledger {engine.url.render_as_string(hide_password=True)}, "
+            f"ledger {without_password(engine.url).render_as_string()}, "
             f"broker {settings.broker.host}:{settings.broker.port} as {settings.broker.client_id!r}, "
             f"view {settings.influx.url or 'none'}, "
             f"health and metrics {f'http://{where[0]}:{where[1]}' if where else 'nowhere (http.port = 0)'}, "

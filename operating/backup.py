@@ -106,11 +106,8 @@ def forget(kept: Path, keep: int) -> list[Path]:
     """Remove the oldest backups beside `kept`, which stays, until `keep` are left; what they share stays."""
     others = sorted(path for path in kept.parent.iterdir() if _NAME.fullmatch(path.name) and path != kept)
     old = others[: max(0, len(others) - keep + 1)]
-    for path in old:
-        part = path.rename(
-            path.with_name(f"{path.name}.part")
-        )  # from here on it is none; the next one removes what is left
-        shutil.rmtree(part)
+    for path in old:  # renamed it is none any more, and the next backup removes what is left of it
+        shutil.rmtree(path.rename(path.with_name(f"{path.name}.part")))
     return old
 
 

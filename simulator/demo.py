@@ -1,6 +1,5 @@
 """The demo: a day of measured sunlight becomes tokens, by the real parts in the embedded profile."""
 
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -44,7 +43,7 @@ from settlement.periods import months_of, period_bounds
 from settlement.service import Settled, SettlementService
 from simulator.broker import EmbeddedBroker
 from simulator.forger import send_forged_batch
-from simulator.pages import serve_pages
+from simulator.pages import run_beside, serve_pages
 from simulator.site import RECEIVED_CHANNEL, SENT_CHANNEL, Site, make_key, miner_system, node_system, peak_mw
 
 DAY_MS: Final = 86_400_000
@@ -237,10 +236,7 @@ class Demo:
             limits = Limits(pow_nbits_min=nbits, shares_per_window=SHARES, beacon_every_s=SEAL_S)
             Book(connection).set_limits(0, limits)
         service = IngestService(settings, engine, deployment, backend, self._clock)
-        thread = threading.Thread(target=service.run, name="ingest", daemon=True)
-        thread.start()
-        self._stack.callback(thread.join)
-        self._stack.callback(service.stop)
+        run_beside(self._stack, service, "ingest")
         return service
 
     def _start_pages(self, deployment: Deployment, backend: MemorySigner) -> str:

@@ -52,7 +52,7 @@ from simulator.broker import EmbeddedBroker
 from simulator.demo import MAX_LOSS_PPM, RESISTANCE_UOHM, token_of
 from simulator.forger import send_forged_batch
 from simulator.lab import EASY, Lab
-from simulator.pages import serve_pages
+from simulator.pages import run_beside, serve_pages
 from simulator.site import RECEIVED_CHANNEL, SENT_CHANNEL, miner_system, node_system
 
 DAY_MS: Final = 86_400_000
@@ -204,10 +204,7 @@ class Fleet:
                 raise UsageError(f"--ledger {self._options.ledger}: holds something; a fleet is made in an empty one")
             book.set_limits(0, _LIMITS)
         service = IngestService(settings, engine, deployment, backend, self._clock)
-        thread = threading.Thread(target=service.run, name="ingest", daemon=True)
-        thread.start()
-        self._stack.callback(thread.join)
-        self._stack.callback(service.stop)
+        run_beside(self._stack, service, "ingest")
         return service
 
     def _start_pages(self, deployment: Deployment, ingest: IngestService, backend: MemorySigner) -> str:

@@ -12,6 +12,7 @@ from dapp.config import DappSettings, HttpSettings
 from dapp.keep import Keep
 from dapp.service import DappService
 from dapp.world import World
+from ingest.service import IngestService
 from maxgreen.chain.deployment import Deployment
 from maxgreen.clock import Clock
 from maxgreen.protocol.keys import Signer
@@ -48,8 +49,13 @@ def serve_pages(
         trial=True,
     )
     service = DappService(world, settings, trial_wallet(chain, dict(accounts)))
-    thread = threading.Thread(target=service.run, name="dapp", daemon=True)
+    run_beside(stack, service, "dapp")
+    return world
+
+
+def run_beside(stack: ExitStack, service: IngestService | DappService, name: str) -> None:
+    """Run a service in a thread of its own until the stack ends."""
+    thread = threading.Thread(target=service.run, name=name, daemon=True)
     thread.start()
     stack.callback(thread.join)
     stack.callback(service.stop)
-    return world

@@ -12,10 +12,10 @@ from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.sums import DAY_S, HOUR_S, changed_hours, channel_totals, device_totals
 from maxgreen.protocol.batch import role_name
+from maxgreen.units import MWS_PER_KWH
 
 _CHANGES: Final = 20_000
 _DEVICES: Final = 500
-_KWH: Final = 3.6e9  # mW·s
 _NS: Final = 1_000_000_000
 
 
@@ -44,7 +44,7 @@ def _energy_lines(connection: Connection, name: str, span: tuple[int, int, int],
     roles = Book(connection).roles(devices)
     return [
         f"{name},device={bytes(row.device).hex()},channel={row.channel},role={_role(roles, row)} "
-        f"forward_kwh={int(row.energy_mws) / _KWH},reverse_kwh={int(row.reverse_mws) / _KWH},"
+        f"forward_kwh={int(row.energy_mws) / MWS_PER_KWH},reverse_kwh={int(row.reverse_mws) / MWS_PER_KWH},"
         f"counted_s={decimal(int(row.counted_ms), 3)},gap_s={decimal(int(row.unmetered_ms), 3)} {row.begin_s * _NS}"
         for row in channel_totals(connection, *span, devices)
     ]

@@ -15,8 +15,8 @@ from maxgreen.clock import Clock
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.schema import commands, decisions, devices, periods
+from maxgreen.units import MWS_PER_KWH
 
-_KWH: Final = 3.6e9  # mW·s
 _SYSTEMS_EVERY_S: Final = 3_600.0
 _DAY_MS: Final = 86_400_000
 _WEI: Final = 1e18
@@ -135,7 +135,7 @@ def _period_lines(run: Any) -> Iterator[str]:
         named = {"period": run["period"], "line": line["line"][:16], "miner": line["miner"], "node": line["node"]}
         tags = ",".join(f"{name}={_tag(str(value))}" for name, value in named.items())
         yield (
-            f"line,{tags} {_energies(own)},expected_loss_kwh={int(line['expected_loss_mws']) / _KWH},"
+            f"line,{tags} {_energies(own)},expected_loss_kwh={int(line['expected_loss_mws']) / MWS_PER_KWH},"
             f"minted={int(line['mint_wei']) / _WEI},online_windows={line['online_windows']}i,"
             f"counted_windows={line['counted_windows']}i,trouble={_text(line['trouble'])} {t_ns}"
         )
@@ -146,7 +146,10 @@ def _period_lines(run: Any) -> Iterator[str]:
 def _energies(mws: dict[str, int]) -> str:
     loss = mws["sent"] - mws["received"]
     share = f",loss_share={loss / mws['sent']}" if mws["sent"] else ""
-    return ",".join(f"{name}_kwh={value / _KWH}" for name, value in mws.items()) + f",loss_kwh={loss / _KWH}{share}"
+    return (
+        ",".join(f"{name}_kwh={value / MWS_PER_KWH}" for name, value in mws.items())
+        + f",loss_kwh={loss / MWS_PER_KWH}{share}"
+    )
 
 
 def _tag(text: str) -> str:

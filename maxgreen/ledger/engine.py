@@ -171,6 +171,6 @@ def is_passing(sqlstate: str | None) -> bool:
 
 def _shown(url: str) -> str:
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        return without_password(make_url(url)).render_as_string()
     except (ArgumentError, ValueError):
         return "(a URL that cannot be read)"  # and may hold a password
