@@ -43,8 +43,10 @@ class Filled:
         self.influx = influx
         self.now = datetime.now(UTC)
         now_ms = int(self.now.timestamp() * 1000) - 60_000
-        self.miner = Lab(roles=(Role.GENERATION, Role.SENT), wall_offset_ms=now_ms - 120_000)
-        self.node = Lab(secret=2, roles=(Role.RECEIVED,), wall_offset_ms=now_ms - 120_000)
+        begin_ms = now_ms - 60_000
+        begin_ms -= max(0, begin_ms % 600_000 - 500_000)  # what is measured lies in one proof window (P-BAT-5)
+        self.miner = Lab(roles=(Role.GENERATION, Role.SENT), wall_offset_ms=begin_ms - 60_000)
+        self.node = Lab(secret=2, roles=(Role.RECEIVED,), wall_offset_ms=begin_ms - 60_000)
         ahead = Lab(secret=3, roles=(Role.RECEIVED,), wall_offset_ms=now_ms + 10**8)
         challenge = beacon(7, now_ms // 1000 - 60)
         with engine.begin() as connection:
