@@ -91,6 +91,17 @@ class Reader:
             self.page.reload()
         self.press(name)
 
+    def choose(self, texts):
+        """Choose from lists that are offered once the pages have read what was admitted."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while not all(self.page.locator(f"{field} option", has_text=text).count() for field, text in texts.items()):
+            assert time.monotonic() < deadline, (texts, self.page.locator("main").inner_text())
+            time.sleep(1)
+            self.page.reload()
+        for field, text in texts.items():
+            assert f"`{text}`" in GUIDE
+            self.page.locator(field).select_option(text)
+
     def pass_(self, titles):
         """Vote as two members, queue, carry out."""
         for member in ("member 1", "member 2"):
@@ -138,9 +149,7 @@ def test_the_guide_leads_from_nothing_to_a_claimed_kilowatt_hour(browser, termin
     terminal.says("propose a line from 1.1 to 2.0")
     reader.press("DAO")
     reader.press("Propose a line")
-    for field, text in (("miner", "Solar system 1, channel 1"), ("node", "Storage node 2, channel 0")):
-        assert f"`{text}`" in GUIDE
-        page.locator(f"#f-{field}").select_option(text)
+    reader.choose({"#f-miner": "Solar system 1, channel 1", "#f-node": "Storage node 2, channel 0"})
     assert "resistance 150000 µΩ, at most 200000 ppm" in GUIDE
     page.locator("#f-resistance_uohm").fill("150000")
     page.locator("#f-max_loss_ppm").fill("200000")
