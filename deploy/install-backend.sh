@@ -55,6 +55,11 @@ units='maxgreen-ingest.service maxgreen-dapp.service maxgreen-settle.service max
   maxgreen-backup.timer maxgreen-ca.service maxgreen-ca.timer'
 # an upgrade keeps the ledger that there is
 if grep -q '^ledger = "sqlite' $etc/ingest.toml 2>/dev/null; then ledger=sqlite; fi
+units_of() { # put a release's units in place of what is there
+  for unit in $units; do
+    if [ -e "$1/$unit" ]; then do_it cp "$1/$unit" /etc/systemd/system/$unit; else do_it rm -f /etc/systemd/system/$unit; fi
+  done
+}
 in_use() { readlink /opt/maxgreen 2>/dev/null | sed 's#.*/##' || true; }
 all() { ls $releases 2>/dev/null | grep -x '[0-9]\{4\}' | sort || true; }
 numbers() { for number in $(all); do [ ! -e $releases/$number/complete ] || echo $number; done; } # what was made whole
@@ -84,6 +89,7 @@ if [ -n "$rollback" ]; then
   before=$(numbers | awk -v now="$now" '$0 < now' | tail -n 1)
   [ -n "$before" ] || fail "there is no version before the one in use (${now:-none}) in $releases"
   say "going back from $now to $before"
+  if [ -d "$releases/$before/share/systemd" ]; then units_of "$releases/$before/share/systemd"; fi
   do_it ln -sfn "$releases/$before" /opt/maxgreen
   restart
   say "where the version before does not know the ledger: stop the services, then maxgreen restore $backups/NAME"
@@ -126,7 +132,8 @@ do_it mkdir -p $releases
 do_it python3 -m venv "$release"
 do_it env PYPI=1 "$release/bin/pip" install --quiet --disable-pip-version-check --constraint "$here/../constraints.txt" \
   "$from[dapp,ingest,pdf,postgres,s3,settlement]"
-do_it mkdir -p "$release/share"
+do_it mkdir -p "$release/share/systemd"
+for unit in $units; do do_it cp "$here/systemd/$unit" "$release/share/systemd/"; done
 do_it cp "$here/../docs/operator.md" "$here/../docs/alarms.md" "$release/share/"
 do_it "$release/bin/maxgreen" --version
 maxgreen=$release/bin/maxgreen
@@ -254,7 +261,7 @@ fi
 [ -z "${started:-}" ] || do_it service postgresql stop
 
 say "units"
-for unit in $units; do do_it cp "$here/systemd/$unit" /etc/systemd/system/$unit; done
+units_of "$here/systemd"
 if [ -e /opt/maxgreen ] && [ ! -L /opt/maxgreen ]; then do_it rm -rf /opt/maxgreen; fi
 before=$(in_use)
 do_it touch "$release/complete"

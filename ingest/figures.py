@@ -1,8 +1,6 @@
-"""What the service tells of itself beside judging: gauges of the fleet, the view, the disk; a line of rejections."""
+"""Gauges of the fleet, the view, the disk, certificates."""
 
-import logging
 import shutil
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -10,19 +8,14 @@ from cryptography import x509
 from sqlalchemy import Engine, func, select
 
 from ingest.metrics import Metrics
+from maxgreen.backend import SILENT_MS
 from maxgreen.clock import Clock
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.schema import batches, devices, receipts
-from maxgreen.protocol.reasons import Verdict
 
-SILENT_MS: Final = 20 * 60_000  # as the pages say it
 _HEARD_MS: Final = 7 * 86_400_000
 _EVERY_S: Final = 15.0
-_NEWS_EVERY_S: Final = 60.0
-_MOST_REASONS: Final = 5
-_FINE: Final = {Verdict.ACCEPTED, Verdict.DUPLICATE}
-_LOG: Final = logging.getLogger(__name__)
 
 
 class Figures:
@@ -85,25 +78,3 @@ class Figures:
             except (OSError, ValueError):
                 continue  # the connection says so
             self._metrics.certificate.labels(path.name).set(certificate.not_valid_after_utc.timestamp())
-
-
-class News:
-    """Says in the log what was rejected, at most once a minute; one thread calls `step`."""
-
-    def __init__(self, judged: Callable[[], Mapping[tuple[str, str], int]]) -> None:
-        """`judged` returns the counts so far."""
-        self._judged = judged
-        self._said: Mapping[tuple[str, str], int] = {}
-
-    def step(self) -> float:
-        """Say what is new; return how long to pause, s."""
-        counts = self._judged()
-        new = {labels: count - self._said.get(labels, 0) for labels, count in counts.items()}
-        self._said = counts
-        bad = sorted(((n, v, r) for (v, r), n in new.items() if n and v not in _FINE), reverse=True)
-        if bad:
-            texts = [f"{count} {verdict} ({reason})" for count, verdict, reason in bad[:_MOST_REASONS]]
-            fine = sum(count for (verdict, _), count in new.items() if verdict in _FINE)
-            more = " and others" if len(bad) > _MOST_REASONS else ""
-            _LOG.warning("in the last minute: %s%s; %d accepted or known", ", ".join(texts), more, fine)
-        return _NEWS_EVERY_S

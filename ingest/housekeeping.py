@@ -137,7 +137,7 @@ class Commands:
         for row in waiting:
             if not self._source.publish(device_topic(row.device, "command"), row.message, retain=False):
                 break
-            self._sent = row.id
+            self._sent = max(self._sent, row.id)
             sent.append(row.id)
         if sent:
             with self._engine.begin() as connection:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from ingest.refusals import KINDS
 from maxgreen import __version__
 from maxgreen.service import scrypt_kernel
 
@@ -43,6 +44,11 @@ class Metrics:
             "Groups judged again since another process wrote a chain",
             registry=self.registry,
         )
+        self._refusals = Counter(
+            "maxgreen_ingest_broker_refusals", "What the broker refused", ["kind"], registry=self.registry
+        )
+        for kind in KINDS:
+            self._refusals.labels(kind)
         self.connected = self._gauge("maxgreen_ingest_mqtt_connected", "1 with a broker")
         self.last_commit = self._gauge("maxgreen_ingest_last_commit_timestamp_seconds", "Time of the last commit")
         self.ready = self._gauge("maxgreen_ingest_ready", "1 while nothing is waited for, as /health/ready says")
@@ -71,6 +77,10 @@ class Metrics:
         self.conflicts.inc(commit.conflicts)
         if commit.at_ms is not None:
             self.last_commit.set(commit.at_ms / 1000)
+
+    def add_refusal(self, kind: str) -> None:
+        """Count something that the broker refused."""
+        self._refusals.labels(kind).inc()
 
     def judged(self) -> dict[tuple[str, str], int]:
         """Return how many messages were judged so far, by verdict and reason."""

@@ -1,6 +1,5 @@
 """The ingest service: worker, housekeeping, projector and pages in one process."""
 
-import hashlib
 import logging
 import queue
 import threading
@@ -14,11 +13,12 @@ from sqlalchemy import Engine
 from ingest.certificates import Certificates
 from ingest.config import IngestSettings
 from ingest.crew import Crew
-from ingest.figures import Figures, News
+from ingest.figures import Figures
 from ingest.housekeeping import Housekeeping
 from ingest.http import make_app
 from ingest.loop import Loop
 from ingest.metrics import Metrics
+from ingest.news import News
 from ingest.shards import Shards
 from ingest.source import MqttSource, Source
 from ingest.view.days import Days
@@ -33,7 +33,7 @@ from maxgreen.clock import Clock, make_clock
 from maxgreen.errors import Retryable
 from maxgreen.keyfile import create_key_file, load_key_file
 from maxgreen.ledger.engine import close, open_engine, without_password
-from maxgreen.ledger.lease import Lease
+from maxgreen.ledger.lease import Lease, short
 from maxgreen.ledger.segments import verbatim_of
 from maxgreen.protocol.keys import Signer
 from maxgreen.service import listen, notify, patiently, scrypt_kernel
@@ -49,12 +49,12 @@ class Claimed(Retryable):
 
 
 class Claim:
-    """One service at a time is a client of a broker for a ledger: two would throw each other out for ever."""
+    """One service at a time has a client id for a ledger: two would throw each other out for ever."""
 
     def __init__(self, engine: Engine, settings: IngestSettings) -> None:
-        broker = settings.broker
-        self._lease = Lease(engine, f"client {_short(f'{broker.host}:{broker.port} {broker.client_id}')}")
-        self._text = f"another ingest is client {broker.client_id!r} of this broker for this ledger"
+        name = settings.broker.client_id  # whatever the broker is called: it has several names
+        self._lease = Lease(engine, f"client {short(name)}")
+        self._text = f"another ingest is client {name!r} for this ledger"
 
     def take(self) -> None:
         """Take it, and keep it; Claimed says who has it, Retryable while the ledger is away."""
@@ -239,7 +239,7 @@ class IngestService:
 
 def _source(settings: IngestSettings, shards: Shards | None, greet: Callable[[], None], metrics: Metrics) -> Source:
     if shards is None:
-        return MqttSource(settings.broker, greet, metrics.connected.set)
+        return MqttSource(settings.broker, greet, metrics.connected.set, metrics.add_refusal)
     from ingest.nats_source import NatsSource  # noqa: PLC0415 - nats-py only where it is used
 
     return NatsSource(settings.nats, settings.broker, shards.step, greet, metrics.connected.set)
@@ -247,7 +247,3 @@ def _source(settings: IngestSettings, shards: Shards | None, greet: Callable[[],
 
 def _listen(settings: IngestSettings) -> socket | None:
     return listen(settings.http.host, settings.http.port, "http.port") if settings.http.port else None
-
-
-def _short(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]

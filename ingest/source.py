@@ -10,6 +10,7 @@ from typing import Final, Protocol
 import paho.mqtt.client as mqtt
 
 from ingest.config import BrokerSettings
+from ingest.refusals import LOG, TOPICS, refusal
 from maxgreen.mqtt import BACKEND_KEEPALIVE_S, Connected, Connection, Denied, Disconnected, Incoming, Notice
 from maxgreen.protocol.identity import ROOT
 
@@ -88,15 +89,21 @@ class MqttSource:
     """MQTT with manual acknowledgement and a persistent session."""
 
     def __init__(
-        self, settings: BrokerSettings, on_connect: Callable[[], None], is_up: Callable[[bool], None] = lambda _up: None
+        self,
+        settings: BrokerSettings,
+        on_connect: Callable[[], None],
+        is_up: Callable[[bool], None] = lambda _up: None,
+        on_refusal: Callable[[str], None] = lambda _kind: None,
     ) -> None:
-        """`on_connect` is called after each connection, `is_up` when it comes and goes."""
+        """`on_connect` is called after each connection, `is_up` when it comes and goes, `on_refusal` by kind."""
         self._inbox = Inbox()
         self._up = threading.Event()
         self._denied = ""  # what the broker does not let us listen to
         self._greet = on_connect
         self._is_up = is_up
-        self._connection = connection(settings, self._take, self._inbox.has_room, [(f"{ROOT}/+/+/batch", 1)])
+        self._on_refusal = on_refusal
+        topics = [(f"{ROOT}/+/+/batch", 1), *((topic, 0) for topic in TOPICS)]
+        self._connection = connection(settings, self._take, self._inbox.has_room, topics)
 
     def start(self) -> None:
         """Begin to connect, and reconnect for ever."""
@@ -127,6 +134,10 @@ class MqttSource:
 
     def _take(self, notice: Notice) -> None:
         match notice:
+            case Incoming(topic, payload) if topic.startswith(LOG):
+                kind = refusal(payload)
+                if kind is not None:
+                    self._on_refusal(kind)
             case Incoming():
                 self._inbox.put(notice)
             case Connected():
@@ -137,7 +148,7 @@ class MqttSource:
                 self._denied = ""
                 self._up.clear()
                 self._is_up(False)
-            case Denied(topic, reason):
+            case Denied(topic, reason) if not topic.startswith(LOG):  # without its log batches come all the same
                 self._denied = f"{topic}: {reason}"
             case _:
                 pass  # a receipt that the broker has; devices say when it does not reach them

@@ -187,6 +187,7 @@ def follow(ledger: LedgerOption, folder: FolderOption = HERE, metrics: MetricsOp
         metrics,
         "ca",
         {
+            "last_run_timestamp_seconds": ("When certificates were last looked after", now_s),
             "valid_certificates": ("Names that have a certificate", len(newest)),
             "expiring_certificates": ("Of those, whose newest ends within 30 days", expiring),
             "revoked_certificates": ("Revoked so far", sum(one.revoked_s is not None for one in authority.all())),
@@ -197,16 +198,17 @@ def follow(ledger: LedgerOption, folder: FolderOption = HERE, metrics: MetricsOp
 @app.command("list")
 def list_(
     folder: FolderOption = HERE,
-    within: Annotated[int | None, typer.Option(min=0, help="only those that end in so many days")] = None,
+    within: Annotated[int | None, typer.Option(min=0, help="only names whose newest ends in so many days")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List certificates: whose, until when, revoked."""
     now_s = time.time()
-    rows = [
-        one
-        for one in Authority(folder).all()
-        if within is None or (one.revoked_s is None and now_s < one.until_s <= now_s + within * _DAY_S)
-    ]
+    authority = Authority(folder)
+    if within is None:
+        rows = authority.all()
+    else:  # of each name that which counts: what was renewed ends, and nobody has to do anything
+        newest = {one.name: one for one in authority.valid()}
+        rows = [one for one in newest.values() if one.until_s <= now_s + within * _DAY_S]
     if as_json:
         shown = [{"serial": r.serial, "name": r.name, "until_s": r.until_s, "revoked_s": r.revoked_s} for r in rows]
         typer.echo(json.dumps({"certificates": shown}))

@@ -1,11 +1,14 @@
-"""What the settings of ingest, settlement and pages have in common: the ledger, the contracts."""
+"""What ingest, settlement and pages have in common: the ledger, the contracts, when a device is silent."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from maxgreen.settings import tried
+
+SILENT_MS: Final = 20 * 60_000  # without a batch a device is silent: one comes each ten minutes at least
 
 
 def ledger_faults(url: str) -> Iterator[str]:

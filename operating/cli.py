@@ -16,30 +16,42 @@ from rich.progress import Progress, SpinnerColumn
 from maxgreen.errors import Fatal
 from maxgreen.textfile import write_figures
 from operating.backup import back_up, forget
-from operating.backup import restore as put_back
 from operating.doctor import State, examine
+from operating.restore import restore as put_back
 from operating.site import AUTHORITY, SETTINGS, Site
 
 HOME = Path("/var/lib/maxgreen")
+
+
+def _here(path: Path | None) -> Path | None:
+    """Return a path as it is meant where the command is given, and not in --home."""
+    return path.absolute() if path is not None else None
+
+
 SettingsOption = Annotated[
-    Path, typer.Option("--settings", help="the folder with ingest.toml, settlement.toml, dapp.toml")
+    Path, typer.Option("--settings", callback=_here, help="the folder with ingest.toml, settlement.toml, dapp.toml")
 ]
-AuthorityOption = Annotated[Path, typer.Option("--ca", envvar="MAXGREEN_CA", help="the folder of 'maxgreen ca'")]
-HomeOption = Annotated[Path, typer.Option("--home", help="where the services' relative paths begin")]
+AuthorityOption = Annotated[
+    Path, typer.Option("--ca", envvar="MAXGREEN_CA", callback=_here, help="the folder of 'maxgreen ca'")
+]
+HomeOption = Annotated[Path, typer.Option("--home", callback=_here, help="where the services' relative paths begin")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 
 
 def backup(
-    target: Annotated[Path, typer.Argument(help="the folder that holds backups; another disk, or machine")],
+    target: Annotated[
+        Path, typer.Argument(callback=_here, help="the folder that holds backups; another disk, or machine")
+    ],
     keep: Annotated[int, typer.Option(min=0, help="how many backups stay; 0 = all")] = 0,
-    metrics: Annotated[Path | None, typer.Option(help="where maxgreen_backup.prom goes, for node_exporter")] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(callback=_here, help="where maxgreen_backup.prom goes, for node_exporter")
+    ] = None,
     settings: SettingsOption = SETTINGS,
     authority: AuthorityOption = AUTHORITY,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Copy ledger, keys, certificates, settings and evidence, while all of it runs. It holds keys: guard it so."""
-    target = target.absolute()
     _go(home)
     with _shown() as progress:
         kept = back_up(Site.read(settings, authority), target, datetime.now(UTC), progress)
@@ -61,7 +73,7 @@ def backup(
 
 
 def restore(
-    folder: Annotated[Path, typer.Argument(help="a backup: TARGET/2026-11-27T021500Z")],
+    folder: Annotated[Path, typer.Argument(callback=_here, help="a backup: TARGET/2026-11-27T021500Z")],
     ledger: Annotated[str, typer.Option(help="another URL for the ledger than it had")] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check the backup, and say what would be put back")
@@ -75,7 +87,6 @@ def restore(
     as_json: JsonOption = False,
 ) -> None:
     """Put a backup back. Stop the services first; what is there and differs is kept as NAME.before-restore."""
-    folder = folder.absolute()
     _go(home)
     with _shown() as progress:
         roots = [Path("/")] if anywhere else [home, settings, authority]
@@ -109,7 +120,7 @@ def _shown() -> Iterator[Callable[[str], object]]:
 
 
 def doctor(
-    backups: Annotated[Path | None, typer.Option(help="the folder that holds backups")] = None,
+    backups: Annotated[Path | None, typer.Option(callback=_here, help="the folder that holds backups")] = None,
     settings: SettingsOption = SETTINGS,
     authority: AuthorityOption = AUTHORITY,
     home: HomeOption = HOME,

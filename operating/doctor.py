@@ -33,7 +33,7 @@ from maxgreen.ledger.engine import open_engine, reader
 from maxgreen.ledger.schema import batches, chains, devices
 from maxgreen.mqtt import BrokerTable
 from maxgreen.store import open_store
-from operating.backup import MANIFEST
+from operating.layout import MANIFEST
 from operating.site import Site
 
 _TIMEOUT_S: Final = 10.0

@@ -41,6 +41,11 @@ class Alarm:
         return {"summary": self.summary, "runbook": f"{PAGE}#{self.name.lower()}"}
 
 
+def _missing(metric: str, days: int = 1) -> str:
+    """Return what holds where something was last done so long ago, or never."""
+    return f"time() - {metric} > {days * 86_400} or absent({metric})"
+
+
 ALARMS: Final = (
     Alarm("IngestDown", 'up{job="maxgreen-ingest"} == 0', "2m",
           "Ingest at {{ $labels.instance }} does not answer.", wakes=True),
@@ -60,26 +65,31 @@ ALARMS: Final = (
     Alarm("BatchesRejected",
           'sum by (instance, reason) (increase(maxgreen_ingest_batches_total{verdict="rejected"}[1h])) > 20', "5m",
           "{{ $value | humanize }} messages were rejected in an hour: {{ $labels.reason }}."),
+    Alarm("BrokerRefuses",
+          'sum by (instance, kind) (increase(maxgreen_ingest_broker_refusals_total{kind!="handshake"}[1h])) > 60', "5m",
+          "The broker refused {{ $value | humanize }} times in an hour: {{ $labels.kind }}."),
     Alarm("BeaconOld", "time() - maxgreen_ingest_beacon_timestamp_seconds > 900", "5m",
-          "No beacon for {{ $value | humanizeDuration }}: devices cannot prove that they work."),
+          "There is no beacon of the last quarter of an hour: devices cannot prove that they work."),
     Alarm("ViewBehind", "maxgreen_ingest_view_behind_changes > 10000", "15m",
           "InfluxDB lacks {{ $value }} changes of the ledger: dashboards are old, the ledger is not."),
     Alarm("LedgerDiskFull", "maxgreen_ingest_free_bytes < 2e9", "5m",
           "{{ $value | humanize1024 }}B are left where the ledger lies; without room nothing is accepted.", wakes=True),
     Alarm("CertificateEnds", "maxgreen_ingest_certificate_expiry_timestamp_seconds - time() < 30 * 86400", "1h",
           "The certificate {{ $labels.file }} ends in {{ $value | humanizeDuration }}."),
-    Alarm("DeviceCertificatesEnd", "maxgreen_ca_expiring_certificates > 0", "1h",
-          "{{ $value }} certificates end within 30 days and were not renewed."),
+    Alarm("CertificatesNotRenewed", "maxgreen_ca_expiring_certificates > 0", "1h",
+          "{{ $value }} certificates of devices, services or the broker end within 30 days and were not renewed."),
+    Alarm("AuthorityMissing", _missing("maxgreen_ca_last_run_timestamp_seconds"), "2h",
+          "Nobody has looked after certificates for a day: who was suspended can still reach the broker."),
     Alarm("SettlementFailed", "maxgreen_settlement_last_run_failed == 1", "1h",
           "The last run of the settlement failed."),
-    Alarm("SettlementMissing", "time() - maxgreen_settlement_last_run_timestamp_seconds > 2 * 86400", "1h",
-          "The settlement has not run for {{ $value | humanizeDuration }}; it runs every night."),
+    Alarm("SettlementMissing", _missing("maxgreen_settlement_last_run_timestamp_seconds", days=2), "2h",
+          "The settlement has not run for two days; it runs every night."),
     Alarm("PeriodWaits",
           "time() - maxgreen_settlement_period_end_timestamp_seconds > 14 * 86400 and "
           "maxgreen_settlement_period_paid == 0", "1h",
           "A period that ended two weeks ago is not paid: 'maxgreen settle status' says on whom it waits."),
-    Alarm("BackupOld", "time() - maxgreen_backup_timestamp_seconds > 2 * 86400", "1h",
-          "The newest backup is {{ $value | humanizeDuration }} old."),
+    Alarm("BackupOld", _missing("maxgreen_backup_timestamp_seconds", days=2), "2h",
+          "There is no backup of the last two days."),
 )  # fmt: skip
 
 

@@ -158,7 +158,7 @@ def board(
               .as_dropdown(True).include_vars(True).keep_time(True))
         .link(dashboard.DashboardLink("Pages").type(model.DashboardLinkType.LINK).url("${dapp}").target_blank(True))
         .with_variable(
-            dashboard.TextBoxVariable("dapp").label("where the pages are").default_value("http://localhost:8090")
+            dashboard.TextBoxVariable("dapp").label("where the pages are: url of dapp.toml").default_value("http://localhost:8090")
         )
     )  # fmt: skip
     for one in variables:
@@ -199,7 +199,8 @@ def fleet() -> Any:
                    'SELECT sum("forward_kwh") FROM "day" WHERE $timeFilter GROUP BY role', units.KiloWattHour,
                    since="now/M", alias="$tag_role"),
             number("Devices that deliver", "Whose batches came in the last 20 minutes.",
-                   f'SELECT count("seq") FROM ({online}) WHERE time > now() - 20m', units.Short, width=3).decimals(0),
+                   f'SELECT count("seq") FROM ({online}) WHERE time > now() - 20m', units.Short, width=3)
+            .decimals(0).no_value("0"),
             number("Refused today", "Messages that took no place in a chain, since midnight UTC.",
                    REJECTED, units.Short, width=3, since="now/d").decimals(0).no_value("0"),
             curve("Power of a day", "Means, summed over the devices, by what they measure.", units.Watt,
@@ -211,10 +212,10 @@ def fleet() -> Any:
             bars("Energy by day", "Accepted energy of UTC days; today grows.", units.KiloWattHour,
                  Influx('SELECT sum("forward_kwh") FROM "day" WHERE $timeFilter GROUP BY time(1d), role fill(none)',
                         "$tag_role")).time_from("now-30d/d"),
-            rows("Devices", "The newest batch of each device; its id leads to its page.",
+            rows("Devices", "The newest batch of each device that sent in a week; its id leads to its page.",
                  'SELECT last("seq") AS "newest batch", "verdict", "reason" FROM "batch" WHERE $timeFilter '
                  "GROUP BY device",
-                 link=("device", DEVICE_PAGE)),
+                 link=("device", DEVICE_PAGE)).time_from("now-7d"),
         ],
     )  # fmt: skip
 
@@ -293,6 +294,8 @@ def operations() -> Any:
                     units.RequestsPerSecond, "{{verdict}}"),
             running("What waits", "A part of ingest that waits for what it needs; 1 while it does.",
                     "max by (part) (maxgreen_ingest_waiting)", units.Short, "{{part}}"),
+            running("Refused by the broker, an hour", "Certificates, handshakes, clients, one name at two places.",
+                    "sum by (kind) (increase(maxgreen_ingest_broker_refusals_total[1h]))", units.Short, "{{kind}}"),
             bars("Batches", "By arrival and verdict.", units.Short,
                  *[Influx(f'SELECT count("seq") FROM "batch" WHERE $timeFilter AND "verdict" = \'{verdict}\' '
                           "GROUP BY time($__interval) fill(0)", verdict, ref=verdict)
@@ -316,7 +319,7 @@ def settlement() -> Any:
     period = variable("period", "period", 'SHOW TAG VALUES FROM "period" WITH KEY = "period"', every=".*")
     of_period = "$timeFilter AND period =~ /^$period$/"
     return board(
-        "settlement", "Settlement", "What closed periods came to: sent, received, lost, paid, by line.",
+        "settlement", "Settlement", "What closed periods came to: sent, received, lost, due, held, by line.",
         [
             number("Sent", "Energy that panels sent, in the closed periods of the chosen time.",
                    f'SELECT sum("sent_kwh") FROM "period" WHERE {of_period}', units.KiloWattHour),
@@ -334,9 +337,10 @@ def settlement() -> Any:
                    for name in ("held", "disputed")], width=12),
             bars("Lost, by line", "Of what each line sent.", units.PercentUnit,
                  Influx(f'SELECT "loss_share" FROM "line" WHERE {of_period} GROUP BY line', "$tag_line")),
-            rows("Lines", "Energies in kWh; the system's number leads to its page.",
+            rows("Lines", "Energies in kWh, and the tokens that the order mints; the miner's number leads to its page.",
                  'SELECT "sent_kwh" AS "sent", "received_kwh" AS "received", "loss_share" AS "lost", '
-                 '"payable_kwh" AS "payable", "held_kwh" AS "held", "disputed_kwh" AS "disputed", "trouble" '
+                 '"payable_kwh" AS "payable", "minted" AS "tokens", "held_kwh" AS "held", '
+                 '"disputed_kwh" AS "disputed", "trouble" '
                  f'FROM "line" WHERE {of_period} GROUP BY period, line, miner, node',
                  link=("miner", "${dapp}/systems/${__value.raw}")),
         ],

@@ -26,7 +26,7 @@ from maxgreen.units import kwh
 from settlement.audit_chain import module_files
 from settlement.audit_cli import open_chain
 from settlement.audit_order import read_order
-from settlement.close import NotReadyError
+from settlement.close import NoLineError, NotReadyError
 from settlement.config import SettlementSettings
 from settlement.evidence import Evidence, Judge
 from settlement.explain import explain
@@ -92,20 +92,19 @@ def revise(
 
 def _tell(period: str, step: Callable[[], Settled], settings: SettlementSettings, *, as_json: bool) -> None:
     """Do a step while no other run of this machine does, and say how far it came."""
-    begun_s, failed = time.time(), True
-    settled: Settled | None = None
+    begun_s, failed, waits = time.time(), True, True
     try:
         with _alone(settings.output_dir):
             settled = step()
-            failed = False
+            failed, waits = False, not settled.is_paid
     except NotReadyError as error:
-        failed = False
+        failed, waits = False, not isinstance(error, NoLineError)
         print(
             json.dumps({"period": period, "state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}"
         )
         raise typer.Exit(NOT_READY) from error
     finally:
-        write_figures(settings.metrics_dir, "settlement", _figures(period, begun_s, settled, failed=failed))
+        write_figures(settings.metrics_dir, "settlement", _figures(period, begun_s, failed=failed, waits=waits))
     summary = settled.summary()
     if as_json:
         print(json.dumps(summary))
@@ -119,12 +118,12 @@ def _tell(period: str, step: Callable[[], Settled], settings: SettlementSettings
     print(f"next: {then}")
 
 
-def _figures(period: str, begun_s: float, settled: Settled | None, *, failed: bool) -> dict[str, tuple[str, float]]:
+def _figures(period: str, begun_s: float, *, failed: bool, waits: bool) -> dict[str, tuple[str, float]]:
     return {
         "last_run_timestamp_seconds": ("When the last run began", begun_s),
         "last_run_failed": ("1 when it ended with an error", float(failed)),
         "period_end_timestamp_seconds": ("When the period that it was for ended", float(period_bounds(period)[1])),
-        "period_paid": ("1 when nothing of it waits any more", float(settled is not None and settled.is_paid)),
+        "period_paid": ("1 when nothing of it waits any more", float(not waits)),
     }
 
 

@@ -38,6 +38,10 @@ class NotReadyError(Exception):
     """A period cannot be closed yet; the message says what it waits for."""
 
 
+class NoLineError(NotReadyError):
+    """There is nothing to settle: no line is open."""
+
+
 class Closer:
     """Closes periods: what it reads from, writes to and signs with."""
 
@@ -167,7 +171,7 @@ def _reopened(row: object) -> Run:
 def _check_ready(book: Book, lines: Sequence[Line], period: str, until_s: int, now_ms: int) -> None:
     """Pass when every chain reaches past the end, or the deadline is over (completeness gate)."""
     if not lines:
-        raise NotReadyError("no line is open; 'maxgreen settle open-line' opens one")
+        raise NoLineError("no line is open; 'maxgreen settle open-line' opens one")
     if now_ms < until_s * 1000:
         raise NotReadyError(f"{period} is not over yet")
     devices = book.all_devices()

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from sqlalchemy import func, select
 
-from dapp.views.metered import SILENT_MS
 from dapp.world import SOON_S, World
 from ingest.commands import command_json
+from maxgreen.backend import SILENT_MS
 from maxgreen.errors import UsageError
 from maxgreen.ledger.registry import KnownDevice
 from maxgreen.ledger.schema import aside, batches, beacons, evidence, positions, verdicts

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import func, select
 
 from dapp.world import World
+from maxgreen.backend import SILENT_MS
 from maxgreen.ledger.registry import KnownDevice
 from maxgreen.ledger.schema import chains, sums, windows
 from maxgreen.ledger.sums import DAY_S, read_sums
@@ -17,7 +18,6 @@ from maxgreen.verify.chain import ChainState
 WINDOW_S: Final = 600
 MOST_DAYS: Final = 400
 ROLES: Final = ("generation", "sent", "received", "delivered", "taken_out")
-SILENT_MS: Final = 20 * 60_000  # a batch comes each ten minutes at least
 _MWS_TO_W: Final = 1000 * WINDOW_S
 
 

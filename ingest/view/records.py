@@ -2,11 +2,13 @@
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Column, Engine, Table, func, select, tuple_
 
 from ingest.commands import command_json
 from ingest.view.lines import NS_PER_MS
@@ -21,6 +23,7 @@ _SYSTEMS_EVERY_S: Final = 3_600.0
 _DAY_MS: Final = 86_400_000
 _WEI: Final = 1e18
 _SOME: Final = 1_000
+_MOST_KNOWN: Final = 1_000
 
 
 class Records:
@@ -35,20 +38,23 @@ class Records:
         self._may_write = may_write
         self._systems_due_s = 0.0
         self._registered = -1
+        self._known: defaultdict[str, set[tuple[Any, ...]]] = defaultdict(
+            set
+        )  # keys that were written, of the last ones
 
     def step(self) -> bool:
         """Write what is new; tell whether there is more. Positions move only after the write."""
         self._write_systems()
-        kinds = (("decisions", _new_decisions), ("commands", _new_commands), ("periods", _new_periods))
-        more = [self._write_new(kind, find) for kind, find in kinds]  # every kind has its turn
+        more = [self._write_new(kind) for kind in _KINDS]  # every kind has its turn
         return any(more)
 
     def rebuild(self, *, afresh: bool = False) -> None:
         """Write all of it, also beside the running service."""
         if afresh:
             with self._engine.begin() as connection:
-                for kind in ("decisions", "commands", "periods"):
-                    Book(connection).set_position(self._position + kind, 0)
+                for kind in _KINDS:
+                    Book(connection).set_position(self._position + kind.table.name, 0)
+            self._known.clear()
         while patiently(self.step):
             pass
 
@@ -65,15 +71,24 @@ class Records:
             write_lines(self._sink, lines[begin : begin + MAX_LINES])
         self._registered, self._systems_due_s = registered, time.monotonic() + _SYSTEMS_EVERY_S
 
-    def _write_new(self, kind: str, find: Callable[[Connection, int], tuple[list[str], int]]) -> bool:
+    def _write_new(self, kind: "_Kind") -> bool:
+        known = self._known[kind.table.name]
         with self._readers.begin() as connection:
-            position = Book(connection).position(self._position + kind)
-            lines, newest = find(connection, position)
-        if newest == position or not self._may_write():
+            position = Book(connection).position(self._position + kind.table.name)
+            # what was committed late has a lower number: the last ones are looked at again
+            since = kind.order > position - kind.overlap
+            query = select(*kind.key).where(since).order_by(kind.order).limit(kind.at_once + _MOST_KNOWN)
+            new = [key for row in connection.execute(query) if (key := tuple(row)) not in known][: kind.at_once]
+            if not new:
+                return False
+            rows = connection.execute(select(kind.table).where(tuple_(*kind.key).in_(new)).order_by(kind.order)).all()
+        if not self._may_write():
             return False
-        write_lines(self._sink, lines)
+        write_lines(self._sink, [line for row in rows for line in kind.lines(row)])
+        newest = max(position, *(key[-1] for key in new))
         with self._engine.begin() as connection:
-            Book(connection).set_position(self._position + kind, newest)
+            Book(connection).set_position(self._position + kind.table.name, newest)
+        self._known[kind.table.name] = {key for key in known | set(new) if key[-1] > newest - kind.overlap}
         return True
 
 
@@ -88,41 +103,25 @@ def system_line(row: Any, now_ms: int) -> str:
     )
 
 
-def _new_decisions(connection: Connection, after: int) -> tuple[list[str], int]:
-    query = select(decisions).where(decisions.c.id > after).order_by(decisions.c.id).limit(_SOME)
-    rows = connection.execute(query).all()
-    lines = [
+def _decision_lines(row: Any) -> Iterator[str]:
+    yield (
         f"decision,device={bytes(row.device).hex()},action={_tag(row.action)} who={_text(row.who)},"
         f"text={_text(row.text)},from_seq={row.from_seq}i,to_seq={row.to_seq}i "
         f"{row.at_ms * NS_PER_MS + row.id % NS_PER_MS}"
-        for row in rows
-    ]
-    return lines, rows[-1].id if rows else after
+    )
 
 
-def _new_commands(connection: Connection, after: int) -> tuple[list[str], int]:
-    query = select(commands).where(commands.c.id > after).order_by(commands.c.id).limit(_SOME)
-    rows = connection.execute(query).all()
-    lines = []
-    for row in rows:
-        one = command_json(row, 0)
-        lines.append(
-            f"command,device={one['device']},kind={_tag(one['kind'])} who={_text(one['who'])},"
-            f"text={_text(one['kind'].replace('_', ' '))} {one['issued_ms'] * NS_PER_MS + row.id % NS_PER_MS}"
-        )
-    return lines, rows[-1].id if rows else after
+def _command_lines(row: Any) -> Iterator[str]:
+    one = command_json(row, 0)
+    yield (
+        f"command,device={one['device']},kind={_tag(one['kind'])} who={_text(one['who'])},"
+        f"text={_text(one['kind'].replace('_', ' '))} {one['issued_ms'] * NS_PER_MS + row.id % NS_PER_MS}"
+    )
 
 
-def _new_periods(connection: Connection, after: int) -> tuple[list[str], int]:
-    query = select(periods).where(periods.c.closed_ms > after).order_by(periods.c.closed_ms).limit(1)
-    row = connection.execute(query).first()
-    if row is None:
-        return [], after
-    return list(_period_lines(json.loads(row.document))), int(row.closed_ms)
-
-
-def _period_lines(run: Any) -> Iterator[str]:
+def _period_lines(row: Any) -> Iterator[str]:
     """Yield the lines of a closed period, at its begin; a revision takes the place of what it revises."""
+    run = json.loads(row.document)
     begin = datetime.fromisoformat(f"{run['period']}-01"[:10]).replace(tzinfo=UTC)
     t_ns = int(begin.timestamp()) * 1_000_000_000
     sums = {"sent": 0, "received": 0, "payable": 0, "held": 0, "disputed": 0}
@@ -162,3 +161,25 @@ def _text(text: str) -> str:
     """Return a string field's value, in one line."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return '"' + clean.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Rows of a table: their key, whose last part is their order, and how far back a late one may be."""
+
+    table: Table
+    key: tuple[Column[Any], ...]
+    overlap: int
+    at_once: int
+    lines: Callable[[Any], Iterator[str]]
+
+    @property
+    def order(self) -> Column[Any]:
+        return self.key[-1]
+
+
+_KINDS: Final = (
+    _Kind(decisions, (decisions.c.id,), 100, _SOME, _decision_lines),
+    _Kind(commands, (commands.c.id,), 100, _SOME, _command_lines),
+    _Kind(periods, (periods.c.until_s, periods.c.closed_ms), 3_600_000, 1, _period_lines),
+)

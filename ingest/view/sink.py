@@ -1,6 +1,5 @@
 """Where lines go: `POST /api/v2/write`, which InfluxDB 1.8+, 2.x and other stores take."""
 
-import hashlib
 import json
 import logging
 import threading
@@ -15,6 +14,7 @@ from urllib3.exceptions import HTTPError
 
 from ingest.config import InfluxSettings
 from maxgreen.errors import Fatal, MaxgreenError, Retryable
+from maxgreen.ledger.lease import short
 
 _LOG: Final = logging.getLogger(__name__)
 MAX_LINES: Final = 10_000  # InfluxDB 2 documentation, "Optimize writes"
@@ -43,8 +43,7 @@ class TooOldError(MaxgreenError):
 
 def target_of(settings: InfluxSettings) -> str:
     """Return a short name of the database that settings mean: what was written there is no use to another."""
-    name = f"{settings.url.rstrip('/')}|{settings.org}|{settings.bucket}"
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
+    return short(f"{settings.url.rstrip('/')}|{settings.org}|{settings.bucket}")
 
 
 class Sink(Protocol):

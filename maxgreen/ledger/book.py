@@ -210,9 +210,10 @@ class Book:
         return number
 
     def commands_to_send(self, now_ms: int, *, after: int) -> list[Any]:
-        """Return the commands that have not expired, of the rows after `after`."""
-        waiting = (commands.c.id > after, commands.c.expires_ms > now_ms)
-        return list(self._db.execute(select(commands).where(*waiting).order_by(commands.c.id)))
+        """Return the commands that have not expired, of the rows after `after` and those that were never sent."""
+        waiting = or_(commands.c.id > after, commands.c.sent_ms.is_(None))  # a row of before may be committed late
+        query = select(commands).where(waiting, commands.c.expires_ms > now_ms)
+        return list(self._db.execute(query.order_by(commands.c.id)))
 
     def set_sent(self, ids: list[int], now_ms: int) -> None:
         """Note that commands were handed to the broker."""

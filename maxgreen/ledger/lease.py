@@ -1,5 +1,6 @@
 """Leases: what only one process does at a time, and another takes over when it ends or hangs."""
 
+import hashlib
 import os
 import secrets
 import threading
@@ -18,6 +19,11 @@ from maxgreen.ledger.schema import leases
 TERM_S: Final = 15.0
 _RENEW_S: Final = 5.0
 _ASK_S: Final = 1.0
+
+
+def short(name: str) -> str:
+    """Return 16 hex digits for a name of any length."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 class Lease:

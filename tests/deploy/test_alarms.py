@@ -22,6 +22,8 @@ FINE = {
     'maxgreen_ingest_mqtt_connected{instance="here"}': "1",
     'maxgreen_ingest_batches_total{instance="here",verdict="accepted",reason=""}': "0+60x",
     'maxgreen_ingest_batches_total{instance="here",verdict="rejected",reason="malformed"}': "0",
+    'maxgreen_ingest_broker_refusals_total{instance="here",kind="twice"}': "5",
+    'maxgreen_ingest_broker_refusals_total{instance="here",kind="handshake"}': "0+9x",
     'maxgreen_ingest_devices{instance="here",state="heard"}': "100",
     'maxgreen_ingest_devices{instance="here",state="silent"}': "3",
     'maxgreen_ingest_beacon_timestamp_seconds{instance="here"}': "0+60x",
@@ -29,6 +31,7 @@ FINE = {
     'maxgreen_ingest_free_bytes{instance="here"}': "50000000000",
     'maxgreen_ingest_certificate_expiry_timestamp_seconds{instance="here",file="ingest.crt"}': "90000000",
     "maxgreen_ca_expiring_certificates": "0",
+    "maxgreen_ca_last_run_timestamp_seconds": "0+60x",
     "maxgreen_settlement_last_run_failed": "0",
     "maxgreen_settlement_last_run_timestamp_seconds": "0+60x",
     "maxgreen_settlement_period_end_timestamp_seconds": "0",
@@ -42,13 +45,15 @@ WRONG = {  # what differs from FINE; the rest stays
     "NothingArrives": {'maxgreen_ingest_batches_total{instance="here",verdict="accepted",reason=""}': "7"},
     "DevicesSilent": {'maxgreen_ingest_devices{instance="here",state="silent"}': "11"},
     "BatchesRejected": {'maxgreen_ingest_batches_total{instance="here",verdict="rejected",reason="malformed"}': "0+1x"},
+    "BrokerRefuses": {'maxgreen_ingest_broker_refusals_total{instance="here",kind="twice"}': "0+2x"},
     "BeaconOld": {'maxgreen_ingest_beacon_timestamp_seconds{instance="here"}': "0"},
     "ViewBehind": {'maxgreen_ingest_view_behind_changes{instance="here"}': "20000"},
     "LedgerDiskFull": {'maxgreen_ingest_free_bytes{instance="here"}': "1000000000"},
     "CertificateEnds": {
         'maxgreen_ingest_certificate_expiry_timestamp_seconds{instance="here",file="ingest.crt"}': "2500000"
     },
-    "DeviceCertificatesEnd": {"maxgreen_ca_expiring_certificates": "2"},
+    "CertificatesNotRenewed": {"maxgreen_ca_expiring_certificates": "2"},
+    "AuthorityMissing": {"maxgreen_ca_last_run_timestamp_seconds": "0"},
     "SettlementFailed": {"maxgreen_settlement_last_run_failed": "1"},
     "SettlementMissing": {"maxgreen_settlement_last_run_timestamp_seconds": "0"},
     "PeriodWaits": {"maxgreen_settlement_period_paid": "0"},
@@ -92,6 +97,18 @@ def fires(values, folder):
 
 def test_nothing_fires_while_all_is_well(tmp_path):
     assert fires(FINE, tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("maxgreen_ca_last_run_timestamp_seconds", "AuthorityMissing"),
+        ("maxgreen_settlement_last_run_timestamp_seconds", "SettlementMissing"),
+        ("maxgreen_backup_timestamp_seconds", "BackupOld"),
+    ],
+)
+def test_what_was_never_done_is_missing_too(metric, name, tmp_path):
+    assert fires({known: value for known, value in FINE.items() if known != metric}, tmp_path) == {name}
 
 
 @pytest.mark.parametrize("name", [one.name for one in ALARMS])

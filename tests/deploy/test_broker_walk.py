@@ -3,16 +3,21 @@
 import os
 import queue
 import shutil
+import socket
 import ssl
 import subprocess
 import tempfile
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from ingest.config import BrokerSettings
+from ingest.source import MqttSource
 from maxgreen.protocol.identity import device_topic
 from tests.conftest import ROOT, free_port, need, stop, wait_for
 
@@ -227,6 +232,35 @@ def test_a_message_that_is_too_large_ends_its_own_connection(broker, ingest):
     thief.paho.loop_stop()
     assert ingest.lost.empty()
     assert ingest.hears() == []
+
+
+def test_what_is_refused_is_counted_by_ingest(broker):
+    counts, certs = Counter(), broker.folder / "maxgreen/certs"
+    files = {"ca": certs / "ca.crt", "certificate": certs / "ingest.crt", "key": certs / "ingest.key"}
+    source = MqttSource(
+        BrokerSettings(host="127.0.0.1", port=broker.services, client_id="counting", **files),
+        lambda: None, on_refusal=lambda kind: counts.update([kind]),
+    )  # fmt: skip
+    source.start()
+    try:
+        wait_for(lambda: source.alarm is None, 30, "a connection")
+        for stranger in ("other", None):
+            with suppress(ssl.SSLError, OSError, queue.Empty):
+                broker.client(THIEF, certs=stranger, version=mqtt.MQTTv311, patience_s=3)
+        wait_for(lambda: counts["certificate"] == 2, 30, f"the refused certificates: {counts}")
+        with socket.create_connection(("127.0.0.1", broker.devices)) as scanner:
+            scanner.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            wait_for(lambda: counts["handshake"] >= 1, 30, f"what is no TLS: {counts}")
+        twins = [broker.client(THIEF), broker.client(THIEF)]
+        wait_for(lambda: counts["twice"] == 1, 30, f"one certificate at two places: {counts}")
+        thief = broker.client(THIEF, version=mqtt.MQTTv311)
+        thief.paho.publish(topic(THIEF, "batch"), b"x" * 70_000, qos=1)
+        wait_for(lambda: counts["client"] >= 1, 30, f"a packet that is too large: {counts}")
+        assert source.receive(100, 0.5, 0.0) == []  # what the broker says is no batch
+        for client in (*twins, thief):
+            client.leave()
+    finally:
+        source.stop()
 
 
 def test_without_a_certificate_of_ours_nobody_comes_in(broker):

@@ -161,7 +161,7 @@ def test_the_compose_file_has_its_schema_and_commands_that_there_are():
     for words, _ in said:
         done = subprocess.run([PROGRAM, *words.split(), "--help"], capture_output=True, text=True)
         assert done.returncode == 0, words
-    assert {"certificates", "broker", "database", "ingest", "dapp", "settle"} == compose["services"].keys()
+    assert {"certificates", "broker", "database", "ingest", "dapp", "settle", "keeper"} == compose["services"].keys()
     from dapp.config import DappSettings
     from ingest.config import IngestSettings
     from maxgreen.settings import load

@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from ingest.figures import News
+from ingest.news import News
 from maxgreen.protocol.identity import device_topic
 from simulator.lab import Lab
 from tests.conftest import ROOT, served

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import insert
 
 from ingest.config import InfluxSettings
 from ingest.http import make_app
@@ -20,9 +21,12 @@ from ingest.view.compare import Compared, asker, compare
 from ingest.view.days import Days
 from ingest.view.lines import decimal, minute_lines_of, sample_line
 from ingest.view.projector import REBUILDING, RUNNING, Projector, rebuilding, running
+from ingest.view.records import Records
 from ingest.view.sink import BadLinesError, InfluxSink, TooLargeError
+from maxgreen.clock import SystemClock
 from maxgreen.errors import Fatal, Retryable
 from maxgreen.ledger.book import Book
+from maxgreen.ledger.schema import decisions
 from maxgreen.protocol.batch import Channel
 from native.lines import minute_lines, sample_lines
 from simulator.lab import T0_MS, Lab
@@ -544,3 +548,47 @@ def test_health_and_metrics():
     assert 'maxgreen_ingest_batches_total{reason="",verdict="accepted"} 3.0' in client.get("/metrics").text
     waiting = TestClient(make_app(Metrics(), lambda: "no connection to the broker"))
     assert waiting.get("/health/ready").status_code == 503
+
+
+def test_a_decision_that_is_committed_late_is_in_the_view_too(engine):
+    """On PostgreSQL a row may come after one with a higher number; both databases are told so here by its number."""
+    device, there, clock = b"d" * 16, FakeSink(), SystemClock()
+    values = {
+        "device": device,
+        "from_seq": 1,
+        "to_seq": 1,
+        "action": "skip",
+        "reason": "",
+        "who": "Ada",
+        "at_ms": LATER,
+    }
+
+    def decide(number):
+        with engine.begin() as connection:
+            connection.execute(insert(decisions).values(**values, id=number, text=f"no{number}"))
+
+    def seen():
+        return sorted(re.findall(r'text="no(\d)"', " ".join(there.lines.values())))
+
+    records = Records(engine, there, RUNNING, clock)
+    decide(7)
+    assert records.step()
+    decide(6)
+    assert records.step()
+    assert seen() == ["6", "7"]
+    before = there.requests
+    assert not records.step()
+    assert there.requests == before  # what was written is not written again
+    decide(8)
+    assert Records(engine, there, RUNNING, clock).step()  # another process
+    assert seen() == ["6", "7", "8"]
+
+
+def test_periods_that_are_closed_in_one_millisecond_are_both_in_the_view(engine):
+    there = FakeSink()
+    with engine.begin() as connection:
+        for number in (1, 2):
+            run = json.dumps({"period": f"2026-0{number}", "revision": 0, "lines": []})
+            Book(connection).add_period(number, f"2026-0{number}", bytes(32), run, "[]", LATER, 1)
+    Records(engine, there, RUNNING, SystemClock()).rebuild()
+    assert {line.split("period=")[1] for line, _ in there.lines if "period=" in line} == {"2026-01", "2026-02"}

@@ -245,11 +245,11 @@ def test_a_damaged_backup_is_refused_and_an_old_one_forgotten(place):
 def test_no_password_is_an_argument_or_in_a_manifest():
     from sqlalchemy.engine import make_url
 
-    from operating.backup import _libpq
+    from operating.layout import libpq
 
     for text in ("postgresql://u:SECRET@h:1/db", "postgresql+psycopg://u@h/db?password=SECRET&host=/run"):
-        assert "SECRET" not in _libpq(make_url(text))
-        assert "***" not in _libpq(make_url(text))
+        assert "SECRET" not in libpq(make_url(text))
+        assert "***" not in libpq(make_url(text))
 
 
 def test_a_backup_that_is_killed_is_none_and_the_next_one_cleans_up(place):
@@ -267,3 +267,18 @@ def test_a_backup_that_is_killed_is_none_and_the_next_one_cleans_up(place):
     done = Path(place.backup()["folder"])
     assert not list(place.target.glob("*.part"))
     assert (done / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_paths_are_meant_where_the_command_is_given(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = ("--settings", "etc", "--ca", "ca", "--home", "home")
+    made = json.loads(place.run("backup", "backups", *where, "--metrics", "figures", "--json"))
+    assert Path(made["folder"]).parent == tmp_path / "backups"
+    assert (tmp_path / "figures/maxgreen_backup.prom").exists()
+    place.run("restore", f"backups/{Path(made['folder']).name}", *where, "--dry-run")
+    done = subprocess.run(
+        [MAXGREEN, "doctor", *where, "--backups", "backups", "--json"], capture_output=True, text=True
+    )
+    [found] = [one for one in json.loads(done.stdout)["findings"] if one["part"] == "backup"]
+    assert found["state"] == "fine"
