@@ -1,25 +1,20 @@
 """What somebody with a device's certificate can do to the broker, as it is configured and started in broker_config."""
 
-import os
 import queue
-import shutil
 import socket
 import ssl
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from ingest.config import BrokerSettings
 from ingest.source import MqttSource
 from maxgreen.protocol.identity import device_topic
-from tests.conftest import ROOT, free_port, need, stop, wait_for
+from tests.conftest import wait_for
+from tests.deploy.brokers import real_broker
 
 pytestmark = pytest.mark.services
 THIEF, VICTIM = "aa" * 16, "bb" * 16
@@ -28,102 +23,8 @@ NOT_AUTHORISED = 135
 
 @pytest.fixture(scope="module")
 def broker(mosquitto_program):
-    """Mosquitto with the files of broker_config, in another folder and at other ports."""
-    need(shutil.which("openssl"), "openssl is not installed (apt-get install openssl)")
-    with tempfile.TemporaryDirectory(prefix="maxgreen-broker-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        shutil.copytree(ROOT / "broker_config", folder / "maxgreen")
-        (folder / "data").mkdir()
-        if os.geteuid() == 0:  # mosquitto gives up what it does not need, as on an operator's machine
-            shutil.chown(folder / "data", "mosquitto")
-        certs = folder / "maxgreen/certs"
-        for authority, names in (
-            (certs, ["ingest", "dapp", "homeassistant", THIEF, VICTIM]),
-            (folder / "other", [THIEF]),
-        ):
-            command = [folder / "maxgreen/make-certs", authority, "127.0.0.1", *names]
-            subprocess.run(command, check=True, capture_output=True)
-        ports = {"8883": free_port(), "8884": free_port()}
-        text = (folder / "maxgreen/mosquitto.conf").read_text()
-        text = text.replace("/etc/mosquitto/maxgreen", f"{folder}/maxgreen").replace(
-            "/var/lib/mosquitto", f"{folder}/data"
-        )
-        for known, port in ports.items():
-            text = text.replace(f"listener {known}", f"listener {port}")
-        (folder / "maxgreen/mosquitto.conf").write_text(text)
-        log = folder / "log"
-        with log.open("w") as said:
-            process = subprocess.Popen([mosquitto_program, "-v", "-c", folder / "maxgreen/mosquitto.conf"], stderr=said)
-        wait_for(lambda: " running" in log.read_text(), 30, f"mosquitto: {log.read_text()}")
-        yield Broker(folder, ports["8883"], ports["8884"])
-        stop(process)
-
-
-class Broker:
-    def __init__(self, folder, devices, services):
-        self.folder, self.devices, self.services = folder, devices, services
-
-    def client(self, name, client_id=None, *, port=None, certs="maxgreen/certs", version=mqtt.MQTTv5, **options):
-        return Client(self, name, client_id or name, port or self.devices, certs, version, **options)
-
-
-class Client:
-    """Somebody at the broker; `met` are the messages that came."""
-
-    def __init__(self, broker, name, client_id, port, certs, version, will=None, keep=False, patience_s=20):
-        self.met, self.lost, self.codes, self._acks = queue.Queue(), queue.Queue(), queue.Queue(), queue.Queue()
-        options = {} if version == mqtt.MQTTv5 else {"clean_session": not keep}
-        self.paho = client = mqtt.Client(
-            mqtt.CallbackAPIVersion.VERSION2, client_id, protocol=version, reconnect_on_failure=False, **options
-        )
-        folder = broker.folder
-        context = ssl.create_default_context(cafile=folder / "maxgreen/certs/ca.crt")
-        if certs:
-            context.load_cert_chain(folder / certs / f"{name}.crt", folder / certs / f"{name}.key")
-        client.tls_set_context(context)
-        client.on_message = lambda _c, _d, message: self.met.put((message.topic, message.payload))
-        client.on_disconnect = lambda _c, _d, _f, code, _p: self.lost.put(code)
-        client.on_connect = lambda _c, _d, _f, code, _p: self.codes.put(code)
-        client.on_publish = lambda _c, _d, _m, code, _p: self._acks.put(code)
-        if will:
-            client.will_set(*will, qos=1, retain=True)
-        session = mqtt.Properties(mqtt.PacketTypes.CONNECT)
-        session.SessionExpiryInterval = 3_600 if keep else 0
-        more = {"clean_start": not keep, "properties": session} if version == mqtt.MQTTv5 else {}
-        client.connect("127.0.0.1", port, 30, **more)
-        client.loop_start()
-        assert self.codes.get(timeout=patience_s) == "Success"
-
-    def subscribe(self, *topics):
-        self.paho.subscribe([(topic, SubscribeOptions(qos=1)) for topic in topics])
-        time.sleep(0.2)
-
-    def publish(self, topic, payload=b"x", *, retain=False):
-        """Publish; return the broker's answer (MQTT 5)."""
-        self.paho.publish(topic, payload, qos=1, retain=retain)
-        try:
-            return self._acks.get(timeout=20).value
-        except queue.Empty:
-            raise AssertionError(f"no answer: {topic}") from None
-
-    def hears(self, seconds=0.5):
-        found = []
-        while True:
-            try:
-                found.append(self.met.get(timeout=seconds))
-            except queue.Empty:
-                return found
-
-    def leave(self):
-        self.paho.disconnect()
-        self.paho.loop_stop()
-
-    def drop(self):
-        """Vanish, without a word."""
-        connection = self.paho.socket()
-        self.paho.loop_stop()
-        connection.close()
+    with real_broker(mosquitto_program, [THIEF, VICTIM]) as found:
+        yield found
 
 
 @pytest.fixture
@@ -277,7 +178,7 @@ def test_the_brokers_key_is_read_by_the_broker_and_the_others_by_nobody(broker):
             assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_a_display_reads_what_devices_say_and_writes_nothing(broker, ingest):
+def test_a_display_reads_what_devices_say_and_writes_that_it_is_there(broker, ingest):
     from edge_agent.homeassistant import discovery_topic
 
     display, device = broker.client("homeassistant"), broker.client(VICTIM)
@@ -286,5 +187,9 @@ def test_a_display_reads_what_devices_say_and_writes_nothing(broker, ingest):
     for where in (own, topic(VICTIM, "state"), topic(VICTIM, "status"), topic(VICTIM, "batch")):
         assert device.publish(where, b"mine", retain=where != topic(VICTIM, "batch")) == 0
     assert {where for where, _ in display.hears()} == {own, topic(VICTIM, "state"), topic(VICTIM, "status")}
-    assert display.publish("homeassistant/status", b"online") == NOT_AUTHORISED
+    assert display.publish("homeassistant/status", b"online") == 0
+    for where in (own, topic(VICTIM, "command"), topic(VICTIM, "state"), "homeassistant/other"):
+        other = broker.client("homeassistant")  # Mosquitto 2.0.11 ends who was refused
+        assert other.publish(where, b"mine") == NOT_AUTHORISED
+        other.leave()
     device.leave()

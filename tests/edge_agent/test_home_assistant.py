@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from edge_agent.report import Alarm, ChannelReport, Report
 from maxgreen.protocol.identity import device_topic
 from simulator.lab import Lab
 from tests.conftest import ROOT
+from tests.deploy.brokers import real_broker
 from tests.deploy.roots import unpacked
 from tests.services import CACHE
 
@@ -56,9 +58,10 @@ def _runs(program):
     )
 
 
-@pytest.fixture
-def environment(tmp_path):
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
     """Return how to run Home Assistant's pytest on a folder: on this machine's Python, else in a Debian 13 root."""
+    tmp_path = tmp_path_factory.mktemp("home-assistant")
     program = next(filter(_runs, map(shutil.which, NEWEST)), None)
     if program is not None:
         folder = CACHE / "home-assistant"
@@ -93,15 +96,51 @@ def environment(tmp_path):
         root.remove()
 
 
-def test_home_assistant_shows_what_is_and_forgets_what_is_not(environment):
+def check(environment, name, variable, given):
+    """Run a file of checks inside Home Assistant's test environment, with what is given as JSON."""
     folder, python = environment
-    work = Path(folder) / "check"
+    work = Path(folder) / name
     work.mkdir()
-    (work / "messages.json").write_text(json.dumps(messages()))
-    shutil.copy(ROOT / "tests/edge_agent/home_assistant_check.py", work / "test_check.py")
+    (work / "given.json").write_text(json.dumps(given))
+    shutil.copy(ROOT / f"tests/edge_agent/{name}.py", work / "test_check.py")
     done = python(
         "-m", "pytest", "-q", "-o", "asyncio_mode=auto", "-p", "no:cacheprovider", str(work / "test_check.py"),
-        MAXGREEN_MESSAGES=str(work / "messages.json"), HOME=str(work),
+        HOME=str(work), **{variable: str(work / "given.json")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "1 passed" in done.stdout
+
+
+def test_home_assistant_shows_what_is_and_forgets_what_is_not(environment):
+    check(environment, "home_assistant_check", "MAXGREEN_MESSAGES", messages())
+
+
+def test_home_assistant_reads_a_device_at_the_real_broker(environment, mosquitto_program):
+    lab = Lab()
+    name = lab.device.hex()
+    say = messages()
+    with real_broker(mosquitto_program, [name]) as broker:
+        certs = broker.folder / "maxgreen/certs"
+        settings = {
+            "broker": "127.0.0.1", "port": broker.devices, "protocol": "5", "discovery": True,
+            "certificate": (certs / "ca.crt").read_text(), "client_cert": (certs / "homeassistant.crt").read_text(),
+            "client_key": (certs / "homeassistant.key").read_text(),
+        }  # fmt: skip
+        device = broker.client(name)
+        for topic, payload in say["introduction"] + say["readings"]:
+            assert device.publish(topic, json.dumps(payload), retain=True) in {0, 16}  # 16: nobody listens yet
+        ended = threading.Event()
+
+        def measure():  # other states, once it is there
+            while not ended.wait(1):
+                if "'homeassistant/status'" in (broker.folder / "log").read_text():  # its birth message
+                    device.publish(device_topic(lab.device, "state"), json.dumps(report((17.0, 16.0))))
+
+        measuring = threading.Thread(target=measure)
+        measuring.start()
+        try:
+            check(environment, "home_assistant_broker_check", "MAXGREEN_BROKER", {"settings": settings})
+        finally:
+            ended.set()
+            measuring.join()
+        device.leave()
