@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 DEMO_DIR ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage check fmt bench guide fuzz chaos invariants wheels contracts web screenshots vectors lock services clean
+.PHONY: help venv demo test coverage check fmt bench guide pi fuzz chaos invariants wheels contracts web screenshots vectors lock services clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ bench: venv ## measure, side by side with peers
 
 guide: venv services ## follow docs/operator.md word for word on Debian 12 and 13 (10 minutes, as root)
 	@MAXGREEN_GUIDE_ROOTS="debian12 debian13" $(BIN)/python -m pytest tests/deploy/test_guide_operator.py
+
+pi: venv services ## install the agent on an emulated 64-bit Pi (20 minutes, as root)
+	@scripts/debian-roots $${XDG_CACHE_HOME:-$$HOME/.cache}/maxgreen/roots debian13-arm64
+	@MAXGREEN_INSTALL_ROOTS=debian13-arm64 $(BIN)/python -m pytest tests/deploy/test_install.py
 
 fuzz: venv ## fuzz the decoder and judging, ten million runs each (hours)
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=3'

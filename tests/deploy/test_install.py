@@ -1,4 +1,4 @@
-"""The installer on Debian 12 and 13, and on a 64-bit Pi's Debian 13 (emulated): repeatable, with a way back."""
+"""The installer on Debian 12 and 13, and by `make pi` on a 64-bit Pi's (emulated): repeatable, with a way back."""
 
 import json
 import os
