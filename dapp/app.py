@@ -49,8 +49,7 @@ def make_app(world: World, live: Live, audits: Audits) -> FastAPI:
     static = StaticFiles(directory=str(files("dapp").joinpath("static")))
     app.mount("/static", GZipMiddleware(static, minimum_size=500))
 
-    for router in ROUTERS:
+    for router in (api.router, *ROUTERS):
         app.include_router(router)
-    app.include_router(api.router)
     describe(app)
     return app

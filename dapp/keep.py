@@ -1,5 +1,7 @@
 """What the pages keep for themselves, in one SQLite file: sessions, tokens of scripts, readers' links, names.
 
+One process at a time has the file (its lock), so what it remembers of it is so.
+
 Secrets are kept as their SHA-256: who reads the file can use none of them.
 """
 
@@ -19,9 +21,11 @@ from maxgreen.errors import Fatal, UsageError
 NONCE_MS: Final = 5 * 60_000
 SESSION_MS: Final = 7 * 86_400_000
 IDLE_MS: Final = 2 * 86_400_000
+_SEEN_MS: Final = 3_600_000  # until it is noted again: not a write a request
 MOST_TOKEN_DAYS: Final = 366
 _MOST_NONCES: Final = 10_000
 _MOST_OF_ONE: Final = 50  # tokens, or links, of an account
+_MOST_RECENT: Final = 4_096
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS sessions (
   hash BLOB PRIMARY KEY, address TEXT NOT NULL, made_ms INTEGER NOT NULL, seen_ms INTEGER NOT NULL) WITHOUT ROWID;
@@ -52,6 +56,7 @@ class Keep:
     def __init__(self, path: Path | None) -> None:
         """Open the file, or keep all in memory; Fatal when it cannot be used."""
         self._lock = threading.Lock()
+        self._recent: dict[bytes, tuple[str, int, int]] = {}  # rows of sessions; empty after each write
         self._nonces: OrderedDict[str, tuple[str | None, int]] = OrderedDict()  # in memory: they last for minutes
         try:
             self._db = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
@@ -96,13 +101,26 @@ class Keep:
 
     def session(self, secret: str, now_ms: int) -> str | None:
         """Return whose session it is, or None when it is over."""
-        row = self._one("SELECT address, made_ms, seen_ms FROM sessions WHERE hash = ?", _hash(secret))
-        if row is None or row[1] < now_ms - SESSION_MS or row[2] < now_ms - IDLE_MS:
-            return None
-        if row[2] < now_ms - IDLE_MS // 48:  # an hour: not a write a request
+        known = self.recent_session(secret, now_ms)
+        if known is not None:
+            return known
+        with self._lock:  # no write may come between the row and its memory
+            query = "SELECT address, made_ms, seen_ms FROM sessions WHERE hash = ?"
+            row = self._db.execute(query, (_hash(secret),)).fetchone()
+            if row is None or row[1] < now_ms - SESSION_MS or row[2] < now_ms - IDLE_MS:
+                return None
+            if len(self._recent) >= _MOST_RECENT:
+                self._recent.clear()
+            self._recent[_hash(secret)] = (str(row[0]), int(row[1]), int(row[2]))
+        if row[2] < now_ms - _SEEN_MS:
             with self._writing() as db:
                 db.execute("UPDATE sessions SET seen_ms = ? WHERE hash = ?", (now_ms, _hash(secret)))
         return str(row[0])
+
+    def recent_session(self, secret: str, now_ms: int) -> str | None:
+        """Return whose session it is where that was asked since the last write; None when the file must say it."""
+        row = self._recent.get(_hash(secret))
+        return row[0] if row is not None and row[1] >= now_ms - SESSION_MS and row[2] >= now_ms - _SEEN_MS else None
 
     def end_session(self, secret: str) -> None:
         """End a session."""
@@ -200,6 +218,7 @@ class Keep:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
+            self._recent.clear()
             try:
                 yield self._db
             except BaseException:

@@ -1,10 +1,11 @@
 """Who somebody is, and what they may see: the chain's roles are the accounts."""
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from dapp.world import BLOCK_S, World
+from dapp.world import BLOCK_S, OWNED, World
 from maxgreen.chain import roles
 from maxgreen.errors import Retryable
 
@@ -47,13 +48,25 @@ def person(world: World, address: str, shared: AbstractSet[int] = frozenset(), *
         member, operator = world.memory.get(("roles", address), BLOCK_S, lambda: _roles(world, address))
     except Retryable:  # whose house it is the ledger knows; who is more must wait for the chain
         member = operator = False
-    own = world.owned.get(address.lower(), {})
+    return _made(address, world.owned, (member, operator), shared, by_token=by_token)
+
+
+def recent_person(world: World, address: str) -> Person | None:
+    """Return who an address is where that is remembered; None when ledger or chain must say it."""
+    found, owned = world.memory.peek(("roles", address)), world.memory.peek(OWNED)
+    return None if found is None or owned is None else _made(address, owned, found)
+
+
+def _made(
+    address: str, owned: Mapping[str, Mapping[int, str]], its_roles: tuple[bool, bool],
+    shared: AbstractSet[int] = frozenset(), *, by_token: bool = False,
+) -> Person:  # fmt: skip
+    own = owned.get(address.lower(), {})
     return Person(
         address,
         frozenset(token for token, kind in own.items() if kind == "miner"),
         frozenset(token for token, kind in own.items() if kind != "miner"),
-        member,
-        operator,
+        *its_roles,
         shared,
         by_token,
     )

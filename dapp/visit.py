@@ -12,7 +12,7 @@ from dapp import words
 from dapp.audits import Audits
 from dapp.guard import not_found
 from dapp.live import Live
-from dapp.people import Person, person
+from dapp.people import Person, person, recent_person
 from dapp.words import KINDS, known_zone, language_of, translated, with_commas
 from dapp.world import World
 from maxgreen.errors import Retryable
@@ -57,6 +57,17 @@ class Visit:
             session = request.cookies.get(SESSION, "")
             address = (world.keep.session(session, now_ms) if session else None) or ""
         return person(world, address, _shared(world, request), by_token=by_token)
+
+    def is_known(self) -> bool:
+        """Tell whether who asks by a session is remembered, so that `who` waits for nothing."""
+        request = self._request
+        if "authorization" in request.headers or LINK in request.cookies:
+            return False
+        address = self.world.keep.recent_session(request.cookies.get(SESSION, ""), self.world.now_ms)
+        found = recent_person(self.world, address) if address else None
+        if found is not None:
+            self.__dict__["who"] = found
+        return found is not None
 
     def softly(self, fetch: Callable[[], Any], default: Any) -> Any:
         """Return what is fetched; where what knows it is away, a default, and the page says so."""

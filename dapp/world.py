@@ -29,6 +29,7 @@ from maxgreen.store import Store, open_store
 
 T = TypeVar("T")
 
+OWNED: Final = "owned"
 SOON_S: Final = 5.0  # what the ledger says of devices
 BLOCK_S: Final = 12.0  # what the chain says
 _MOST: Final = 4_096
@@ -81,6 +82,13 @@ class Memory:
                 with self._lock:
                     self._fetching.pop(key, None)
         return value
+
+    def peek(self, key: Any) -> Any:
+        """Return what is remembered and fresh, or None; nothing is waited for."""
+        with self._lock:
+            found = self._known.get(key)
+            due = self._due_s and time.monotonic() >= self._due_s
+            return found[1] if found is not None and not due and found[0] > time.monotonic() else None
 
     def forget(self) -> None:
         """Forget everything: somebody has just changed something. Ten times at once, then once a second."""
@@ -218,7 +226,7 @@ class World:
                 found.setdefault(known.owner.lower(), {})[token] = str(known.system["kind"])
             return found
 
-        return self.memory.get("owned", SOON_S, fetch)
+        return self.memory.get(OWNED, SOON_S, fetch)
 
     @property
     def ends(self) -> Mapping[bytes, Ends]:

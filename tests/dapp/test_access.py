@@ -170,6 +170,39 @@ def test_signing_out_everywhere_ends_every_session(site):
     assert there.get("/home").status_code == 401
 
 
+def test_a_list_that_is_in_memory_is_for_nobody_else(site):
+    """It is answered without a thread where all is remembered: who may see it is asked all the same."""
+    site.world.keep.end_sessions(site.accounts["operator"].address)  # others of this moment: only some are kept
+    first, second, owner = site.client("operator"), site.client("operator"), site.client("owner")
+    for _ in range(3):
+        assert first.get("/api/v1/fleet").status_code == second.get("/api/v1/fleet").status_code == 200
+        assert owner.get("/api/v1/fleet").status_code == 403
+        assert site.client().get("/api/v1/fleet").status_code == 401
+        assert site.client("script").get("/api/v1/fleet").status_code in {401, 403}  # its token may be over
+        assert site.client("reader").get("/api/v1/fleet").status_code == 401
+    answer = first.get("/api/v1/fleet")
+    assert first.get("/api/v1/fleet", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+    assert first.get("/api/v1/fleet", headers={"Accept": "text/csv"}).text.startswith("device,token,")
+    first.post("/sign-out")
+    assert first.get("/api/v1/fleet").status_code == 401
+    assert second.get("/api/v1/fleet").status_code == 200
+    site.world.keep.end_sessions(site.accounts["operator"].address)
+    assert second.get("/api/v1/fleet").status_code == 401
+
+
+def test_a_remembered_session_is_over_when_it_is(tmp_path):
+    keep = Keep(tmp_path / "dapp.db")
+    secret = keep.begin_session("0xA", 0)
+    assert keep.recent_session(secret, 0) is None  # nobody has asked for it
+    assert keep.session(secret, 1) == keep.recent_session(secret, 1) == "0xA"
+    assert keep.recent_session(secret, IDLE_MS + 1) is None
+    assert keep.session(secret, IDLE_MS + 1) is None
+    keep.end_session(secret)
+    assert keep.recent_session(secret, 1) is None
+    assert keep.session(secret, 1) is None
+    keep.close()
+
+
 # signing in
 
 

@@ -28,7 +28,7 @@ from maxgreen.ledger.registry import KnownDevice, put_devices
 from maxgreen.verify.rules import DeviceRecord, Status
 from simulator.lab import Lab
 from tests.conftest import ROOT, free_port, need, stop, wait_for
-from tests.deploy.test_broker_walk import Broker
+from tests.deploy.brokers import Broker
 
 
 def run(*arguments):
