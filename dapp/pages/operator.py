@@ -1,5 +1,7 @@
 """Pages for operators."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -12,7 +14,7 @@ from dapp.deciding import CommandBody, DecisionBody, give_command, record_decisi
 from dapp.guard import not_found
 from dapp.pages.rendering import render
 from dapp.views import fleet
-from dapp.visit import Visitor
+from dapp.visit import Visit, Visitor
 from maxgreen.errors import UsageError
 from maxgreen.protocol.batch import MAX_SEQ
 from maxgreen.protocol.reasons import RELEASABLE
@@ -40,6 +42,17 @@ def fleet_page(
 
 @router.get("/devices/{device}")
 def device_page(visit: Visitor, device: str, before: Annotated[int | None, Query(ge=0, le=MAX_SEQ)] = None) -> Response:
+    return _device(visit, device, before)
+
+
+def _device(
+    visit: Visit,
+    device: str,
+    before: int | None = None,
+    wrong: str = "",
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> Response:
+    """Return a device's page; `wrong` is what is wrong with what was `given` in one of its forms."""
     known = fleet.find(visit.world, device)
     if not visit.who.may_look_after(known.token):
         raise not_found("there is no such device that you may see")
@@ -50,6 +63,7 @@ def device_page(visit: Visitor, device: str, before: Annotated[int | None, Query
         commands=fleet.commands_of(visit.world, known.record.device, 10),
         decisions=fleet.decisions_of(visit.world, known.record.device), kinds=list(Decided), effects=fleet.EFFECTS,
         reasons=[(int(r), r.label) for r in sorted(RELEASABLE)], can_command=visit.world.signer is not None,
+        wrong=wrong, given=given, status=400 if wrong else 200,
     )  # fmt: skip
 
 
@@ -60,7 +74,10 @@ def decide(
 ) -> Response:  # fmt: skip
     visit.needs_to_decide()
     values = {"action": action, "from_seq": from_seq, "to_seq": to_seq, "text": text, "reason": reason}
-    record_decision(visit, device, _checked(DecisionBody, values))
+    try:
+        record_decision(visit, device, _checked(DecisionBody, values))
+    except UsageError as error:
+        return _device(visit, device, wrong=visit.in_words(error.args[0]), given=values)
     return RedirectResponse(f"/devices/{quote(device)}", 303)
 
 
@@ -70,7 +87,11 @@ def command(
     seconds: Annotated[int, Form()] = 600,
 ) -> Response:  # fmt: skip
     visit.needs_to_decide()
-    give_command(visit, device, _checked(CommandBody, {"kind": kind, "channel": channel, "seconds": seconds}))
+    values = {"kind": kind, "channel": channel, "seconds": seconds}
+    try:
+        give_command(visit, device, _checked(CommandBody, values))
+    except UsageError as error:
+        return _device(visit, device, wrong=visit.in_words(error.args[0]), given=values)
     return RedirectResponse(f"/devices/{quote(device)}", 303)
 
 

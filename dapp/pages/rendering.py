@@ -87,7 +87,7 @@ def _contracts(visit: Visit) -> dict[str, str]:
     return {name: visit.world.deployment.address_of(name) for name in FIELDS if name != "EnergyToken"}
 
 
-def render(visit: Visit, name: str, /, **values: Any) -> HTMLResponse:
+def render(visit: Visit, name: str, /, status: int = 200, **values: Any) -> HTMLResponse:
     """Return a page for a visitor."""
     page = _environment(visit.language).get_template(name)
     shown = {
@@ -97,7 +97,8 @@ def render(visit: Visit, name: str, /, **values: Any) -> HTMLResponse:
         "contracts": _contracts(visit),
         "network": visit.world.deployment.network, "path": visit.path,
     }  # fmt: skip
-    return HTMLResponse(page.render(**shown, **values), headers={"Cache-Control": "private, no-store"})
+    body = page.render(**shown, **values, status=status)
+    return HTMLResponse(body, status, {"Cache-Control": "private, no-store"})
 
 
 def error_page(request: Request, status: int, detail: str) -> Response:
@@ -108,9 +109,7 @@ def error_page(request: Request, status: int, detail: str) -> Response:
     except Exception:  # noqa: BLE001 - it may be what the error is about
         return refusal_page(request, status, detail)
     back = came_from(request, "/") if request.method == "POST" else "/"
-    page = render(visit, "error.html", status=status, detail=words.translated(detail, visit.language), back=back)
-    page.status_code = status
-    return page
+    return render(visit, "error.html", status, detail=words.translated(detail, visit.language), back=back)
 
 
 def refusal_page(request: Request, status: int, detail: str) -> Response:

@@ -249,3 +249,14 @@ def test_batches_that_are_simply_accepted_are_one_row():
 )
 def test_energy_is_in_the_unit_that_people_would_use(wh, said):
     assert words.energy(round(wh * 3_600_000)) == said
+
+
+def test_a_decision_that_is_refused_keeps_what_was_written(site):
+    device = site.world.devices[0].record.device.hex()
+    given = {"action": "skip", "from_seq": "9", "to_seq": "3", "reason": "41", "text": 'a "long" story & its reason'}
+    answer = site.client("operator").post(f"/devices/{device}/decisions", data=given)
+    assert answer.status_code == 400
+    assert "from 9 to 3: the range is reversed" in answer.text
+    assert '<option value="skip" selected>' in answer.text
+    for text in ('value="9"', 'value="3"', 'value="41"', "a &#34;long&#34; story &amp; its reason"):
+        assert text in answer.text
