@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ingest.config import InfluxSettings
-from ingest.view.sink import InfluxSink
+from ingest.view.influx import InfluxSink
 from tests.services import influx_server
 
 FOLDER = Path(__file__).parent.parent / "grafana/dashboards"

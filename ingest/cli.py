@@ -178,9 +178,9 @@ def rebuild_view(
 ) -> None:
     """Fill an InfluxDB from the ledger; the service may run beside it, and it goes on where it was interrupted."""
     from ingest.view.days import Days  # noqa: PLC0415
+    from ingest.view.influx import InfluxSink  # noqa: PLC0415
     from ingest.view.projector import Projector, rebuilding  # noqa: PLC0415
     from ingest.view.records import Records  # noqa: PLC0415
-    from ingest.view.sink import InfluxSink  # noqa: PLC0415
 
     settings = _with_view(config)
     engine, sink, name = open_engine(settings.ledger), InfluxSink(settings.influx), rebuilding(settings.influx)
@@ -230,8 +230,8 @@ def aside(
     settings = _with_view(config)
     engine = open_engine(settings.ledger)
     if replay:
+        from ingest.view.influx import InfluxSink  # noqa: PLC0415
         from ingest.view.projector import Projector, running  # noqa: PLC0415
-        from ingest.view.sink import InfluxSink  # noqa: PLC0415
 
         batches, rejected = Projector(engine, InfluxSink(settings.influx), running(settings.influx)).replay()
         print(f"the running service writes {batches} batches again; {rejected} rejected messages are written")

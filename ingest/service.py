@@ -24,7 +24,7 @@ from ingest.source import MqttSource, Source
 from ingest.view.days import Days
 from ingest.view.projector import Projector, running
 from ingest.view.records import Records
-from ingest.view.sink import REQUEST_S, InfluxSink
+from ingest.view.sink import REQUEST_S
 from ingest.worker import Worker
 from maxgreen import __version__
 from maxgreen.chain.client import connect
@@ -100,6 +100,8 @@ class IngestService:
         self._lost: Retryable | None = None  # why it ended by itself
         name = running(settings.influx) if settings.influx.url else None
         if name is not None:
+            from ingest.view.influx import InfluxSink  # noqa: PLC0415 - much to load, and only where there is a view
+
             self._view_lease = Lease(engine, name)
             sink = InfluxSink(settings.influx)
             self._projector = Projector(engine, sink, name, self._may_write_view, verbatim_of(settings.evidence))

@@ -27,7 +27,6 @@ from web3.exceptions import TransactionNotFound, Web3Exception, Web3RPCError
 from web3.types import RPCEndpoint
 
 from maxgreen.chain.artifacts import artifact
-from maxgreen.chain.embedded import copy_embedded, dev_secret, open_embedded
 from maxgreen.chain.explain import NO_FUNDS, ChainRefusedError, refusal
 from maxgreen.chain.sending import Sender
 from maxgreen.clock import Clock
@@ -46,7 +45,7 @@ _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 4.0
 _SHOWN: Final = 200
 P256_ADDRESS: Final = Web3.to_checksum_address("0x" + "100".rjust(40, "0"))
-_FUNDED: Final = str(Account.from_key(dev_secret(0)).address)
+_FUNDED: Final = str(Account.from_key((1).to_bytes(32, "big")).address)  # embedded.dev_secret(0)
 _NO_FEES: Final = {"maxFeePerGas": 0, "maxPriorityFeePerGas": 0}
 # A fixed limit keeps the embedded chain from running every transaction many times to estimate it.
 _STRANGERS_GAS: Final = 1_000_000
@@ -380,6 +379,8 @@ def connect(where: str, clock: Clock) -> Chain:
         web3 = Web3(HTTPProvider(where, {"timeout": (CONNECT_S, SILENT_S)}, exception_retry_configuration=None))
         web3.middleware_onion.remove("validation")  # asks for the chain's id with every call; `code.verify` does once
         return Chain(web3, where=where)
+    from maxgreen.chain.embedded import open_embedded  # noqa: PLC0415 - py-evm only where it is the chain
+
     web3 = open_embedded(Path(where), clock)
     return Chain(web3, mine=web3.provider.ethereum_tester.mine_block)  # type: ignore[attr-defined]
 
@@ -388,6 +389,8 @@ def connect_to_read(where: str, clock: Clock) -> Chain:
     """Connect to a JSON-RPC URL, or to a copy of an embedded chain as its file has it now."""
     if where.startswith(("http://", "https://")):
         return connect(where, clock)
+    from maxgreen.chain.embedded import copy_embedded  # noqa: PLC0415
+
     return Chain(copy_embedded(Path(where), clock), mine=lambda: None)
 
 

@@ -19,10 +19,11 @@ from ingest.http import make_app
 from ingest.metrics import Metrics
 from ingest.view.compare import Compared, asker, compare
 from ingest.view.days import Days
+from ingest.view.influx import InfluxSink
 from ingest.view.lines import decimal, minute_lines_of, sample_line
 from ingest.view.projector import REBUILDING, RUNNING, Projector, rebuilding, running
 from ingest.view.records import Records
-from ingest.view.sink import BadLinesError, InfluxSink, TooLargeError
+from ingest.view.sink import BadLinesError, TooLargeError
 from maxgreen.clock import SystemClock
 from maxgreen.errors import Fatal, Retryable
 from maxgreen.ledger.book import Book
