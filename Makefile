@@ -62,7 +62,7 @@ guide: venv services ## follow docs/operator.md word for word on Debian 12 and 1
 
 pi: venv services ## install the agent on an emulated 64-bit Pi (20 minutes, as root)
 	@scripts/debian-roots $${XDG_CACHE_HOME:-$$HOME/.cache}/maxgreen/roots debian13-arm64
-	@MAXGREEN_INSTALL_ROOTS=debian13-arm64 $(BIN)/python -m pytest tests/deploy/test_install.py
+	@CI=true MAXGREEN_INSTALL_ROOTS=debian13-arm64 $(BIN)/python -m pytest tests/deploy/test_install.py
 
 fuzz: venv ## fuzz the decoder and judging, ten million runs each (hours)
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=3'

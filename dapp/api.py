@@ -98,9 +98,9 @@ async def fleet_(
 
     def fetch() -> tuple[bytes, str, str]:
         visit.needs_operator()
-        return world.memory.get(key, SOON_S, encode)
+        return world.encoded.get(key, SOON_S, encode)
 
-    known = world.memory.peek(key)
+    known = world.encoded.peek(key)
     if known is None or not visit.is_known():  # a thread for whatever may wait, and none for what is in memory
         return known_answer(request, await run_in_threadpool(fetch))
     visit.needs_operator()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -39,6 +40,7 @@ class DappSettings(ServiceSettings):
     """All of `dapp.toml`."""
 
     model_config = SettingsConfigDict(env_prefix="MAXGREEN_DAPP__")
+    command: ClassVar[str] = "dapp"
 
     ledger: str = Field(default="sqlite:///ledger.db", description="SQLAlchemy URL: SQLite or PostgreSQL")
     evidence: str = Field(default="evidence", description="settlement's evidence store: a folder, or s3://… as there")

@@ -129,6 +129,7 @@ class World:
     ended: dict[Any, dict[str, Any]] = field(default_factory=dict)  # proposals that are over
     admitted: set[int] = field(default_factory=set)  # applications that are over
     _ends: dict[bytes, Ends] = field(default_factory=dict)  # which never change
+    encoded: Memory = field(default_factory=lambda: Memory(64))  # answers as bytes
     lasting: Memory = field(default_factory=lambda: Memory(512))  # what never changes: closed evidence
 
     @classmethod

@@ -57,7 +57,10 @@ units='maxgreen-ingest.service maxgreen-dapp.service maxgreen-settle.service max
 if grep -q '^ledger = "sqlite' $etc/ingest.toml 2>/dev/null; then ledger=sqlite; fi
 units_of() { # put a release's units in place of what is there
   for unit in $units; do
-    if [ -e "$1/$unit" ]; then do_it cp "$1/$unit" /etc/systemd/system/$unit; else do_it rm -f /etc/systemd/system/$unit; fi
+    if [ -e "$1/$unit" ]; then do_it cp "$1/$unit" /etc/systemd/system/$unit; elif [ -e /etc/systemd/system/$unit ]; then
+      if live; then do_it systemctl disable --now $unit || true; fi
+      do_it rm -f /etc/systemd/system/$unit
+    fi
   done
 }
 in_use() { readlink /opt/maxgreen 2>/dev/null | sed 's#.*/##' || true; }
@@ -261,6 +264,11 @@ fi
 [ -z "${started:-}" ] || do_it service postgresql stop
 
 say "units"
+old=/opt/maxgreen/share/systemd # of a version that did not keep its own, for the way back
+if [ -n "$(in_use)" ] && [ ! -d $old ]; then
+  do_it mkdir -p $old
+  for unit in $units; do [ ! -e /etc/systemd/system/$unit ] || do_it cp /etc/systemd/system/$unit $old/; done
+fi
 units_of "$here/systemd"
 if [ -e /opt/maxgreen ] && [ ! -L /opt/maxgreen ]; then do_it rm -rf /opt/maxgreen; fi
 before=$(in_use)

@@ -17,7 +17,7 @@ from edge_agent.board.gpio import GpioBoard, open_noted_relay
 from edge_agent.config import AgentSettings, SensorName
 from edge_agent.identity import Identities
 from edge_agent.keystore import KeySettings, store_of
-from edge_agent.recovery import recovered
+from edge_agent.recovery import KEY_STAYS, recovered
 from edge_agent.spool import read_spool_state
 from maxgreen.errors import MaxgreenError, UsageError
 from maxgreen.lock import FolderLock
@@ -37,6 +37,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object on std
 DEFAULT_CONFIG = Path("/etc/maxgreen/agent.toml")
 DEFAULT_STATE = Path("/var/lib/maxgreen-agent")
 RECEIPT_WAIT_S = 20
+_FOR_BROKER = "give {request} to the broker's operator"
+_REPLACED = f"maxgreen agent prove OWNER --system FILE, then maxgreen owner request-key; {_FOR_BROKER}"
 _LOG = logging.getLogger(__name__)
 app.add_typer(config_commands(AgentSettings, DEFAULT_CONFIG), name="config")
 
@@ -53,7 +55,7 @@ def init(
     settings = load(AgentSettings, config) if config else None
     folder = settings.state_dir if settings else state_dir
     signer = Identities(folder, settings.key if settings else KeySettings()).make()
-    _show_keys(folder, signer, as_json=as_json)
+    _show_keys(folder, signer, f"maxgreen agent prove, then maxgreen owner apply; {_FOR_BROKER}", as_json=as_json)
 
 
 @app.command()
@@ -74,7 +76,7 @@ def prove(
     signer = store_of(identities.next_folder if next_key else settings.state_dir, settings.key).load()
     try:
         address = bytes.fromhex(owner.removeprefix("0x"))
-        content = parse_system(system.read_text()).digest
+        content = parse_system(_text(system)).digest
         proof = prove_possession(signer, settings.network, address, nonce, content)
     except ValueError as error:
         raise UsageError(f"address {owner!r}: expected 0x and 40 hex digits") from error
@@ -96,6 +98,13 @@ def prove(
         _show_qr(json.dumps(value, separators=(",", ":")))
         return
     print(json.dumps(value))
+
+
+def _text(system: Path) -> str:
+    try:
+        return system.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"system file {system}: not UTF-8 text; save it as UTF-8") from error
 
 
 def _show_qr(text: str) -> None:
@@ -248,9 +257,14 @@ def rotate(
     if confirm:
         certificate = settings.broker.certificate
         identities.confirm(needs_certificate=bool(certificate and certificate.is_relative_to(settings.state_dir)))
-        print("confirmed; restart the agent: it seals this key's last batch and goes on with the next key")
+        said = "confirmed; restart the agent: it seals this key's last batch and goes on with the next key"
+        print(json.dumps({"confirmed": True}) if as_json else said)
         return
-    _show_keys(identities.next_folder, identities.prepare(), as_json=as_json)
+    then = (
+        "maxgreen agent prove OWNER --system FILE --next, then maxgreen owner rotate-key; and when the chain has it, "
+        f"maxgreen agent rotate --confirm; {_FOR_BROKER}"
+    )
+    _show_keys(identities.next_folder, identities.prepare(), then, as_json=as_json)
 
 
 @app.command()
@@ -268,7 +282,8 @@ def recover(
     with FolderLock(settings.state_dir, "maxgreen agent recover"):
         signer, said = recovered(settings, lambda device: _last_receipt(settings, receipt_file, device))
     _LOG.warning("%s", said)
-    _show_keys(settings.state_dir, signer, as_json=as_json)
+    then = "start the agent" if said.startswith(KEY_STAYS) else _REPLACED
+    _show_keys(settings.state_dir, signer, then, as_json=as_json)
 
 
 @app.command()
@@ -282,7 +297,7 @@ def replace(
     receipt = _receipt_of(settings, receipt_file)
     identities = Identities(settings.state_dir, settings.key)
     signer = identities.succeed(receipt.device, receipt.head, network_digest(settings.network))
-    _show_keys(settings.state_dir, signer, as_json=as_json)
+    _show_keys(settings.state_dir, signer, _REPLACED, as_json=as_json)
 
 
 @app.command("open-relay")
@@ -302,18 +317,20 @@ def open_relay(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 def _refuse_strangers(state_dir: Path) -> None:
     """UsageError for a user who does not own the state: files that root makes there stop the agent."""
+    if not state_dir.exists():
+        raise UsageError(f"state_dir {state_dir}: not there; 'maxgreen agent init' makes it")
     owner = state_dir.stat().st_uid
     if os.geteuid() != owner:
         raise UsageError(f"{state_dir} belongs to user id {owner}; run: sudo -u '#{owner}' maxgreen agent …")
 
 
-def _show_keys(folder: Path, signer: Signer, *, as_json: bool) -> None:
+def _show_keys(folder: Path, signer: Signer, then: str, *, as_json: bool) -> None:
     device, request = key_id(signer.spki).hex(), folder / "tls.csr"
     if as_json:
         print(json.dumps({"device": device, "spki": signer.spki.hex(), "csr": str(request)}))
         return
     print(f"device id    {device}\npublic key   {signer.spki.hex()}")
-    print(f"next: give {request} to the broker's operator, and register the public key with the DAO")
+    print(f"next: {then.format(request=request)}")
 
 
 def _last_receipt(settings: AgentSettings, file: Path | None, device: bytes) -> Receipt | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -144,6 +144,7 @@ class AgentSettings(ServiceSettings):
     """All of `agent.toml`."""
 
     model_config = SettingsConfigDict(env_prefix="MAXGREEN_AGENT__")
+    command: ClassVar[str] = "agent"
 
     network: NetworkName = Field(description="the deployment's name, from its operator (P-ID-3)")
     backend_keys: tuple[BackendKey, ...] = Field(description="the backend's public keys, 182 hex digits each: pinned")

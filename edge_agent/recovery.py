@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from edge_agent import salvage
 from edge_agent.config import AgentSettings
@@ -12,6 +13,8 @@ from maxgreen.errors import Fatal, UsageError
 from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.keys import Signer, key_id
+
+KEY_STAYS: Final = "the registers are whole, and the key stays"
 
 
 def recovered(settings: AgentSettings, last_receipt: Callable[[bytes], Receipt | None]) -> tuple[Signer, str]:
@@ -64,7 +67,7 @@ def _repair(
         found = salvage.examine(copy)
         if found.tip is not None:
             salvage.rebuild(path, found.kept, genesis)
-            return identities.signer(), f"the registers are whole, and the key stays; {salvage.explain(found)}"
+            return identities.signer(), f"{KEY_STAYS}; {salvage.explain(found)}"
         receipt = last_receipt(device)
         if receipt is None:
             raise Fatal(
@@ -81,5 +84,5 @@ def _repair(
     end = receipt.next_seq + len(messages)
     return signer, (
         f"the registers are lost: a new key goes on after batch {end}, and its registers begin at 0; "
-        f"{len(messages)} batches after the last receipt are whole and will be delivered"
+        f"batches after the last receipt that are whole and will be delivered: {len(messages)}"
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from maxgreen.protocol.reasons import Reason
+from maxgreen.units import counted
 
 ALARM_CODES: Final = (
     *("board", "case_open", "medium", "lost", "key", "contradiction", "damaged", "missing", "earlier_key"),
@@ -67,7 +68,8 @@ def _of_the_device(signs: Signs) -> Iterator[Alarm]:
     if signs.medium_fault:
         yield Alarm("medium", f"{signs.medium_fault}; readings wait in memory: free space, or replace the card")
     if signs.lost_ticks:
-        yield Alarm("lost", f"{signs.lost_ticks} rounds of readings are lost: memory was full; see the other alarms")
+        rounds = counted(signs.lost_ticks, "round")
+        yield Alarm("lost", f"memory was full, and {rounds} of readings did not stay; see the other alarms")
     if signs.key_fault:
         text = f"signing key: {signs.key_fault}; readings wait in memory: put the token back, or check [key]"
         yield Alarm("key", text)
@@ -87,8 +89,8 @@ def _of_the_chain(signs: Signs) -> Iterator[Alarm]:
         numbers = ", ".join(map(str, sorted(signs.damaged)[:5])) + (", …" if len(signs.damaged) > 5 else "")
         yield Alarm(
             "damaged",
-            f"the medium changed batches {numbers}; they are not sent. Stop the agent, run 'maxgreen agent recover', "
-            "and ask the operator to skip what is lost; think of a new card",
+            f"the medium changed what is not sent any more: batch {numbers}. Stop the agent, run "
+            "'maxgreen agent recover', and ask the operator to skip what is lost; think of a new card",
         )
     if signs.missing:
         text = f"{signs.missing}; ask the operator to skip what is gone (maxgreen ingest decide skip)"
@@ -130,8 +132,8 @@ def _of_the_sensors(signs: Signs) -> Iterator[Alarm]:
         if seconds >= SENSOR_DEAD_S:
             yield Alarm(
                 "sensor",
-                f"channel {channel} has given no reading for {seconds / 60:.0f} minutes; check the wiring, and run "
-                "'maxgreen agent sensors'",
+                f"channel {channel} has given no reading for {counted(round(seconds / 60), 'minute')}; check the "
+                "wiring, and run 'maxgreen agent sensors'",
             )
 
 

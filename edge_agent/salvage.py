@@ -21,6 +21,7 @@ from maxgreen.keyfile import sync_folder, write_durably
 from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.protocol.reasons import Rejected
+from maxgreen.units import counted
 
 T = TypeVar("T")
 _ENVELOPE: Final = bytes.fromhex("d28455a201260450")  # tag 18, array of four, {1: -7, 4: key id of 16 bytes}
@@ -250,8 +251,8 @@ def explain(found: Found) -> str:
     named = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in spans[:10])
     more = f" and {len(spans) - 10} more spans" if len(spans) > 10 else ""
     return (
-        f"{len(found.lost)} batches are lost: {named}{more}. What the ledger has already it keeps; ask the operator to "
-        "close the holes that are left: 'maxgreen ingest decide skip'"
+        f"lost: {counted(len(found.lost), 'batch', 'batches')}, {named}{more}. What the ledger has already it keeps; "
+        "ask the operator to close the holes that are left: 'maxgreen ingest decide skip'"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn
 
-from ingest.commands import command_json, give
+from ingest.commands import command_json, give, in_words
 from ingest.config import IngestSettings
 from maxgreen.chain.deployment import Addresses
 from maxgreen.clock import make_clock
@@ -28,7 +28,7 @@ from maxgreen.protocol.reasons import RELEASABLE
 from maxgreen.service import collect_seldom, log_to_stderr
 from maxgreen.settings import config_commands, load, load_to_run
 from maxgreen.store import open_store
-from maxgreen.units import MWS_PER_KWH
+from maxgreen.units import MWS_PER_KWH, counted
 from maxgreen.verify.rules import Action, Decision
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Verify batches, keep the ledger, answer receipts.")
@@ -140,7 +140,8 @@ def check(
             print(f"{'counted again' if repair else 'counter'}: {text}")
         for text in found.differing:
             print(f"judged otherwise today: {text}")
-        print(f"{found.devices} devices, {found.batches} batches: {'whole' if found.whole else 'not whole'}")
+        whole = "whole" if found.whole else "not whole"
+        print(f"{counted(found.devices, 'device')}, {counted(found.batches, 'batch', 'batches')}: {whole}")
     if found.damages or (found.counters and not repair):
         raise typer.Exit(1)
 
@@ -315,11 +316,9 @@ def list_commands(
         print("no command was given yet")
     for one in given:
         issued = datetime.fromtimestamp(one["issued_ms"] / 1000, UTC)
-        kind, why = one["kind"].replace("_", " "), f": {one['refusal']}" if one["refusal"] else ""
-        print(
-            f"{issued:%Y-%m-%d %H:%M:%S} UTC  {one['device']}  {kind} {one['arguments']}  by {one['who']}  "
-            f"{one['fate']}{why}"
-        )
+        why = f": {one['refusal']}" if one["refusal"] else ""
+        said = in_words(one["kind"], one["arguments"])
+        print(f"{issued:%Y-%m-%d %H:%M:%S} UTC  {one['device']}  {said}  by {one['who']}  {one['fate']}{why}")
 
 
 def _give(config: Path, device: str, kind: CommandKind, arguments: Mapping[int, int], who: str, valid_s: int) -> None:
@@ -353,5 +352,8 @@ def _known(book: Book, device: str) -> KnownDevice:
     except ValueError as error:
         raise UsageError(f"device {device!r}: expected 32 hex digits") from error
     if known is None:
-        raise UsageError(f"device {device}: not registered; /api/devices lists them")
+        raise UsageError(
+            f"device {device}: not registered, or the ledger does not know it yet; "
+            "'maxgreen chain show --rpc URL --deployment FILE' lists the devices"
+        )
     return known

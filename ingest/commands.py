@@ -10,6 +10,7 @@ from maxgreen.protocol.backend import Command, CommandKind, decode_command, sign
 from maxgreen.protocol.cose import parse
 from maxgreen.protocol.keys import Signer
 from maxgreen.protocol.reasons import Refusal
+from maxgreen.units import kwh
 from maxgreen.verify.chain import ChainState
 
 
@@ -42,6 +43,18 @@ def give(
     command = Command(device, number, now_ms, now_ms + valid_ms, kind, arguments)
     book.add_command(command, who, sign_command(command, signer, network))
     return command
+
+
+def in_words(kind: str, arguments: Mapping[int, int]) -> str:
+    """Return a command as people say it (P-CMD-1: the arguments' numbers)."""
+    match kind, dict(arguments):
+        case "start_transfer", {0: channel, 1: seconds, 2: energy_mws}:
+            return f"start transfer, channel {channel}, {seconds} s, {kwh(energy_mws)} kWh"
+        case "stop_transfer", {0: channel}:
+            return f"stop transfer, channel {channel}"
+        case "sampling_interval", {0: interval_ms}:
+            return f"sampling interval, {interval_ms} ms"
+    return kind.replace("_", " ")
 
 
 def command_json(row: Any, now_ms: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -48,10 +49,10 @@ class ChainSettings(Table):
 
 
 class HttpSettings(Table):
-    """Pages, API and metrics."""
+    """Health and metrics."""
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=8080, ge=0, le=65_535, description="port; 0 = no pages")
+    port: int = Field(default=8080, ge=0, le=65_535, description="port; 0 = neither health nor metrics")
 
 
 class InfluxSettings(Table):
@@ -67,6 +68,7 @@ class IngestSettings(ServiceSettings):
     """All of `ingest.toml`."""
 
     model_config = SettingsConfigDict(env_prefix="MAXGREEN_INGEST__")
+    command: ClassVar[str] = "ingest"
 
     ledger: str = Field(default="sqlite:///ledger.db", description="SQLAlchemy URL: SQLite or PostgreSQL")
     key_file: Path = Field(default=Path("backend.pem"), description="the backend's signing key; made when missing")
@@ -83,12 +85,14 @@ class IngestSettings(ServiceSettings):
     broker: BrokerSettings = Field(default=BrokerSettings(), description="the MQTT broker")
     nats: NatsSettings = Field(default=NatsSettings(), description="the NATS cluster behind it, if any")
     chain: ChainSettings = Field(default=ChainSettings(), description="registry and beacons")
-    http: HttpSettings = Field(default=HttpSettings(), description="pages, API and metrics")
+    http: HttpSettings = Field(default=HttpSettings(), description="health and metrics")
     influx: InfluxSettings = Field(default=InfluxSettings(), description="the view for Grafana")
 
     def faults(self) -> Iterator[str]:
         """Yield what `run` would refuse."""
         yield from ledger_faults(self.ledger)
+        if "@" in urlsplit(self.influx.url).netloc:  # it stands in the log
+            yield "influx.url: no user or password in it; they belong into influx.token_file"
         for name, path in (
             ("influx.token_file", self.influx.token_file),
             ("clock_file", self.clock_file),

@@ -9,7 +9,8 @@ from typing import Final
 LOG: Final = "$SYS/broker/log"
 TOPICS: Final = (f"{LOG}/E", f"{LOG}/N")  # errors, notices
 KINDS: Final = {
-    "certificate": r"(OpenSSL Error|Client connection from \S+ failed).*certificate",
+    # of a stranger, revoked, ended; none at all is what anybody can send
+    "certificate": r"(OpenSSL Error|Client connection from \S+ failed)(?!.*did not return a certificate).*certificate",
     "handshake": r"OpenSSL Error|Client connection from \S+ failed|Client connection from \S+ denied",
     "twice": r"Client \S+ already connected, closing old|Client \S+ \[\S*\] disconnected: session taken over",
     "client": (

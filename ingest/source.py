@@ -68,6 +68,12 @@ class Inbox:
         self._put_bytes += len(message.payload)
         self._deliveries.put(message)
 
+    def drop(self) -> None:
+        """Forget what nobody received yet; the connection's thread calls it, as it does `put`."""
+        with suppress(queue.Empty):
+            while True:
+                self._put_bytes -= len(self._deliveries.get_nowait().payload)
+
     def receive(self, most: int, wait_s: float, linger_s: float) -> list[Incoming]:
         """Return messages: none after `wait_s` without any, up to `most` within `linger_s` of the first."""
         try:
@@ -145,6 +151,7 @@ class MqttSource:
                 self._is_up(True)
                 self._greet()
             case Disconnected():
+                self._inbox.drop()  # the broker sends again what was not acknowledged
                 self._denied = ""
                 self._up.clear()
                 self._is_up(False)

@@ -91,7 +91,7 @@ def read_request(data: bytes) -> Request:
         key, signed = found.public_key(), found.is_signature_valid
         names = [str(part.value) for part in found.subject]
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        raise UsageError(f"no certificate request (PEM): {error}") from error
+        raise UsageError("no certificate request (PEM); give tls.csr, as 'maxgreen agent init' made it") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise UsageError("a request is of a P-256 key")
     if not signed:
@@ -110,8 +110,16 @@ class Authority:
         try:
             key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
             self.certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-        except (OSError, ValueError) as error:
-            raise Fatal(f"authority {folder}: {error}; 'maxgreen ca init' makes one") from error
+        except FileNotFoundError as error:
+            raise Fatal(
+                f"authority {folder}: there is no {Path(error.filename).name}; 'maxgreen ca init' makes one"
+            ) from error
+        except OSError as error:
+            raise Fatal(
+                f"authority {folder}: {error.strerror}; run it as its owner: sudo -u maxgreen maxgreen ca …"
+            ) from error
+        except ValueError as error:
+            raise Fatal(f"authority {folder}: ca.key or ca.crt is damaged; restore it from a backup") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise Fatal(f"authority {folder}: ca.key is no P-256 key")
         self._key = key
@@ -258,7 +266,10 @@ def make_key(path: Path, name: str) -> Request:
 
 def key_request(path: Path, name: str) -> Request:
     """Return the request of a key that was made before; Fatal when the file holds none."""
-    key = load_pem_private_key(read_secret(path), None)
+    try:
+        key = load_pem_private_key(read_secret(path), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise Fatal(f"{path}: no key (PEM); restore it from a backup, or move it away and a new one is made") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise Fatal(f"{path}: no P-256 key")
     return Request(name, key.public_key())

@@ -231,9 +231,14 @@ def _ledger(ledger: str) -> str:
     if not ledger.endswith(".toml"):
         return ledger
     try:
-        return str(tomllib.loads(Path(ledger).read_text())["ledger"])
-    except (OSError, ValueError, KeyError) as error:
+        found = tomllib.loads(Path(ledger).read_text()).get("ledger")
+    except OSError as error:
+        raise UsageError(f"--ledger {ledger}: {error.strerror}") from error
+    except ValueError as error:
         raise UsageError(f"--ledger {ledger}: {error}") from error
+    if not isinstance(found, str):
+        raise UsageError(f'--ledger {ledger}: it names no ledger; write ledger = "…" into it, or give the URL')
+    return found
 
 
 class UnknownError(UsageError):
@@ -248,6 +253,8 @@ def _registered(ledger: str, device: str) -> None:
     """Pass when a device's key counts now; UnknownError and EndedError say why it does not."""
     if not ledger:
         raise UsageError("name the ledger with --ledger: only registered devices get a certificate")
+    if "://" not in ledger:
+        raise UsageError(f"--ledger {ledger}: expected sqlite:///FILE, postgresql://USER@HOST/NAME or a settings file")
     url = make_url(ledger)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         raise UsageError(f"ledger {url.database}: not there")  # and none is made by a command that looks

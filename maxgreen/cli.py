@@ -116,6 +116,11 @@ def main() -> None:
         _fail(error, EXIT_CONFIG)
     except MaxgreenError as error:
         _fail(error, 1)
+    except OSError as error:  # a file or folder that cannot be made or read
+        if error.filename is None:
+            raise
+        more = "; run it as the user that owns it: sudo -u …" if isinstance(error, PermissionError) else ""
+        _fail(Fatal(f"{error.filename}: {error.strerror}{more}"), EXIT_CONFIG)
 
 
 def _fail(error: MaxgreenError, status: int) -> None:

@@ -71,7 +71,7 @@ def read_secret(path: Path) -> bytes:
         mode = path.stat().st_mode
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise Fatal(f"secret {path}: not there; 'maxgreen agent init' makes a device's keys") from error
+        raise Fatal(f"secret {path}: not there") from error
     except OSError as error:
         raise Fatal(f"secret {path}: {error.strerror}") from error
     if mode & 0o077:
@@ -81,6 +81,8 @@ def read_secret(path: Path) -> bytes:
 
 def load_key_file(path: Path) -> MemorySigner:
     """Read a key; Fatal when it is missing, readable by others, or no P-256 key."""
+    if not path.exists():
+        raise Fatal(f"secret {path}: not there; 'maxgreen agent init' makes a device's keys")
     pem = read_secret(path)
     try:
         key = load_pem_private_key(pem, password=None)

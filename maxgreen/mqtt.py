@@ -400,6 +400,8 @@ class Connection:
         self._closing_ends_s = self._closing_ends_s or time.monotonic() + _CLOSE_S
         if self._outbox or self._in_flight or self._answers:
             return time.monotonic() > self._closing_ends_s
+        if passing := [topic for topic, qos in self._subscriptions if qos == 0]:
+            client.unsubscribe(passing)  # nothing of it is kept for who is away, and the next one may not know it
         client.disconnect()
         client.loop_write()
         return True
@@ -506,7 +508,7 @@ class _Client(mqtt.Client):
     def ping_unheard(self) -> None:
         """Keep the connection alive while nothing is read from it: the answer waits behind what is not read."""
         now_s = time.monotonic()
-        if now_s - self._last_msg_out > KEEPALIVE_S / 2:
+        if now_s - self._last_msg_out > self._keepalive / 2:
             self._send_pingreq()
             self._last_msg_out = now_s
         self._ping_t, self._last_bytes_received = 0.0, now_s

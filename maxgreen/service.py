@@ -74,7 +74,7 @@ def listen(host: str, port: int, whose: str) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        text = f"cannot listen at {host}:{port} ({whose}): {os.strerror(error.errno) if error.errno else error}"
+        text = f"cannot listen at {host}:{port} ({whose}): {error.strerror or error}"
         if error.errno in _TO_COME:
             raise Retryable(text) from error
         raise Fatal(text) from error

@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -31,6 +31,7 @@ class ServiceSettings(BaseSettings):
     """A service's settings; `MAXGREEN_<SERVICE>__TABLE__KEY` overrides a key of the file."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, env_nested_delimiter="__")
+    command: ClassVar[str]  # whose settings they are
 
     @classmethod
     def settings_customise_sources(
@@ -56,7 +57,7 @@ def load(kind: type[S], path: Path) -> S:
     """Read a settings file; Fatal names the file, the key and the cure. Relative paths stay as they are."""
     settings, mistakes = _read(kind, path)
     if settings is None:
-        raise Fatal(f"settings {path}: {mistakes[0]}; see 'config sample'")
+        raise Fatal(f"settings {path}: {mistakes[0]}; see 'maxgreen {kind.command} config sample'")
     return settings
 
 
@@ -64,7 +65,7 @@ def load_to_run(kind: type[S], path: Path) -> S:
     """Read a settings file for a service that begins; Fatal with the first thing that `config check` finds."""
     settings = load(kind, path)
     for fault in settings.faults():
-        raise Fatal(f"settings {path}: {fault}; 'config check' names all that is wrong")
+        raise Fatal(f"settings {path}: {fault}; 'maxgreen {kind.command} config check' names all that is wrong")
     return settings
 
 
@@ -73,7 +74,9 @@ def _read(kind: type[S], path: Path) -> tuple[S | None, list[str]]:
     try:
         value = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise Fatal(f"settings {path}: {error.strerror}; 'config sample' prints a file to start from") from error
+        raise Fatal(
+            f"settings {path}: {error.strerror}; 'maxgreen {kind.command} config sample' prints a file to start from"
+        ) from error
     except UnicodeDecodeError as error:
         raise Fatal(
             f"settings {path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"

@@ -36,6 +36,8 @@ from maxgreen.store import open_store
 from operating.layout import MANIFEST
 from operating.site import Site
 
+BROKER_CONFIG: Final = Path("/etc/mosquitto/maxgreen/mosquitto.conf")
+_RUNBOOK: Final = "alarms.md (in /opt/maxgreen/share, or docs)"
 _TIMEOUT_S: Final = 10.0
 _DAY_S: Final = 86_400
 _FEW_BYTES: Final = 2_000_000_000
@@ -155,6 +157,12 @@ def _clock() -> Findings:
 
 
 def _broker(site: Site) -> Findings:
+    with suppress(OSError):
+        if "\nlog_dest topic" not in BROKER_CONFIG.read_text():
+            yield _odd(
+                f"{BROKER_CONFIG} has no 'log_dest topic': what the broker refuses is not counted",
+                "compare it, and acl, with broker_config of this version",
+            )
     tables: dict[str, BrokerTable] = {"ingest": site.ingest.broker} if site.ingest is not None else {}
     if site.dapp is not None and site.dapp.live.enabled:
         tables |= {"dapp": site.dapp.live}
@@ -199,10 +207,12 @@ def _ledger(site: Site) -> Findings:
     yield _fine(text)
     now_s = time.time()
     if newest_ms is not None and now_s - newest_ms / 1000 > _DAY_S / 24:
-        yield _odd(f"the newest batch came {_ago(now_s - newest_ms / 1000)} ago", "docs/alarms.md, NothingArrives")
+        yield _odd(f"the newest batch came {_ago(now_s - newest_ms / 1000)} ago", f"{_RUNBOOK}, NothingArrives")
     if site.ingest is not None and (beacon is None or now_s - beacon[0].issued_s > _BEACON_S):
-        age = "never" if beacon is None else f"{_ago(now_s - beacon[0].issued_s)} ago"
-        yield _odd(f"the newest beacon was issued {age}", "docs/alarms.md, BeaconOld; does ingest run?")
+        text = "no beacon was issued yet"
+        if beacon is not None:
+            text = f"the newest beacon was issued {_ago(now_s - beacon[0].issued_s)} ago"
+        yield _odd(text, f"{_RUNBOOK}, BeaconOld; does ingest run?")
 
 
 def _chain(site: Site) -> Findings:
@@ -236,14 +246,14 @@ def _view(site: Site) -> Findings:
     except urllib.error.HTTPError as error:
         yield _wrong(f"InfluxDB {settings.url} answers {error.code}", "check influx.token_file and influx.bucket")
     except OSError as error:
-        why = getattr(error, "reason", error)
-        yield _wrong(f"InfluxDB {settings.url}: {why}", "systemctl status influxdb; intake does not wait for it")
+        cure = "systemctl status influxdb; intake does not wait for it"
+        yield _wrong(f"InfluxDB {settings.url}: {_why(error)}", cure)
     with reader(open_engine(site.ledger)).begin() as connection:
         book = Book(connection)
         behind = book.revision() - book.position(running(settings))
         refused = len(book.all_aside())
     if behind > _BEHIND:
-        yield _odd(f"the view lacks {behind} changes", "docs/alarms.md, ViewBehind")
+        yield _odd(f"the view lacks {behind} changes", f"{_RUNBOOK}, ViewBehind")
     if refused:
         yield _odd(f"InfluxDB refused {refused} messages for what they are", "maxgreen ingest aside")
 
@@ -271,9 +281,9 @@ def _certificates(site: Site) -> Findings:
             yield _wrong(f"{path}: {error}", "maxgreen ca client, or a copy of ca.crt")
             continue
         if ends_s < 0:
-            yield _wrong(f"{path}: ended {_ago(-ends_s)} ago", "docs/alarms.md, CertificateEnds")
+            yield _wrong(f"{path}: ended {_ago(-ends_s)} ago", f"{_RUNBOOK}, CertificateEnds")
         elif ends_s < 30 * _DAY_S:
-            yield _odd(f"{path}: ends in {_ago(ends_s)}", "docs/alarms.md, CertificateEnds")
+            yield _odd(f"{path}: ends in {_ago(ends_s)}", f"{_RUNBOOK}, CertificateEnds")
         else:
             yield _fine(f"{path}: valid for {_ago(ends_s)}")
 
@@ -288,7 +298,7 @@ def _disk(site: Site) -> Findings:
     for place in sorted(path for path in places if path.exists()):
         free = shutil.disk_usage(place).free
         if free < _FEW_BYTES:
-            yield _wrong(f"{place}: {free / 1e9:.1f} GB are left", "docs/alarms.md, LedgerDiskFull")
+            yield _wrong(f"{place}: {free / 1e9:.1f} GB are left", f"{_RUNBOOK}, LedgerDiskFull")
         else:
             yield _fine(f"{place}: {free / 1e9:.0f} GB are left")
 
@@ -316,13 +326,18 @@ def _health(name: str, host: str, port: int) -> Finding:
             said = str(json.loads(error.read()).get("status"))
         except ValueError:
             said = str(error.code)
-        return _wrong(f"{name} is not ready: {said}", "docs/alarms.md, IngestNotReady")
+        return _wrong(f"{name} is not ready: {said}", f"{_RUNBOOK}, IngestNotReady")
     except OSError as error:
-        why = getattr(error, "reason", error)
         return _wrong(
-            f"{name} does not answer at {where}: {why}",
+            f"{name} does not answer at {where}: {_why(error)}",
             f"systemctl status maxgreen-{name}; journalctl -u maxgreen-{name}",
         )
+
+
+def _why(error: OSError) -> str:
+    """Return what an error of the network says, without its number."""
+    reason = getattr(error, "reason", error)
+    return str(getattr(reason, "strerror", None) or reason)
 
 
 def _backups(folder: Path | None) -> Findings:
@@ -333,7 +348,7 @@ def _backups(folder: Path | None) -> Findings:
     if not made:
         yield _wrong(f"{folder}: no backup", f"maxgreen backup {folder}")
     elif time.time() - max(made) > 2 * _DAY_S:
-        yield _odd(f"{folder}: the newest backup is {_ago(time.time() - max(made))} old", "docs/alarms.md, BackupOld")
+        yield _odd(f"{folder}: the newest backup is {_ago(time.time() - max(made))} old", f"{_RUNBOOK}, BackupOld")
     else:
         yield _fine(f"{folder}: the newest backup is {_ago(time.time() - max(made))} old")
 

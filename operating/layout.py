@@ -41,7 +41,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         entries = {manifest["ledger"]["file"]: manifest["ledger"]["sha256"], EVIDENCE: manifest["objects"]}
         entries |= {f"{FILES}/{name.lstrip('/')}": entry["sha256"] for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Fatal(f"{folder}: no backup ({error}); name a folder like 2026-11-27T021500Z") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Fatal(f"{folder}: no backup ({why}); name a folder like 2026-11-27T021500Z") from error
     for name, digest in entries.items():
         path = folder / name
         if path.is_symlink() or not path.is_file() or digest_of(path) != digest:

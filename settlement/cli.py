@@ -22,7 +22,7 @@ from maxgreen.service import log_to_stderr, patiently
 from maxgreen.settings import config_commands, load, load_to_run
 from maxgreen.store import open_store
 from maxgreen.textfile import write_figures
-from maxgreen.units import kwh
+from maxgreen.units import counted, kwh
 from settlement.audit_chain import module_files
 from settlement.audit_cli import open_chain
 from settlement.audit_order import read_order
@@ -111,8 +111,9 @@ def _tell(period: str, step: Callable[[], Settled], settings: SettlementSettings
         return
     refused = summary.pop("refused")
     then = summary.pop("next")
-    for name, value in summary.items():
-        print(f"{name:<12} {value}")
+    minted = int(summary.pop("minted_wei"))
+    for name, value in {**summary, "minted": f"{minted / 1e18:.9f} tokens"}.items():
+        print(f"{name.replace('_', ' '):<12} {'-' if value is None else value}")
     for line, text in refused.items():
         print(f"line {line}: {text}")
     print(f"next: {then}")
@@ -146,7 +147,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
         return
     print(f"period {found.period or '-'}, order {found.order or '-'}: {found.state}\nnext: {found.next}")
     for line in found.lines:
-        amounts = f"paid {kwh(line.paid_mws)} kWh, payable {kwh(line.payable_mws)}"
+        amounts = f"paid {kwh(line.paid_mws)} kWh, payable {kwh(line.payable_mws)} kWh"
         print(f"line {line.line[:8]}…, {line.miner} to {line.node}: {amounts}; waits for {line.waits_for}")
 
 
@@ -237,9 +238,8 @@ def pack_command(
         raise UsageError(str(error)) from error
     except OSError as error:
         raise UsageError(f"--out {out}: {error.strerror}") from error
-    print(
-        f"{out}: {'line ' + name[:8] + '…' if name else f'{len(pack.lines)} lines'} of {period}; maxgreen audit {out}"
-    )
+    what = f"line {name[:8]}…" if name else counted(len(pack.lines), "line")
+    print(f"{out}: {what} of {period}; maxgreen audit {out}")
 
 
 @app.command()
@@ -305,7 +305,7 @@ def explain_command(
     print(f"line {explained.line}, {opened.run.period}: {kwh(explained.sent_mws)} kWh sent")
     for part in explained.parts:
         if part.energy_mws or part.windows:
-            print(f"  {kwh(part.energy_mws):>12} kWh  {part.name}, {part.windows} windows: {part.why}")
+            print(f"  {kwh(part.energy_mws):>12} kWh  {part.name}, {counted(part.windows, 'window')}: {part.why}")
     print(f"  {kwh(explained.received_mws):>12} kWh  were received in all")
     for name, energy_mws in (("miner", explained.reverse_sent_mws), ("node", explained.reverse_received_mws)):
         if energy_mws:

@@ -178,7 +178,7 @@ def _check_ready(book: Book, lines: Sequence[Line], period: str, until_s: int, n
     tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
     if missing := sorted(tokens - {device.token for device in devices}):
         named = ", ".join(map(str, missing))
-        raise NotReadyError(f"{period}: system {named} is not in the ledger's copy of the registry; is ingest running?")
+        raise NotReadyError(f"{period}: not in the ledger's copy of the registry: system {named}; is ingest running?")
     close_days = limits_now(book).close_days
     if now_ms >= (until_s + close_days * DAY_S) * 1000:
         return
@@ -191,6 +191,6 @@ def _check_ready(book: Book, lines: Sequence[Line], period: str, until_s: int, n
     late = sorted(token for token, wall_ms in reached_ms.items() if wall_ms < until_s * 1000)
     if late:
         raise NotReadyError(
-            f"{period}: system {', '.join(map(str, late))} has not reported past the end; it closes anyway "
+            f"{period}: who has not reported past the end: system {', '.join(map(str, late))}; it closes anyway "
             f"{close_days} days after it"
         )

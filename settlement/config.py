@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -18,6 +19,7 @@ class SettlementSettings(ServiceSettings):
     """All of `settlement.toml`."""
 
     model_config = SettingsConfigDict(env_prefix="MAXGREEN_SETTLEMENT__")
+    command: ClassVar[str] = "settle"
 
     ledger: str = Field(default="sqlite:///ledger.db", description="SQLAlchemy URL: SQLite or PostgreSQL")
     key_file: Path = Field(default=Path("backend.pem"), description="the backend's signing key")

@@ -113,7 +113,10 @@ def stored_pack(store: Store, period: str = "") -> Pack:
     if not period and len(periods) == 1:
         period = periods[0]
     if period not in periods:
-        raise UsageError(f"name one of the store's periods with --period: {', '.join(periods) or 'it has none'}")
+        if not periods:
+            raise UsageError("the store has no period yet; is it the one that settlement.toml names (evidence)?")
+        asked = f"the store has no period {period}; " if period else ""
+        raise UsageError(f"{asked}name one of the store's periods with --period: {', '.join(periods)}")
     own = [name for name in names if name.startswith(f"runs/{period}/")]
     newest = max(own)  # of the last revision
     run = store.get(newest)

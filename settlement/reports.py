@@ -235,8 +235,8 @@ def _whole(result: LineResult, begin_s: int) -> Iterator[tuple[str, Finding, str
     unmetered = _found(dark_s * 1000 * _PPM <= _DARK_PPM * metered_ms) if metered_ms else Finding.UNKNOWN
     yield "unmetered time", unmetered, said
     disputed = sum(w.measured.sent_mws for w in windows if w.state is State.DISPUTED)
-    said = f"{result.statement['loss_mws']} mW·s lost, {result.statement['expected_loss_mws']} expected"
-    yield "loss", _found(not disputed), f"{said}, {disputed} sent in disputed windows"
+    said = f"{result.statement['loss_mws']} mW·s lost, {result.statement['expected_loss_mws']} mW·s expected"
+    yield "loss", _found(not disputed), f"{said}, {disputed} mW·s sent in disputed windows"
 
 
 def _found(well: bool) -> Finding:

@@ -77,7 +77,7 @@ class Settled:
             case OrderStatus.POSTED if self.state is not None:
                 return f"the DAO's vote is {self.state.name.lower()}; the next run goes on"
             case OrderStatus.POSTED:
-                return f"a member of the DAO: maxgreen dao propose {posted.order_id}; then the members vote"
+                return f"a member of the DAO: maxgreen dao approve {posted.order_id}; then the members vote"
             case OrderStatus.REJECTED:
                 return (
                     f"the operator: the DAO rejected it ({posted.code}: {posted.text}); record decisions with "

@@ -79,7 +79,7 @@ def _show(result: DemoResult, *, as_json: bool, folder: Path) -> None:
     rows = [
         ("sent", f"{kwh(value['sent_mws'])} kWh"),
         ("received", f"{kwh(value['received_mws'])} kWh"),
-        ("lost", f"{kwh(value['loss_mws'])} kWh (expected of the line: {kwh(value['expected_loss_mws'])})"),
+        ("lost", f"{kwh(value['loss_mws'])} kWh (expected of the line: {kwh(value['expected_loss_mws'])} kWh)"),
         ("held, disputed", f"{kwh(value['held_mws'])} kWh, {kwh(value['disputed_mws'])} kWh"),
         ("other direction", f"{kwh(value['reverse_mws'])} kWh{_turned(value)}"),
         ("payable", f"{kwh(value['payable_mws'])} kWh"),

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from edge_agent.keystore.base import KeyStore
 from edge_agent.keystore.file import FileStore
@@ -52,7 +52,7 @@ def make_store(folder: Path, settings: KeySettings, name: StoreName) -> KeyStore
 
             store = TpmStore(path, _checked(TpmSettings, settings.tpm, "key.tpm"))
     except ImportError as error:
-        raise Fatal(f"key store {name}: {error}; install it with: pip install 'maxgreen[{name}]'") from error
+        raise Fatal(f"key store {name}: {error}; run deploy/install-agent.sh again with --extras pi,{name}") from error
     return store
 
 
@@ -84,5 +84,7 @@ def key_faults(folder: Path, settings: KeySettings) -> Iterator[str]:
 def _checked(kind: Any, values: dict[str, str], where: str) -> Any:
     try:
         return kind(**values)
-    except ValueError as error:
-        raise Fatal(f"[{where}]: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise Fatal(f"[{where}] {key}: {first['msg']}; see 'maxgreen agent config sample'") from error

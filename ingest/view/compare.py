@@ -59,7 +59,8 @@ def asker(settings: InfluxSettings) -> Ask:
         except urllib3.exceptions.HTTPError as error:
             raise Retryable(f"InfluxDB does not answer: {error}") from error
         if answer.status != 200:
-            raise Fatal(f"InfluxDB answered {answer.status}: {answer.data[:200]!r}")
+            text = answer.data[:200].decode(errors="replace")
+            raise Fatal(f"InfluxDB answered {answer.status}: check url, token and bucket ({text})")
         result = json.loads(answer.data)["results"][0]
         if "error" in result:
             raise Fatal(f"InfluxDB: {result['error']}")

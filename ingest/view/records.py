@@ -23,7 +23,6 @@ _SYSTEMS_EVERY_S: Final = 3_600.0
 _DAY_MS: Final = 86_400_000
 _WEI: Final = 1e18
 _SOME: Final = 1_000
-_MOST_KNOWN: Final = 1_000
 
 
 class Records:
@@ -51,12 +50,16 @@ class Records:
     def rebuild(self, *, afresh: bool = False) -> None:
         """Write all of it, also beside the running service."""
         if afresh:
-            with self._engine.begin() as connection:
-                for kind in _KINDS:
-                    Book(connection).set_position(self._position + kind.table.name, 0)
-            self._known.clear()
+            self._forget()
         while patiently(self.step):
             pass
+        self._forget()  # the next one begins again
+
+    def _forget(self) -> None:
+        with self._engine.begin() as connection:
+            for kind in _KINDS:
+                Book(connection).set_position(self._position + kind.table.name, 0)
+        self._known.clear()
 
     def _write_systems(self) -> None:
         now_ms = self._clock.now_ms()
@@ -77,7 +80,7 @@ class Records:
             position = Book(connection).position(self._position + kind.table.name)
             # what was committed late has a lower number: the last ones are looked at again
             since = kind.order > position - kind.overlap
-            query = select(*kind.key).where(since).order_by(kind.order).limit(kind.at_once + _MOST_KNOWN)
+            query = select(*kind.key).where(since).order_by(kind.order).limit(kind.at_once + len(known))
             new = [key for row in connection.execute(query) if (key := tuple(row)) not in known][: kind.at_once]
             if not new:
                 return False
@@ -181,5 +184,6 @@ class _Kind:
 _KINDS: Final = (
     _Kind(decisions, (decisions.c.id,), 100, _SOME, _decision_lines),
     _Kind(commands, (commands.c.id,), 100, _SOME, _command_lines),
-    _Kind(periods, (periods.c.until_s, periods.c.closed_ms), 3_600_000, 1, _period_lines),
+    # all of them: there are few, and a clock may have been ahead at a close
+    _Kind(periods, (periods.c.until_s, periods.c.closed_ms), 2**62, 1, _period_lines),
 )

@@ -45,8 +45,10 @@ def token_of(settings: InfluxSettings) -> str:
     """Return the token of settings; Fatal when its file cannot be read."""
     try:
         token = settings.token_file.read_text().strip() if settings.token_file else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise Fatal(f"influx.token_file {settings.token_file}: {error}") from error
+    except OSError as error:
+        raise Fatal(f"influx.token_file {settings.token_file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Fatal(f"influx.token_file {settings.token_file}: expected one line of text, the token") from error
     if not token.isprintable():
         raise Fatal(f"influx.token_file {settings.token_file}: expected one line, the token")
     return token
@@ -61,7 +63,7 @@ def write_lines(sink: Sink, lines: Sequence[str]) -> None:
         sink.write("\n".join(lines))
     except TooOldError as error:
         _LOG.info("not in the view, the database keeps nothing that old: %s", error)
-    except BadLinesError as error:
+    except (BadLinesError, TooLargeError) as error:
         if len(lines) > 1:
             write_lines(sink, lines[: len(lines) // 2])
             write_lines(sink, lines[len(lines) // 2 :])

@@ -52,6 +52,7 @@ class Ballots:
         self._chain = deployment.chain
         self._contract = self._chain.contract(governor, deployment.address_of(governor))
         self.dao = Dao(deployment, clock, governor)
+        self.option = " --modules" if governor == "ModuleGovernor" else ""  # of commands, to mean this body's
         self._known: dict[int, Ballot] = {}  # of the blocks before the next
         self._followed_to = 0
 
@@ -78,7 +79,11 @@ class Ballots:
         found = [ballot for ballot in known if wanted and f"{ballot.number:064x}".startswith(wanted)]
         if len(found) != 1:
             many = "no proposal" if not found else f"{len(found)} proposals"
-            raise UsageError(f"proposal {short!r}: {many} with these first digits; 'maxgreen dao list' prints them")
+            raise UsageError(
+                f"proposal {short!r}: {many} with these first digits; "
+                f"'maxgreen dao list --ended{self.option}' prints all"
+                + ("" if self.option else ", and with --modules those of the vote on modules")
+            )
         return found[0]
 
     def state(self, ballot: Ballot) -> ProposalState:

@@ -53,7 +53,9 @@ def list_(
     with_.tell(
         {"proposals": rows, "applications": [a.number for a in applications], "order": order},
         *(lines or ["nothing waits"]),
-        then="maxgreen dao show PROPOSAL, then maxgreen dao vote PROPOSAL for" if rows else "",
+        then=f"maxgreen dao show PROPOSAL{ballots.option}, then maxgreen dao vote PROPOSAL for{ballots.option}"
+        if rows
+        else "",
     )
 
 
@@ -70,7 +72,7 @@ def show(ctx: typer.Context, proposal: ProposalArgument, modules: ModulesOption 
         f"its text (which decides nothing): {ballot.description}",
         "what it would do:",
         *(f"  {number}. {call.says}" for number, call in enumerate(calls, 1)),
-        then=_then(ballot, state, row["until"]),
+        then=_then(ballots, ballot, state),
     )
 
 
@@ -99,7 +101,8 @@ def order(ctx: typer.Context, number: Annotated[int, typer.Argument(help="the or
         f"until {utc(posting.until_s * 1000)}: {posting.count} lines, {kwh(posting.total_mws)} since they opened, "
         f"{kwh(paid)} of it paid already",
         f"evidence: {posting.evidence or 'ask the operator'}, manifest {posting.manifest_digest.hex()}",
-        then=f"maxgreen audit PACK --rpc …; then maxgreen dao approve {number}, or reject {number} CODE TEXT"
+        then="maxgreen audit PACK --rpc URL --deployment FILE; then "
+        f"maxgreen dao approve {number}, or reject {number} CODE TEXT"
         if found.status is OrderStatus.POSTED
         else "",
     )
@@ -119,10 +122,10 @@ def vote(
     with_, ballots, ballot = _named(ctx, proposal, modules=modules)
     state = ballots.state(ballot)
     if state is not ProposalState.ACTIVE:
-        raise UsageError(f"proposal {ballot.short} is {state.name.lower()}: {_then(ballot, state, '')}")
+        raise UsageError(f"proposal {ballot.short} is {state.name.lower()}: {_then(ballots, ballot, state)}")
     with_.act(lambda: ballots.dao.cast(with_.account, ballot.number, VOTES[choice], reason))
     row = _row(ballots, ballot, ballots.state(ballot))
-    with_.tell(row, f"voted {choice} on {ballot.short}: {row['votes']}", then=_then(ballot, state, row["until"]))
+    with_.tell(row, f"voted {choice} on {ballot.short}: {row['votes']}", then=_then(ballots, ballot, state))
 
 
 @app.command()
@@ -132,7 +135,7 @@ def queue(ctx: typer.Context, proposal: ProposalArgument, modules: ModulesOption
     with_.act(lambda: ballots.dao.queue(with_.account, ballot.arguments))
     state = ballots.state(ballot)
     row = _row(ballots, ballot, state)
-    with_.tell(row, f"{ballot.short} waits in the timelock", then=_then(ballot, state, row["until"]))
+    with_.tell(row, f"{ballot.short} waits in the timelock", then=_then(ballots, ballot, state))
 
 
 @app.command()
@@ -398,7 +401,7 @@ def _propose(with_: Session, proposal: Proposal, *, modules: bool = False) -> No
         {**row, "calls": [call.to_json() for call in calls]},
         f"proposal {ballot.short}: {row['state']}",
         *(f"  {number}. {call.says}" for number, call in enumerate(calls, 1)),
-        then=_then(ballot, state, row["until"]),
+        then=_then(ballots, ballot, state),
     )
 
 
@@ -415,12 +418,15 @@ def _row(ballots: Ballots, ballot: Ballot, state: ProposalState) -> dict[str, An
     }
 
 
-def _then(ballot: Ballot, state: ProposalState, until: str) -> str:
+def _then(ballots: Ballots, ballot: Ballot, state: ProposalState) -> str:
+    due_ms = ballots.dao.due_of(ballot.number, state)
+    until = utc(due_ms) if due_ms else "soon"
+    named = f"{ballot.short}{ballots.option}"
     return {
-        ProposalState.PENDING: f"voting begins {until}; then the members: maxgreen dao vote {ballot.short} for",
-        ProposalState.ACTIVE: f"the members, until {until}: maxgreen dao vote {ballot.short} for|against|abstain",
-        ProposalState.SUCCEEDED: f"anyone, within two weeks: maxgreen dao queue {ballot.short}",
-        ProposalState.QUEUED: f"anyone, from {until} on, within two weeks: maxgreen dao execute {ballot.short}",
+        ProposalState.PENDING: f"voting begins {until}; then the members: maxgreen dao vote {named} for",
+        ProposalState.ACTIVE: f"the members, until {until}: maxgreen dao vote {named} for|against|abstain",
+        ProposalState.SUCCEEDED: f"anyone, within two weeks: maxgreen dao queue {named}",
+        ProposalState.QUEUED: f"anyone, from {until} on, within two weeks: maxgreen dao execute {named}",
         ProposalState.EXECUTED: "nothing: it was carried out",
     }.get(state, "propose it again; the next attempt has a number of its own")
 

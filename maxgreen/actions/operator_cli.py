@@ -42,7 +42,8 @@ def withdraw(ctx: typer.Context, number: Annotated[int, typer.Argument(help="the
     """Take an undecided order back; the next settlement run posts what is due then."""
     with_ = session(ctx)
     with_.act(lambda: SettlementContract(with_.deployment).withdraw(with_.account, number))
-    with_.tell({"order": number, "status": "withdrawn"}, f"order {number} is withdrawn", then="maxgreen settle run")
+    then = "maxgreen settle run --period PERIOD"
+    with_.tell({"order": number, "status": "withdrawn"}, f"order {number} is withdrawn", then=then)
 
 
 @app.command("sweep")

@@ -373,7 +373,8 @@ def withdraw(ctx: typer.Context) -> None:
         if owed := exchange.owed(with_.account.address, address):
             with_.act(lambda address=address: exchange.withdraw(with_.account, address))  # type: ignore[misc]
             got[label] = owed
-    with_.tell({"withdrawn": _texts(got)}, *(f"{label}: {tokens(amount)}" for label, amount in got.items()))
+    lines = [f"{label}: {tokens(amount)}" for label, amount in got.items()]
+    with_.tell({"withdrawn": _texts(got)}, *(lines or ["nothing is out of escrow for you"]))
 
 
 @dataclass(frozen=True)

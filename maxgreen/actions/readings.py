@@ -15,12 +15,13 @@ def newest_reading(book: Book, token: int, channel: int) -> Attestation:
     """Return the newest attested register of a system's channel; UsageError when there is none lately."""
     known = book.device_of(token)
     if known is None:
-        raise UsageError(f"system {token}: not in this ledger")
+        raise UsageError(f"system {token}: not in the ledger; name the ledger of ingest.toml with --ledger")
     for row in book.recent_batches(known.record.device, _RECENT):
         if row.verdict == Verdict.ACCEPTED.value and row.message:
             for attestation in parse_batch(bytes(row.message)).batch.attestations:
                 if attestation.channel == channel:
                     return attestation
     raise UsageError(
-        f"system {token}: channel {channel} attested no register lately; ask for it: maxgreen ingest command registers"
+        f"system {token}: channel {channel} attested no register lately; the operator asks for it: "
+        f"maxgreen ingest command registers {known.record.device.hex()} --who NAME"
     )

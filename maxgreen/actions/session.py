@@ -195,7 +195,7 @@ def read_reading(path: Path) -> Attestation:
     except OSError as error:
         raise UsageError(f"reading {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"reading {path}: not what 'maxgreen operator reading' writes ({error})") from error
+        raise UsageError(f"reading {path}: not what 'maxgreen operator reading' writes; make it again") from error
 
 
 def _scaled(text: str, unit: int) -> int:
@@ -206,5 +206,7 @@ def _scaled(text: str, unit: int) -> int:
     except ArithmeticError as error:
         raise UsageError(f"amount {text!r}: expected a number like 1.5") from error
     if not value.is_finite() or value <= 0 or value != value.to_integral_value() or value >= 2**128:
-        raise UsageError(f"amount {text!r}: expected a positive number with at most {len(str(unit)) - 1} decimals")
+        # of kWh, 3.6e9 mW·s, nine decimals seldom fit
+        decimals = len(str(unit)) - 1 - (unit % 10 ** (len(str(unit)) - 1) != 0)
+        raise UsageError(f"amount {text!r}: expected a positive number with at most {decimals} decimals")
     return int(value)

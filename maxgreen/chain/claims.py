@@ -52,7 +52,9 @@ def parse_claims(data: bytes) -> list[Claim]:
             for value in json.loads(data)["claims"]
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f"not the order.json of a period: {type(error).__name__}: {error}") from error
+        raise UsageError(
+            "not the order.json of a period; the operator gives it, and each evidence pack has one"
+        ) from error
 
 
 def attestation_json(attestation: Attestation) -> dict[str, Any]:

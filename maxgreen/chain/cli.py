@@ -125,7 +125,7 @@ def show(
 @app.command()
 def run(
     file: Annotated[Path, typer.Option(help="the chain's file")] = Path("chain.db"),
-    port: Annotated[int, typer.Option(help="port on 127.0.0.1")] = 8545,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="port on 127.0.0.1; 0 = any that is free")] = 8545,
     clock_file: ClockOption = None,
 ) -> None:
     """Serve the embedded chain as JSON-RPC on 127.0.0.1, so that several processes can use it."""

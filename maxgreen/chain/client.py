@@ -352,7 +352,10 @@ class Chain:
                 if self.embedded and not isinstance(error, (OSError, Web3Exception)):
                     raise
                 if time.monotonic() + pause_s >= deadline:
-                    raise Retryable(f"the chain does not answer{self._of}: {_said(error)}") from error
+                    raise Retryable(
+                        f"the chain does not answer{self._of}: {_said(error)}; does it run, and is its URL right "
+                        "(--rpc, or rpc in the settings)?"
+                    ) from error
                 _LOG.debug("asked again: %s", _said(error))
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

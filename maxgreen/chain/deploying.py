@@ -111,11 +111,12 @@ def check_arguments(
         value, floor = getattr(governance, name), 0 if local else getattr(_FLOORS, name)
         if not floor <= value <= _LARGEST_S:
             option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} {value}: expected {floor} to {_LARGEST_S}; members need time to look")
+            raise UsageError(f"{option} {value}: expected {floor} to {_LARGEST_S} s; members need time to look")
     decided_s = governance.voting_delay_s + governance.voting_period_s + governance.timelock_s + GRACE_S
     if decided_s >= ORDER_LIFE_S:
         raise UsageError(
-            f"delay, vote, timelock and {GRACE_S} s of grace take {decided_s} s; an order lapses after {ORDER_LIFE_S}"
+            f"delay, vote, timelock and {GRACE_S} s of grace take {decided_s} s; an order lapses after "
+            f"{ORDER_LIFE_S} s: take a shorter vote or timelock"
         )
     if not chain.has_p256():
         raise Fatal(
@@ -124,7 +125,8 @@ def check_arguments(
     needed = _GAS * chain.gas_price()
     if chain.balance(deployer) < needed:
         raise Fatal(
-            f"account {deployer} has {chain.balance(deployer)} wei; deploying takes about {needed}: send it some first"
+            f"account {deployer} has {chain.balance(deployer)} wei; deploying takes about {needed} wei: "
+            "send it some first"
         )
 
 

@@ -10,6 +10,7 @@ from maxgreen.chain.code import code_findings
 from maxgreen.chain.deploying import selector_of
 from maxgreen.chain.deployment import NOBODY, Deployment
 from maxgreen.errors import Retryable
+from maxgreen.units import counted
 
 _FEW_MEMBERS: Final = 3
 _SHORT_S: Final = 3_600
@@ -47,7 +48,10 @@ def _governance(deployment: Deployment, found: Diagnosis) -> None:
         "votes_to_pass": len(members) // 2 + 1,
     }
     if len(members) < _FEW_MEMBERS:
-        found.odd.append(f"{len(members)} members: fewer than {_FEW_MEMBERS} outlast nobody who leaves or loses a key")
+        found.odd.append(
+            f"{counted(len(members), 'member')}: a DAO of fewer than {_FEW_MEMBERS} does not survive one who leaves or "
+            "loses a key"
+        )
     for name in ("voting_period_s", "timelock_s"):
         if found.facts[name] < _SHORT_S:
             found.odd.append(f"{name} is {found.facts[name]}: hardly anybody looks at a proposal in that time")

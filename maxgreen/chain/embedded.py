@@ -94,7 +94,12 @@ class _SqliteDB(BaseDB):  # type: ignore[misc]
     """py-evm's key/value store in one SQLite transaction per block."""
 
     def __init__(self, path: Path | None) -> None:
-        self._connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
+        try:
+            self._connection = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
+        except sqlite3.OperationalError as error:
+            raise Fatal(
+                f"chain file {path}: {error}; name a URL (http://…), or a file in a folder that is there"
+            ) from error
         weakref.finalize(self, self._connection.close)  # at the process's end too: then all of it is in one file
         try:
             self._connection.execute("PRAGMA journal_mode=WAL")

@@ -13,6 +13,7 @@ from web3.types import RPCEndpoint
 from maxgreen.chain.embedded import open_embedded
 from maxgreen.chain.explain import revert_data
 from maxgreen.clock import Clock
+from maxgreen.service import listen
 
 MINE = "evm_mine"
 
@@ -52,7 +53,11 @@ def make_app(file: Path, clock: Clock) -> FastAPI:
 
 def serve(file: Path, port: int, clock: Clock) -> None:
     """Serve until SIGTERM."""
-    uvicorn.run(make_app(file, clock), host="127.0.0.1", port=port, log_level="warning")
+    at = listen("127.0.0.1", port, "--port")
+    config = uvicorn.Config(make_app(file, clock), log_level="warning")
+    url = f"http://127.0.0.1:{at.getsockname()[1]}"
+    print(f"chain {file} at {url}: give it as --rpc, or as rpc in settings", flush=True)  # noqa: T201
+    uvicorn.Server(config).run(sockets=[at])
 
 
 def _plain(value: Any) -> Any:

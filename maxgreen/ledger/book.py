@@ -36,6 +36,7 @@ from maxgreen.protocol.reasons import DATED, Verdict
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, Limits, Rules
 
+_LATE: Final = 1_000  # rows of commands
 _RULES_CHANGE: Final = select(counters.c.value).where(counters.c.name == RULES)
 
 
@@ -211,7 +212,8 @@ class Book:
 
     def commands_to_send(self, now_ms: int, *, after: int) -> list[Any]:
         """Return the commands that have not expired, of the rows after `after` and those that were never sent."""
-        waiting = or_(commands.c.id > after, commands.c.sent_ms.is_(None))  # a row of before may be committed late
+        late = and_(commands.c.id > after - _LATE, commands.c.sent_ms.is_(None))  # committed after a higher number
+        waiting = or_(commands.c.id > after, late)
         query = select(commands).where(waiting, commands.c.expires_ms > now_ms)
         return list(self._db.execute(query.order_by(commands.c.id)))
 

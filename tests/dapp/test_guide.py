@@ -66,8 +66,16 @@ class Reader:
         assert f"*{name}*" in re.sub(r"\s+", " ", GUIDE), name
         found = self.page.locator(f"a:text-is('{name}'), button:text-is('{name}')")
         (found.first if first else found.last).click()
+        self.pressed = name
 
     def sign(self):
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        asked, refused = self.pressed, self.page.locator("#act-steps > .note.bad")
+        while not self.page.locator("button:text-is('Sign')").count():
+            assert time.monotonic() < deadline, self.page.locator("main").inner_text()
+            time.sleep(0.5)
+            if refused.count():  # on a busy machine the chain may not answer at once: people press again
+                self.press(asked)
         self.press("Sign")
         expect(self.page.locator("#act-steps > .note")).to_have_text("Done.", timeout=PATIENCE_MS)
 

@@ -30,6 +30,8 @@ FINE = {
     'maxgreen_ingest_view_behind_changes{instance="here"}': "5",
     'maxgreen_ingest_free_bytes{instance="here"}': "50000000000",
     'maxgreen_ingest_certificate_expiry_timestamp_seconds{instance="here",file="ingest.crt"}': "90000000",
+    'node_filesystem_avail_bytes{instance="here",mountpoint="/",fstype="ext4"}': "50000000000",
+    'node_filesystem_avail_bytes{instance="here",mountpoint="/run",fstype="tmpfs"}': "5000",
     "maxgreen_ca_expiring_certificates": "0",
     "maxgreen_ca_last_run_timestamp_seconds": "0+60x",
     "maxgreen_settlement_last_run_failed": "0",
@@ -45,10 +47,11 @@ WRONG = {  # what differs from FINE; the rest stays
     "NothingArrives": {'maxgreen_ingest_batches_total{instance="here",verdict="accepted",reason=""}': "7"},
     "DevicesSilent": {'maxgreen_ingest_devices{instance="here",state="silent"}': "11"},
     "BatchesRejected": {'maxgreen_ingest_batches_total{instance="here",verdict="rejected",reason="malformed"}': "0+1x"},
-    "BrokerRefuses": {'maxgreen_ingest_broker_refusals_total{instance="here",kind="twice"}': "0+2x"},
+    "BrokerRefuses": {'maxgreen_ingest_broker_refusals_total{instance="here",kind="twice"}': "0+7x"},
     "BeaconOld": {'maxgreen_ingest_beacon_timestamp_seconds{instance="here"}': "0"},
     "ViewBehind": {'maxgreen_ingest_view_behind_changes{instance="here"}': "20000"},
     "LedgerDiskFull": {'maxgreen_ingest_free_bytes{instance="here"}': "1000000000"},
+    "DiskFull": {'node_filesystem_avail_bytes{instance="here",mountpoint="/",fstype="ext4"}': "1000000000"},
     "CertificateEnds": {
         'maxgreen_ingest_certificate_expiry_timestamp_seconds{instance="here",file="ingest.crt"}': "2500000"
     },
@@ -63,10 +66,10 @@ MINUTES = 21 * 1_440  # three weeks
 
 
 def series(values):
-    return [
-        {"series": name, "values": f"{value}{MINUTES}" if value.endswith("x") else f"{value}x{MINUTES}"}
-        for name, value in values.items()
-    ]
+    def whole(value):
+        return value if " " in value else f"{value}{MINUTES}" if value.endswith("x") else f"{value}x{MINUTES}"
+
+    return [{"series": name, "values": whole(value)} for name, value in values.items()]
 
 
 def fires(values, folder):
@@ -97,6 +100,18 @@ def fires(values, folder):
 
 def test_nothing_fires_while_all_is_well(tmp_path):
     assert fires(FINE, tmp_path) == set()
+
+
+def test_nothing_fires_on_a_fresh_installation(tmp_path):
+    """No device yet, no line; the units of docs/operator.md have run once."""
+    fresh = {f'maxgreen_ingest_devices{{instance="here",state="{state}"}}': "0" for state in ("heard", "silent")}
+    fresh['maxgreen_ingest_batches_total{instance="here",verdict="accepted",reason=""}'] = "0"
+    assert fires({**FINE, **fresh}, tmp_path) == set()
+
+
+def test_a_fleet_that_comes_back_at_once_copies_no_key(tmp_path):
+    twice = 'maxgreen_ingest_broker_refusals_total{instance="here",kind="twice"}'
+    assert fires({**FINE, twice: f"0x{MINUTES - 30} 200x30"}, tmp_path) == set()  # 100 devices, twice each
 
 
 @pytest.mark.parametrize(

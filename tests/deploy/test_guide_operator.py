@@ -201,7 +201,7 @@ class Operator:
         assert "certbot" in machine.run("certbot --version")
         known = machine.run("certbot --help all")
         assert all(option in known for option in re.findall(r"--[a-z-]+", command))
-        machine.run("service nginx start")
+        machine.run("systemctl start nginx")
         machine.write("/var/www/html/.well-known/acme-challenge/token", "proof")
         fetched = "curl --silent --fail http://power.example/.well-known/acme-challenge/token"
         assert machine.run(fetched) == "proof"

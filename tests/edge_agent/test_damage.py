@@ -272,7 +272,7 @@ def test_a_damaged_log_of_the_last_writes_is_found_too(tmp_path):
 
 def test_what_is_lost_is_said_in_spans():
     found = salvage.Found(None, None, (1, 2, 3, 7, 9, 10))
-    assert "6 batches are lost: 1 to 3, 7, 9 to 10" in salvage.explain(found)
+    assert "lost: 6 batches, 1 to 3, 7, 9 to 10" in salvage.explain(found)
 
 
 @pytest.mark.parametrize("fact", ["tip", "command", "predecessor", "spool"])
@@ -308,7 +308,7 @@ def test_registers_that_the_medium_took_back_are_not_built_on(site, tmp_path, mo
         Spool(folder / "spool.db", GENESIS)
     signer, said = recovered(site.settings(folder), lambda _device: site.receipt)
     assert key_id(signer.spki) != site.device
-    assert f"{len(site.good) - RECEIPTED} batches after the last receipt are whole" in said
+    assert f"whole and will be delivered: {len(site.good) - RECEIPTED}" in said
     kept = dict(Spool(folder / "old" / site.device.hex() / SALVAGED / "spool.db", GENESIS).messages(RECEIPTED, 10_000))
     assert kept == {seq: message for seq, message in site.good.items() if seq >= RECEIPTED}
 
@@ -363,4 +363,4 @@ def test_a_batch_that_cannot_be_read_does_not_hide_those_before_it(site, tmp_pat
         assert spool.digest(seq) is None
     spool.close()
     _, said = recovered(site.settings(folder), lambda _device: site.receipt)
-    assert "2 batches are lost: 5, 7" in said
+    assert "lost: 2 batches, 5, 7" in said

@@ -7,10 +7,10 @@ from ingest.refusals import refusal
 SAID = {
     "certificate": [
         "OpenSSL Error[0]: error:0A000086:SSL routines::certificate verify failed",
-        "OpenSSL Error[0]: error:0A0000C7:SSL routines::peer did not return a certificate",
         "Client connection from 127.0.0.1 failed: error:0A000086:SSL routines::certificate verify failed.",
     ],
     "handshake": [
+        "OpenSSL Error[0]: error:0A0000C7:SSL routines::peer did not return a certificate",
         "Client connection from 127.0.0.1 failed: error:0A000126:SSL routines::unexpected eof while reading.",
         "Client connection from 127.0.0.1 failed: error:0A00009C:SSL routines::http request.",
         "OpenSSL Error[0]: error:0A000102:SSL routines::unsupported protocol",

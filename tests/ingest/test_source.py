@@ -422,3 +422,49 @@ def test_a_stream_that_is_made_anew_and_a_connection_that_is_closed_are_lived_th
             group = source.receive(500, 0.5, 0.0)
             source.acknowledge(group)
             found += [message for message in group if message.payload not in {m.payload for m in old}]
+
+
+@pytest.fixture
+def narrow(tmp_path, monkeypatch):
+    """A plain broker, and a source with room for a few of its messages, whose connection is watched."""
+    monkeypatch.setattr("ingest.source.QUEUE_BYTES", 500_000)
+    ups = []
+    with running(PlainBroker(tmp_path)) as broker:
+        source = MqttSource(BrokerSettings(port=broker.ports[0]), lambda: None, ups.append)
+        source.start()
+        wait_for(lambda: source.alarm is None, what="a connection")
+        publisher = broker.connected("publisher")
+        for number in range(40):
+            message = bytes([number]) * 60_000
+            publisher.publish(device_topic(DEVICES[0], "batch"), message, qos=1).wait_for_publish(30)
+        publisher.disconnect()
+        publisher.loop_stop()
+        yield broker, source, ups
+        source.stop()
+
+
+def received(source):
+    found = set()
+    deadline = time.monotonic() + 60
+    while len(found) < 40:
+        assert time.monotonic() < deadline, found
+        group = source.receive(100, 1.0, 0.0)
+        found |= {message.payload[0] for message in group}
+        source.acknowledge(group)
+    return found
+
+
+def test_what_comes_again_after_a_connection_is_kept_once(narrow):
+    broker, source, ups = narrow
+    for number in range(3):
+        wait_for(lambda: source._inbox._put_bytes >= 500_000, what="messages")
+        other = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, "ingest", clean_session=False, manual_ack=True)
+        other.connect("127.0.0.1", broker.ports[0])  # of the same name: the broker ends ours
+        other.loop_start()
+        wait_for(lambda number=number: ups.count(False) > number, what="the end of the connection")
+        other.disconnect()
+        other.loop_stop()
+        wait_for(lambda: ups[-1], what="another connection")
+        wait_for(lambda: source._inbox._put_bytes >= 500_000, what="messages")
+    assert source._inbox._put_bytes <= 40 * 60_000  # of one connection, however many there were
+    assert received(source) == set(range(40))
