@@ -593,3 +593,12 @@ def test_periods_that_are_closed_in_one_millisecond_are_both_in_the_view(engine)
             Book(connection).add_period(number, f"2026-0{number}", bytes(32), run, "[]", LATER, 1)
     Records(engine, there, RUNNING, SystemClock()).rebuild()
     assert {line.split("period=")[1] for line, _ in there.lines if "period=" in line} == {"2026-01", "2026-02"}
+
+
+def test_a_registry_is_mirrored_in_parts(engine, monkeypatch):
+    """A database takes so many parameters in a statement: a fleet of 100,000 has more."""
+    monkeypatch.setattr("maxgreen.ledger.registry._AT_ONCE", 3)
+    labs = [Lab(secret) for secret in range(50, 58)]
+    register(engine, *labs)
+    with engine.begin() as connection:
+        assert {lab.device for lab in labs} <= {known.record.device for known in Book(connection).all_devices()}
