@@ -299,7 +299,7 @@ class Connection:
             self._dial(client, version)
             self._serve(client)
         except Exception as error:  # noqa: BLE001 - any bytes of a broker end a connection, never this thread
-            return str(error) or type(error).__name__
+            return str(getattr(error, "strerror", None) or error) or type(error).__name__
         finally:
             if self._opened:
                 self._note_greeting()

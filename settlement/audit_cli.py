@@ -49,6 +49,9 @@ def audit(
     pinned = Pinned(network, settlement, Addresses.load(deployment) if deployment is not None else None)
     if rpc is not None and deployment is None and (network is None or settlement is None):
         raise UsageError("--rpc: say which contracts you mean: --deployment FILE, or --network and --settlement")
+    for path in filter(None, (pack, previous)):
+        if not path.exists():
+            raise UsageError(f"{path}: No such file or directory; name an evidence pack, or a store and --period")
     gc.disable()  # millions of small objects without cycles: looking for some took a quarter of the time
     try:
         chain = open_chain(rpc) if rpc is not None else None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy.engine import make_url
 
 from maxgreen.actions.dao_actions import TOPICS
 from maxgreen.actions.readings import newest_reading
@@ -84,6 +85,11 @@ def reading(
     ledger: Annotated[str, typer.Option(help="SQLAlchemy URL of the ledger")] = "sqlite:///ledger.db",
 ) -> None:
     """Print the newest attested register of a channel: what owners show in take-outs (JSON)."""
+    url = make_url(ledger) if "://" in ledger else None
+    if url is None or (url.get_backend_name() == "sqlite" and not Path(url.database or "").exists()):
+        raise UsageError(
+            f"--ledger {ledger}: not there; name the ledger of ingest.toml (sqlite:///FILE, postgresql://…)"
+        )
     engine = open_engine(ledger)
     with reader(engine).begin() as connection:
         found = newest_reading(Book(connection), token, channel)

@@ -52,7 +52,10 @@ def list_(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def show(name: NameArgument, as_json: JsonOption = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="the wallet's name, as 'wallet list' prints it")],
+    as_json: JsonOption = False,
+) -> None:
     """Show a wallet's address."""
     for wallet in wallets():
         if wallet.name == name:

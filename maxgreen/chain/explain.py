@@ -105,7 +105,7 @@ SENTENCES: Final = {
     "VotesAreNotDelegated": "{member} votes for itself only",
     "WrongChannel": "channel {channel} of token {token} is not of the kind '{role:role}'",
     "WrongKind": "token {token} is no storage node",
-    "WrongStatus": "request {id} is not in a state for this (status {status})",
+    "WrongStatus": "request {id} is {status:request}, which is no state for this",
     "WrongEnd": "channel {channel} of token {token} is not of the kind that this end of a line needs",
 }
 
@@ -170,8 +170,11 @@ def _sentence(name: str, values: dict[str, Any]) -> str:
     return f"{words}: " + ", ".join(f"{key} {value}" for key, value in values.items()) if values else words
 
 
+_REQUESTS: Final = ("none that there is", "open", "accepted", "finished", "settled", "refused", "cancelled")
+
+
 class _Number(int):
-    """A number of a contract, which sentences show as `utc` (unix s), `kwh` (mW·s), `coins` (wei) or `role`."""
+    """A number of a contract, which sentences show as `utc` (unix s), `kwh` (mW·s), `coins` (wei), `role`, others."""
 
     def __format__(self, how: str) -> str:
         match how:
@@ -181,6 +184,8 @@ class _Number(int):
                 return f"{kwh(self)} kWh"
             case "coins":
                 return f"{self / 10**18:.9f}".rstrip("0").rstrip(".")
+            case "request" if self < len(_REQUESTS):
+                return _REQUESTS[self]
             case "role" if 0 <= self < len(Role):
                 return Role(self).name.lower()
             case _:

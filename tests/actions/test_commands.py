@@ -99,7 +99,7 @@ def test_energy_is_taken_out_by_commands(desk):
     assert desk("ana", "owner withdraw")["withdrawn"] == {}
     desk("ana", "owner take-out", "1.2", 2, "1")
     assert desk("bo", "node refuse", 2)["status"] == "refused"
-    desk("ana", "owner cancel", 2, fails="not in a state")
+    desk("ana", "owner cancel", 2, fails="request 2 is refused")
     (desk.folder / "bad.json").write_text("{}")
     desk("ana", "owner confirm", 2, "--reading", desk.folder / "bad.json", fails="operator reading")
 
