@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """What of systemctl the operator's guide uses, for a root without systemd: units are started as they are written.
 
-ExecStart and ExecStartPost with their User, Environment, LoadCredential, WorkingDirectory, StateDirectory, drop-ins, and
+ExecStart, Type=forking with its PIDFile, and ExecStartPost with their User, Environment, LoadCredential, WorkingDirectory, StateDirectory, drop-ins, and
 sd_notify for Type=notify. Timers are noted as enabled; `start` of their service runs it.
 """
 
@@ -90,7 +90,8 @@ def start(unit):  # noqa: PLR0912
             stderr=log,
             start_new_session=True,
         )
-        (STATE / f"{unit}.pid").write_text(str(process.pid))
+        pid = forked(process, Path(last("PIDFile")), unit) if last("Type") == "forking" else str(process.pid)
+        (STATE / f"{unit}.pid").write_text(pid)
         if last("Type") == "notify" and unit != "mosquitto.service":
             listener.settimeout(1)
             deadline = time.monotonic() + 120
@@ -104,6 +105,17 @@ def start(unit):  # noqa: PLR0912
                 sys.exit(f"{unit} did not begin: {(STATE / f'{unit}.log').read_text()[-2000:]}")
     for one in settings.get("ExecStartPost", []):
         subprocess.run(command(one), cwd=where, env=environment, check=True)
+
+
+def forked(process, file, unit):
+    """Return the process that one leaves behind, by its PID file."""
+    process.wait()
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_text().strip()):
+        if time.monotonic() > deadline:
+            sys.exit(f"{unit} did not begin: {(STATE / f'{unit}.log').read_text()[-2000:]}")
+        time.sleep(0.1)
+    return file.read_text().strip()
 
 
 def pid_of(unit):
