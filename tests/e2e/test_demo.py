@@ -145,7 +145,8 @@ def test_a_changed_byte_anywhere_fails_with_the_entrys_name(demo, tmp_path):
             audit(open_pack(path))
         told = re.search("at entry '([^']+)'", str(caught.value))
         assert told, caught.value
-        assert any(_one_byte_apart(told[1], name) for name in entries), caught.value
+        # a byte of a name's length makes what follows a part of the name
+        assert any(_one_byte_apart(told[1], name) or told[1].startswith(name) for name in entries), caught.value
     path.write_bytes(bytes(broken))
     done = run("audit", path)
     assert done.returncode == 1

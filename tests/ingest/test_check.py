@@ -81,7 +81,7 @@ def test_the_command_checks_a_ledger(tmp_path):
     def run(*arguments):
         return CliRunner().invoke(app, [*map(str, arguments), "--config", str(config)])
 
-    assert "1 devices, 5 batches: whole" in run("check").stdout
+    assert "1 device, 5 batches: whole" in run("check").stdout
     assert json.loads(run("check", "--json").stdout)["batches"] == 5
     with sqlite3.connect(tmp_path / "ledger.db") as connection:
         connection.execute("UPDATE batches SET message = x'00' WHERE seq = 2")

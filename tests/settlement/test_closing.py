@@ -91,7 +91,7 @@ def test_a_line_whose_devices_the_ledger_does_not_know_yet_is_waited_for(tmp_pat
     site = made(tmp_path)
     known = site.line
     site.line = replace(known, ends=replace(known.ends, node_token=9))
-    with pytest.raises(NotReadyError, match="system 9 is not in the ledger's copy of the registry"):
+    with pytest.raises(NotReadyError, match="not in the ledger's copy of the registry: system 9;"):
         site.closer.close(PERIOD, NOW_MS)
     site.line = known
     assert site.closer.close(PERIOD, NOW_MS).claims
