@@ -37,6 +37,7 @@ from maxgreen.ledger.lease import Lease, short
 from maxgreen.ledger.segments import verbatim_of
 from maxgreen.protocol.keys import Signer
 from maxgreen.service import listen, notify, patiently, scrypt_kernel
+from maxgreen.units import counted
 
 _LOG: Final = logging.getLogger(__name__)
 _CLAIM_EVERY_S: Final = 1.0
@@ -139,7 +140,7 @@ class IngestService:
             f"broker {settings.broker.host}:{settings.broker.port} as {settings.broker.client_id!r}, "
             f"view {settings.influx.url or 'none'}, "
             f"health and metrics {f'http://{where[0]}:{where[1]}' if where else 'nowhere (http.port = 0)'}, "
-            f"{settings.processes} process{'es' if settings.processes > 1 else ''}, scrypt kernel {scrypt_kernel()}"
+            f"{counted(settings.processes, 'process', 'processes')}, scrypt kernel {scrypt_kernel()}"
         )
 
     @classmethod

@@ -259,7 +259,7 @@ def statement(
         raise UsageError(str(error)) from error
     except OSError as error:
         raise UsageError(f"--out {out}: {error.strerror}") from error
-    print(f"{out}: {len(names)} line{'s' if len(names) != 1 else ''} of {opened.run.period}")
+    print(f"{out}: {counted(len(names), 'line')} of {opened.run.period}")
 
 
 def _statement(pack: Pack, names: Sequence[str], out: Path) -> bytes:

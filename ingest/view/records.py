@@ -37,9 +37,8 @@ class Records:
         self._may_write = may_write
         self._systems_due_s = 0.0
         self._registered = -1
-        self._known: defaultdict[str, set[tuple[Any, ...]]] = defaultdict(
-            set
-        )  # keys that were written, of the last ones
+        # by table: keys that were written, of the last ones
+        self._known: defaultdict[str, set[tuple[Any, ...]]] = defaultdict(set)
 
     def step(self) -> bool:
         """Write what is new; tell whether there is more. Positions move only after the write."""
