@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, SpinnerColumn
 
-from ingest.commands import command_json, give, in_words
+from ingest.commands import command_json, command_text, give
 from ingest.config import IngestSettings
 from maxgreen.chain.deployment import Addresses
 from maxgreen.clock import make_clock
@@ -317,7 +317,7 @@ def list_commands(
     for one in given:
         issued = datetime.fromtimestamp(one["issued_ms"] / 1000, UTC)
         why = f": {one['refusal']}" if one["refusal"] else ""
-        said = in_words(one["kind"], one["arguments"])
+        said = command_text(one["kind"], one["arguments"])
         print(f"{issued:%Y-%m-%d %H:%M:%S} UTC  {one['device']}  {said}  by {one['who']}  {one['fate']}{why}")
 
 

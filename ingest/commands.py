@@ -45,7 +45,7 @@ def give(
     return command
 
 
-def in_words(kind: str, arguments: Mapping[int, int]) -> str:
+def command_text(kind: str, arguments: Mapping[int, int]) -> str:
     """Return a command as people say it (P-CMD-1: the arguments' numbers)."""
     match kind, dict(arguments):
         case "start_transfer", {0: channel, 1: seconds, 2: energy_mws}:
