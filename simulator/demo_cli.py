@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -100,9 +101,10 @@ def _show(result: DemoResult, *, as_json: bool, folder: Path) -> None:
     for name, text in rows:
         table.add_row(name, text)
     Console(width=max(120, Console().width)).print(table)
+    pack = folder / os.path.relpath(value["pack"], folder)  # as the folder was given, like the others
     there = f"--rpc {folder / 'chain.db'} --deployment {folder / 'deployment.json'}"
     program = "maxgreen" if shutil.which("maxgreen") == sys.argv[0] else sys.argv[0]  # as it was called
-    print(f"\ncheck the mint yourself:  {program} audit {value['pack']} {there}")  # noqa: T201
+    print(f"\ncheck the mint yourself:  {program} audit {pack} {there}")  # noqa: T201
 
 
 def _turned(value: dict[str, Any]) -> str:

@@ -16,5 +16,8 @@ def test_make_demo_works_on_a_fresh_machine(name, tmp_path):
         root.copy_project()
         said = root.run("make", "-C", "/root/project", "demo")
         assert re.search(r"audit +ok\b", said), said
+        assert re.search(
+            r"\.venv/bin/maxgreen audit demo/\S+/pack\.zip --rpc demo/chain\.db --deployment demo/", said
+        ), said
     finally:
         root.remove()
