@@ -24,18 +24,20 @@ from typing import Any, Final
 
 import paho.mqtt.client as mqtt
 from cryptography import x509
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 from pydantic import Field, field_validator
 
+from maxgreen.mqtt_client import LARGEST_BYTES, Client
 from maxgreen.settings import NoPath, Table, missing_file
 
 KEEPALIVE_S: Final = 60  # of a device, whose every byte may cost
 BACKEND_KEEPALIVE_S: Final = 10  # a broker that hangs is noticed after twice that
 SESSION_EXPIRY_S: Final = 60 * 86_400  # as persistent_client_expiration in broker_config/mosquitto.conf
-LARGEST_BYTES: Final = 80 * 1024  # of a packet: the largest message of the protocol (P-BAT-1), topic and header
 _MOST_UNWRITTEN: Final = 500  # packets that a peer does not read, before nothing more is read from it
+_REFUSED: Final = 0x80  # reason codes from here on refuse
 _DAY_S: Final = 86_400.0
 _FIRST_RETRY_S: Final = 1.0
 _GREETED_RETRY_S: Final = 60.0
@@ -316,23 +318,23 @@ class Connection:
             self._versions.rotate(1)
             self._fell_back_s = time.monotonic()
 
-    def _make_client(self, version: int) -> "_Client":
+    def _make_client(self, version: int) -> Client:
         settings = self._settings
-        client = _Client(
-            CallbackAPIVersion.VERSION2,
+        client = Client(
+            self._on_message,
+            self._on_answer,
+            self._largest,
+            callback_api_version=CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             clean_session=None if version == mqtt.MQTTv5 else False,
             protocol=MQTTProtocolVersion(version),
             manual_ack=self._manual_ack,
             reconnect_on_failure=False,
         )
-        client.largest = self._largest
         client.enable_logger(_LastError(self._note_error))  # type: ignore[arg-type]
         client.max_inflight_messages_set(0)  # the outbox holds the limit
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
-        client.on_publish = self._on_publish
-        client.on_message = self._on_message
         client.on_disconnect = self._on_disconnect
         if self._will is not None:
             client.will_set(*self._will, qos=1, retain=True)
@@ -358,7 +360,7 @@ class Connection:
         client.connect(*self._addresses[0], self._keepalive_s, **options)
         self._opened = True
 
-    def _serve(self, client: "_Client") -> None:
+    def _serve(self, client: Client) -> None:
         """Read and write until the connection ends."""
         poller = select.poll()
         poller.register(self._waker, select.POLLIN)
@@ -370,17 +372,20 @@ class Connection:
             if self._stopping.is_set() and self._is_closed(client):
                 break
             self._pump(client)
-            self._turn(client, sock, poller)
+            if client.want_write():
+                client.loop_write()
+            if client.socket() is not None:
+                self._turn(client, sock, poller)
         if (left := client.socket()) is not None:
             left.close()
 
-    def _turn(self, client: "_Client", sock: Any, poller: select.poll) -> None:
-        """Wait for the socket or for somebody who publishes; read, write, keep the connection alive."""
+    def _turn(self, client: Client, sock: Any, poller: select.poll) -> None:
+        """Wait for the socket or for somebody who publishes; read, keep the connection alive."""
         # before the broker has answered everything is read: what it sends by then is little
         room = (not self._up or self._has_room()) and len(client._out_packet) < _MOST_UNWRITTEN  # noqa: SLF001
         handle = sock.fileno()
         poller.register(handle, (select.POLLIN if room else 0) | (select.POLLOUT if client.want_write() else 0))
-        pending = room and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        pending = room and (client.has_read_ahead or (isinstance(sock, ssl.SSLSocket) and sock.pending() > 0))
         patience_s = 0.0 if pending else _POLL_S / 10 if self._stopping.is_set() else _POLL_S
         ready = dict(poller.poll(1000 * patience_s))
         poller.unregister(handle)
@@ -388,14 +393,12 @@ class Connection:
             self._waker.recv(4_096)
         if pending or ready.get(handle, 0) & ~select.POLLOUT:
             self._read(client)
-        if client.socket() is not None and client.want_write():
-            client.loop_write()
         if room:
             client.loop_misc()
         else:
             client.ping_unheard()
 
-    def _is_closed(self, client: "_Client") -> bool:
+    def _is_closed(self, client: Client) -> bool:
         """Say goodbye as soon as everything is out; without one after two seconds, so that the will goes out."""
         self._closing_ends_s = self._closing_ends_s or time.monotonic() + _CLOSE_S
         if self._outbox or self._in_flight or self._answers:
@@ -406,7 +409,7 @@ class Connection:
         client.loop_write()
         return True
 
-    def _read(self, client: mqtt.Client) -> None:
+    def _read(self, client: Client) -> None:
         for _ in range(_READS):
             before = self._heard
             client.loop_read()
@@ -415,20 +418,16 @@ class Connection:
             if client.socket() is None or self._heard == before or (self._up and not self._has_room()):
                 break
 
-    def _pump(self, client: mqtt.Client) -> None:
+    def _pump(self, client: Client) -> None:
         """Hand paho what may go out now."""
         with self._lock:
             answers = [message for message in self._answers if message.session == self._session]
             self._answers.clear()
             free = self._limit - len(self._in_flight) if self._open else 0
             outgoing = [self._outbox.popleft() for _ in range(min(free, len(self._outbox)))]
-        for message in answers:
-            client.ack(message.packet, message.qos)
+        client.acknowledge(message.packet for message in answers)
         for one in outgoing:
-            result = client.publish(one.topic, one.payload, qos=1, retain=one.retain)
-            if result.rc not in {MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_AGAIN}:
-                raise ConnectionError(mqtt.error_string(result.rc))
-            self._in_flight[result.mid] = one.ticket
+            self._in_flight[client.send(one.topic.encode(), one.payload, retain=one.retain)] = one.ticket
 
     def _down(self, reason: str) -> None:
         with self._lock:
@@ -471,20 +470,16 @@ class Connection:
         self._said = ""
         self._sink(Connected(self._session))
 
-    def _on_publish(self, _client: mqtt.Client, _data: Any, packet: int, code: Any, _properties: Any) -> None:
+    def _on_answer(self, packet: int, code: int) -> None:
         self._heard += 1
         ticket = self._in_flight.pop(packet, None)
         if ticket is not None:
-            self._sink(Acknowledged(ticket, str(code) if code.is_failure else ""))
+            self._sink(Acknowledged(ticket, _refusal(code)))
 
-    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+    def _on_message(self, topic: bytes, payload: bytes, packet: int, qos: int, retained: bool) -> None:
         self._heard += 1
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:  # no topic of ours; whoever judges it says so
-            topic = bytes(message._topic).decode(errors="replace")  # noqa: SLF001
-        payload = bytes(message.payload)
-        self._sink(Incoming(topic, payload, message.mid, message.qos, self._session, message.retain))
+        name = topic.decode(errors="replace")  # of what is no UTF-8, whoever judges it says that it is no topic of ours
+        self._sink(Incoming(name, payload, packet, qos, self._session, retained))
 
     def _on_disconnect(self, _client: mqtt.Client, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
         # paho has one word for all that a socket can do
@@ -494,24 +489,14 @@ class Connection:
         self._end = text
 
 
-class _Client(mqtt.Client):
-    """paho's client with what it lacks: a limit of a packet's size, and a keep-alive for who does not read on."""
-
-    largest = LARGEST_BYTES
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        """Read; the rest of a packet that is too large is never asked for."""
-        if bufsize > self.largest:
-            raise ConnectionError(f"the broker announces a packet that is larger than any of the protocol's: {bufsize}")
-        return super()._sock_recv(bufsize)
-
-    def ping_unheard(self) -> None:
-        """Keep the connection alive while nothing is read from it: the answer waits behind what is not read."""
-        now_s = time.monotonic()
-        if now_s - self._last_msg_out > self._keepalive / 2:
-            self._send_pingreq()
-            self._last_msg_out = now_s
-        self._ping_t, self._last_bytes_received = 0.0, now_s
+def _refusal(code: int) -> str:
+    """Return what a reason code of PUBACK says, empty where it refuses nothing (MQTT 5, 3.4.2.1)."""
+    if code < _REFUSED:
+        return ""
+    try:
+        return str(ReasonCode(PacketTypes.PUBACK, identifier=code))
+    except KeyError:
+        return f"reason code {code}"
 
 
 def _expired(certificate: Path | None) -> str:

@@ -8,7 +8,6 @@ import threading
 import time
 
 import pytest
-from paho.mqtt.client import CallbackAPIVersion
 
 from maxgreen import mqtt
 from maxgreen.mqtt import BrokerTable, Connected, Connection, Disconnected, Incoming
@@ -252,14 +251,3 @@ def test_publishing_is_refused_when_not_connected_and_when_too_many_wait():
     assert connection.publish("t", b"") is None
     connection._open = True
     assert [connection.publish("t", os.urandom(4)) for _ in range(5)] == [1, 2, 3, None, None]
-
-
-def test_who_reads_nothing_on_pings_by_its_own_keepalive(monkeypatch):
-    """A broker ends a connection after one and a half of the keepalive that it was told."""
-    client, sent = mqtt._Client(CallbackAPIVersion.VERSION2), []
-    monkeypatch.setattr(client, "_send_pingreq", lambda: sent.append(1))
-    for keepalive_s, silent_s, pings in ((10, 4, 0), (10, 6, 1), (60, 6, 0), (60, 31, 1)):
-        client._keepalive, client._last_msg_out = keepalive_s, time.monotonic() - silent_s
-        sent.clear()
-        client.ping_unheard()
-        assert len(sent) == pings, (keepalive_s, silent_s)
