@@ -3,6 +3,8 @@
     broker ─▶ MqttSource ─▶ Crew ── groups, by shard ──▶ process: Pipe ─▶ Worker ─▶ ledger
     broker ◀──── Crew ◀── receipts, what was written ──── process ◀───────────┘
 
+Few messages at once are one process's: what a group costs is then had once. Many are divided, by device.
+
 A group is acknowledged to the broker when its process has written it; a process that ends or hangs is begun again and
 gets what it had not written. Two that judge one device at once would harm nothing (docs/decisions/0012-the-desk.md).
 """
@@ -40,6 +42,9 @@ _START_S: Final = 20.0
 _LATE_S: Final = 20.0
 _DEATHS: Final = 2  # over one group, before it is parted
 _WAITING_BYTES: Final = 16 * 2**20  # of messages that are not written, before no more are taken
+_FEW: Final = 128  # messages at once, that one process judges
+_BUSY_S: Final = 0.005
+_SLOW_S: Final = 3.0
 _SHARD: Final = slice(6, 8)  # of a topic mg/v1/<shard>/…
 
 
@@ -49,6 +54,8 @@ class Crew:
     def __init__(self, settings: IngestSettings, network: str, source: Source, metrics: Metrics) -> None:
         """`source` is the broker's; nothing runs before `start`, or the first `step`."""
         self._source = source
+        self._group: list[Incoming] = []  # what came, and waits for its process
+        self._divides = False
         self._members = [_Member(settings, network, k, source, metrics) for k in range(settings.processes)]
 
     def start(self) -> None:
@@ -70,7 +77,12 @@ class Crew:
         if sum(member.waiting_bytes for member in self._members) >= _WAITING_BYTES:
             time.sleep(POLL_S)
             return 0
-        group = self._source.receive(GROUP * len(self._members), POLL_S, LINGER_S)
+        if not self._group:
+            self._group = self._source.receive(GROUP * len(self._members), POLL_S, LINGER_S)
+        if not self._knows_whose():
+            time.sleep(_BUSY_S)
+            return 0
+        group, self._group = self._group, []
         for member, part in self._divided(group):
             member.hand_over(part)
         return len(group)
@@ -87,11 +99,23 @@ class Crew:
         for member in self._members:
             member.look_after()
 
+    def _knows_whose(self) -> bool:
+        """Tell whether the group may go: how it is divided changes while no process has anything, for the order.
+
+        Where the first process has the last few and says nothing, the others do not wait for it.
+        """
+        if not any(member.waiting_bytes for member in self._members):
+            self._divides = len(self._group) >= _FEW
+        elif not self._divides:
+            self._divides = self._members[0].silent_s > _SLOW_S
+            return self._divides
+        return True
+
     def _divided(self, group: Sequence[Incoming]) -> list[tuple["_Member", list[Incoming]]]:
         """Return the messages by process: one device's go to one, in their order."""
         parts: list[list[Incoming]] = [[] for _ in self._members]
         for message in group:
-            parts[_shard(message.topic) % len(parts)].append(message)
+            parts[_shard(message.topic) % len(parts) if self._divides else 0].append(message)
         return [(member, part) for member, part in zip(self._members, parts, strict=True) if part]
 
 
@@ -117,16 +141,20 @@ class _Member:
     @property
     def alarm(self) -> str | None:
         """What is wrong with the process, if anything."""
-        silent_s = time.monotonic() - self._heard_s
-        if self.trouble is None and self._sent and silent_s > _LATE_S:
-            return f"judging process {self._number} has not been heard for {silent_s:.0f} s"
+        if self.trouble is None and self._sent and self.silent_s > _LATE_S:
+            return f"judging process {self._number} has not been heard for {self.silent_s:.0f} s"
         return self.trouble
+
+    @property
+    def silent_s(self) -> float:
+        """How long the process has told nothing, s."""
+        return time.monotonic() - self._heard_s
 
     def look_after(self) -> None:
         """Begin the process, and again when it ended or hangs."""
         now_s, hangs = time.monotonic(), False
         if self._process is not None and self._process.is_alive():
-            if now_s < self._heard_s + _SILENT_S:
+            if self.silent_s < _SILENT_S:
                 return
             self._process.kill()
             self._process.join()

@@ -13,6 +13,7 @@ from maxgreen.ledger.desk import NOBODY, Chain, Desk, Due, Evidence, Fate, Kept,
 from maxgreen.protocol.batch import EventKind, SignedBatch, parse_batch
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
+from maxgreen.values import value
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Rules
 from maxgreen.verify.shares import ShareCheck
@@ -35,7 +36,7 @@ _FATES: Final = {EventKind.TRANSFER_START, EventKind.COMMAND_OBEYED, EventKind.C
 _MOST_FATES: Final = 8  # of one batch; agents state one or two
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Outcome:
     """What became of a message; `device` is set when it deserves a receipt."""
 

@@ -32,7 +32,7 @@ from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 T = TypeVar("T")
 _LOG: Final = logging.getLogger(__name__)
 GROUP: Final = 2_304  # of a backlog; whole rounds of every x86-64 scrypt kernel
-LINGER_S: Final = 0.02
+LINGER_S: Final = 0.025
 POLL_S: Final = 0.05
 _DUE_EVERY_S: Final = 1.0
 _DUE: Final = 8  # chains that go on between two groups

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +31,7 @@ from pydantic import Field, field_validator
 
 from maxgreen.mqtt_client import LARGEST_BYTES, Client
 from maxgreen.settings import NoPath, Table, missing_file
+from maxgreen.values import value
 
 KEEPALIVE_S: Final = 60  # of a device, whose every byte may cost
 BACKEND_KEEPALIVE_S: Final = 10  # a broker that hangs is noticed after twice that
@@ -99,14 +99,14 @@ class BrokerTable(Table):
         return tuple(path for path in (self.ca, self.certificate, self.key) if path is not None)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Connected:
     """The broker took us, and has answered our subscriptions."""
 
     session: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Disconnected:
     """The broker is away, or does not want us (`refused`); what was not acknowledged may be lost."""
 
@@ -114,7 +114,7 @@ class Disconnected:
     refused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Denied:
     """The broker does not let us listen to a topic."""
 
@@ -122,7 +122,7 @@ class Denied:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Acknowledged:
     """The broker answered a message: it has it (its ledger may not), or refuses it for a reason."""
 
@@ -130,7 +130,7 @@ class Acknowledged:
     refused: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Incoming:
     """A message from the broker; `packet`, `qos` and `session` are what `acknowledge` needs.
 
@@ -148,7 +148,7 @@ class Incoming:
 Notice = Connected | Disconnected | Denied | Acknowledged | Incoming
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class _Outgoing:
     ticket: int
     topic: str

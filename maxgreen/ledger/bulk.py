@@ -71,7 +71,7 @@ def upsert_many(
 
 @lru_cache(64)
 def _arrays(dialect: Dialect, table: Table, columns: tuple[str, ...]) -> str:
-    return ", ".join(f"%s::{table.c[name].type.compile(dialect=dialect)}[]" for name in columns)
+    return ", ".join(f"%b::{table.c[name].type.compile(dialect=dialect)}[]" for name in columns)
 
 
 def _columns(rows: Sequence[_Row]) -> _Row:

@@ -3,9 +3,12 @@
 A database that is away, full or locked is `Retryable`, here and wherever the engine is used.
 """
 
+import math
 import sqlite3
 import threading
+import time
 from collections.abc import MutableMapping
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -13,9 +16,16 @@ from weakref import WeakKeyDictionary
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Dialect, Engine, create_engine, event
 from sqlalchemy.engine import URL, ExceptionContext, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DisconnectionError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from maxgreen.errors import Fatal, Retryable
 
@@ -24,6 +34,7 @@ _CACHE_KIB: Final = 16_384
 _SECRET: Final = ("password", "sslpassword")
 _CONNECT_S: Final = 10
 _SILENT_MS: Final = 30_000
+_FRESH_S: Final = 1.0  # so long a connection need not be asked whether it lives
 _EXPECTED: Final = "; expected sqlite:///FILE or postgresql://USER@HOST/NAME"
 _readers: MutableMapping[Engine, Engine] = WeakKeyDictionary()
 _reading: Final = threading.Lock()  # guards it
@@ -127,9 +138,25 @@ def _engine(url: str, *, read_only: bool = False) -> Engine:
     else:
         if address.drivername == "postgresql":  # SQLAlchemy would look for psycopg2
             address = address.set(drivername="postgresql+psycopg")
-        engine = create_engine(address, pool_pre_ping=True, connect_args=_POSTGRES)
+        engine = create_engine(address, connect_args=_POSTGRES)
+        event.listen(engine, "checkin", _note_use)
+        event.listen(engine, "checkout", partial(_ping, engine.dialect))
     event.listen(engine, "handle_error", _translate)
     return engine
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used_s"] = time.monotonic()
+
+
+def _ping(dialect: Dialect, connection: Any, record: Any, _pool: Any) -> None:
+    """Let a connection that broke while it was idle be replaced; one that was in use a moment ago is not asked."""
+    if time.monotonic() - record.info.get("used_s", math.inf) <= _FRESH_S:
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise DisconnectionError(str(error)) from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -150,8 +177,6 @@ def _begin_reading(connection: Any) -> None:
 
 def _translate(context: ExceptionContext) -> None:
     """Let a database that is away raise LedgerAwayError instead of SQLAlchemy's error."""
-    if context.is_pre_ping:  # a connection that broke while it was idle is replaced
-        return
     error = context.original_exception
     passing = context.is_disconnect or isinstance(context.sqlalchemy_exception, (OperationalError, InterfaceError))
     if isinstance(error, sqlite3.Error):

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from typing import Any, Final
 
@@ -10,11 +10,12 @@ from maxgreen.protocol import cbor, cose
 from maxgreen.protocol.cbor import U32_MAX, U64_MAX, Fields
 from maxgreen.protocol.keys import Signer, Verifier
 from maxgreen.protocol.reasons import BadSignature, Malformed
+from maxgreen.values import value
 
 BEACON_PREFIX: Final = b"maxgreen beacon"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Beacon:
     """The value that work must be done on, made from the chain's newest block; times in unix s."""
 
@@ -31,7 +32,7 @@ class Beacon:
         object.__setattr__(self, "value", value)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Receipt:
     """How far the ledger has committed a device's chain; the device may rely on nothing else (P-RCT-1)."""
 
@@ -55,7 +56,7 @@ class CommandKind(IntEnum):
     SAMPLING_INTERVAL = 3
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Command:
     """A request to a device, obeyed once (P-CMD-1); times in ms since the epoch."""
 

@@ -3,7 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any, Final
@@ -14,6 +14,7 @@ from maxgreen.protocol.cbor import U32_MAX, Fields
 from maxgreen.protocol.keys import SIGNATURE_SIZE, Signer, is_spki, key_id
 from maxgreen.protocol.reasons import Malformed
 from maxgreen.protocol.work import target_of
+from maxgreen.values import value
 from native import batch as common
 
 VERSION: Final = 1
@@ -63,7 +64,7 @@ class EventKind(IntEnum):
     COMMAND_REFUSED = 9
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Channel:
     """Samples of one channel and its registers after the last (mW·s, mW·s, ms).
 
@@ -130,7 +131,7 @@ class Channel:
         return int.from_bytes(self.offsets[-_ITEM:], "little")
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Work:
     """Shares found for this batch's key and history: the beacon's number, nBits, ascending nonces."""
 
@@ -139,7 +140,7 @@ class Work:
     nonces: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Health:
     """The device's state: CPU m°C, throttled bits, spool records, free MiB, tamper switch open, duty ‰."""
 
@@ -151,7 +152,7 @@ class Health:
     duty_permille: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Event:
     """Something that happened `offset_ms` from t0."""
 
@@ -161,7 +162,7 @@ class Event:
     refusal: int | None = None  # reasons.Refusal
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Sensor:
     """A channel's sensor: part, shunt µΩ, dead band µA, full scale µV and µA, calibration id."""
 
@@ -175,7 +176,7 @@ class Sensor:
     calibration: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Birth:
     """What a boot states of itself; key_store is 0 file, 1 PKCS#11, 2 TPM; hash_rate in 1/s."""
 
@@ -197,7 +198,7 @@ class Birth:
         return self._by_channel.get(channel)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Batch:
     """One link of a device's chain. t0 in ms since the epoch and since boot; the interval in ms."""
 
@@ -227,7 +228,7 @@ class Batch:
         return next((channel for channel in self.channels if channel.number == number), None)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class SignedBatch:
     """A batch with the envelope it came in; the signature is not checked yet."""
 

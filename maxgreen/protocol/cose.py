@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from maxgreen.protocol import cbor
 from maxgreen.protocol.keys import SIGNATURE_SIZE, Signer, Verifier, key_id, verify_group
 from maxgreen.protocol.reasons import BadSignature, Malformed
+from maxgreen.values import value
 
 MessageType = Literal["batch", "beacon", "receipt", "command", "statement"]
 COSE_SIGN1: Final = 18
@@ -15,7 +15,7 @@ ES256: Final = -7
 KEY_ID_SIZE: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Envelope:
     """A COSE_Sign1 whose form was checked and whose signature was not."""
 

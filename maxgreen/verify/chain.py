@@ -1,13 +1,14 @@
 """The state of a device's chain: what the next batch is checked against (P-ING-1)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from typing import Any, Final
 
 from maxgreen.protocol import cbor
 from maxgreen.protocol.batch import Batch, Birth, decode_birth, encode_birth
 from maxgreen.protocol.cose import network_digest
+from maxgreen.values import value
 from maxgreen.verify.meter import Sample
 
 _BIRTHS: Final = 2_048  # kept decoded and encoded, about 2 kB each
@@ -15,7 +16,7 @@ _birth_bytes = lru_cache(_BIRTHS)(encode_birth)
 _birth_of = lru_cache(_BIRTHS)(decode_birth)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ChannelState:
     """A channel's registers as last stated, and the sample that the next segment starts from."""
 
@@ -27,7 +28,7 @@ class ChannelState:
     last: Sample | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ChainState:
     """Where a device's chain stands; wall times in ms since the epoch, boot times in ms since boot."""
 

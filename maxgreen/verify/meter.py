@@ -4,9 +4,9 @@ Products of µV and µA are pW; times ms and halved they are 0.5·10⁻¹⁵ J, 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from maxgreen.values import value
 from native import meter
 
 HALF_FEMTOJOULES_PER_MWS: Final = 2 * 10**12
@@ -14,7 +14,7 @@ MIN_GAP_MS: Final = 10_000
 GAP_INTERVALS: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Sample:
     """One reading: microvolts, microamperes (positive in the role's direction), ms since boot."""
 
@@ -27,7 +27,7 @@ class Sample:
         return self.voltage_uv * self.current_ua if abs(self.current_ua) >= dead_band_ua else 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Growth:
     """What samples add to a channel: exact sums, and what settlement needs of the segments counted."""
 
@@ -49,7 +49,7 @@ class Growth:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class MeterState:
     """A channel's exact sums since seq 0, and the sample (with its power) that the next segment starts from."""
 

@@ -5,7 +5,7 @@ A message passes three stages: `open_message` (a: no chain named), `place` (b: w
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 from itertools import repeat
 from typing import Final
@@ -14,6 +14,7 @@ from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, MAX_SENSORS, Batch, Birth
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.protocol.work import WINDOW_MS, credit_of, window_of
+from maxgreen.values import value
 from maxgreen.verify.chain import ChainState, ChannelState
 from maxgreen.verify.meter import HALF_FEMTOJOULES_PER_MWS, Growth, Sample, measure_arrays
 from maxgreen.verify.rules import Action, DeviceRecord, Limits, Rules, Status, is_easier
@@ -69,7 +70,7 @@ _PLACE_REASONS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Reading:
     """What a batch adds on one channel: registers' growth as stated, and the segments counted."""
 
@@ -82,7 +83,7 @@ class Reading:
     rises: bool  # the times of its samples
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Judgement:
     """What was decided about one batch that took its place in the chain."""
 
@@ -103,7 +104,7 @@ class Judgement:
         return verdict_of(self.reason)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Waiting:
     """A batch that took its place but is held: its bytes, arrival, and the chain state of its place."""
 

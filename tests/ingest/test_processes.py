@@ -1,6 +1,7 @@
 """Several judging processes: divided by device, killed, hung, and ended with the service."""
 
 import os
+import random
 import signal
 import time
 
@@ -82,6 +83,24 @@ def test_each_device_is_judged_by_one_process_in_order(rig):
     assert rig.crew.alarm is None
 
 
+def test_few_are_one_process_s_and_many_are_divided_and_the_order_holds(rig, monkeypatch):
+    """Groups of any size in turn, so that the way of dividing changes again and again."""
+    monkeypatch.setattr(crew, "_FEW", 12)
+    sizes, left, ways = random.Random(7), list(rig.messages), set()
+    rig.crew.start()
+    while left:
+        size = sizes.choice([1, 3, 11, 12, 40])
+        rig.wire.waiting += left[:size]
+        del left[:size]
+        rig.run(lambda: not rig.wire.waiting and not rig.crew._group)
+        ways.add(rig.crew._divides)
+        if sizes.random() < 0.5:
+            rig.run(lambda: len(rig.wire.acknowledged) == len(rig.messages) - len(left))
+    rig.run(lambda: len(rig.wire.acknowledged) == len(rig.messages))
+    check_whole(rig)
+    assert ways == {True, False}
+
+
 def test_a_process_that_ends_or_hangs_is_begun_again_and_nothing_is_lost(rig, monkeypatch):
     def begun_again():
         return "begun again" in (rig.crew.alarm or "")
@@ -111,6 +130,7 @@ def test_a_crew_ends_at_once_also_while_its_processes_begin(rig):
 def test_a_process_that_hangs_keeps_nobody_waiting(rig):
     """Neither the service nor the devices of another process, also where what it is sent fills the pipe."""
     rig.crew.start()
+    rig.crew._divides = True
     first = rig.crew._divided(rig.messages)[0][1]
     hung = rig.pids()[0]
     os.kill(hung, signal.SIGSTOP)
@@ -118,6 +138,8 @@ def test_a_process_that_hangs_keeps_nobody_waiting(rig):
     others = [message for message in rig.messages if message not in first]
     assert others
     rig.wire.waiting += large
+    rig.crew._divides = False
+    rig.crew.step()  # few: they are the first process's, and what comes after them need not wait for it
     for start in range(0, len(others), 10):
         rig.wire.waiting += others[start : start + 10]
         rig.crew.step()
