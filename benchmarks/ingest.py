@@ -9,7 +9,8 @@ They share this machine's processors with the service, `maxgreen ingest run`, wh
 ledger: batches of 60 samples and one share, queued in Mosquitto for the service's session, into the ledger; the clock
 runs from the service's connection to the last commit.
 latency: batches that come at a steady rate; from the publish to the receipt at a subscriber.
-growth: processor time a batch, in one process and without a broker, by the number of devices and of batches held.
+growth: processor time a batch, in one process and without a broker, by the number of devices and of batches held; in
+groups of a hundred, each device once, as they come from a fleet.
 memory: of the service, after a batch of each of `--fleet` devices; the largest of its processes.
 view: as ledger, until every sample is in InfluxDB; with --telegraf in turn with Telegraf, which reads the same
 samples as line protocol and verifies nothing.
@@ -45,7 +46,7 @@ from sqlalchemy import Engine, insert, select, text
 from ingest.config import InfluxSettings
 from ingest.metrics import Metrics
 from ingest.view.compare import Ask, asker
-from ingest.worker import GROUP, Worker
+from ingest.worker import Worker
 from maxgreen.chain.client import connect
 from maxgreen.chain.deploying import deploy
 from maxgreen.chain.deployment import Governance
@@ -72,6 +73,7 @@ from tests.services import influx_server, mosquitto_server, postgres_server, sto
 WHAT = ("ledger", "latency", "growth", "memory", "view", "all")
 FIRST_SECRET = 1_000
 SAMPLES = 60
+_TOGETHER = 100
 SYSTEM = {"kind": "miner", "channels": [], "place_deci": None, "since_ms": 0}
 
 
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=500, help="batches a second, for latency")
     parser.add_argument("--seconds", type=int, default=20, help="of the latency run")
     parser.add_argument("--held", type=int, nargs="*", default=[0, 100_000], help="batches held before, for growth")
+    parser.add_argument("--fleets", type=int, nargs="*", default=[100, 1_000, 10_000], help="devices, for growth")
     parser.add_argument("--fleet", type=int, default=100_000, help="devices, for memory")
     parser.add_argument("--database", choices=("sqlite", "postgresql", "both"), default="both")
     parser.add_argument("--telegraf", type=Path, help="its program: the peer of `view`")
@@ -223,22 +226,22 @@ class Bench:
     def growth(self, database: str) -> dict[str, Any]:
         """Judge in this process, without a broker: processor time a batch of our own, µs."""
         result = {}
-        for devices in (100, 1_000, 10_000):
+        for devices in self.options.fleets:
             for held in self.options.held:
-                count = max(2 * GROUP, min(devices, 4_608))
-                result[f"cpu_us_{database}_{devices}_devices_{held}_held"] = self.cost(database, devices, held, count)
+                result[f"cpu_us_{database}_{devices}_devices_{held}_held"] = self.cost(database, devices, held)
         return result
 
-    def cost(self, database: str, devices: int, held: int, count: int) -> int:
+    def cost(self, database: str, devices: int, held: int, count: int = 5_000) -> int:
         """Return the processor time of a batch, µs, over a ledger that holds batches of these devices already."""
         before = held // devices
         senders = min(devices, count)
+        rounds = count // senders + 1  # before the first one is over, chains begin and keys are read
         self.options.devices = devices
         engine = self.fresh(database)
         fill(engine, before)
         chains = {
             key_id(MemorySigner.from_secret(FIRST_SECRET + k).spki): signed(
-                FIRST_SECRET + k, -(-count // senders), self.network, before, head_of(k) if before else None
+                FIRST_SECRET + k, rounds, self.network, before, head_of(k) if before else None
             )
             for k in range(senders)
         }
@@ -250,18 +253,20 @@ class Bench:
         wire = Wire(
             [
                 Incoming(device_topic(device, "batch"), chain[n])
-                for n in range(-(-count // senders))
+                for n in range(rounds)
                 for device, chain in chains.items()
-            ][:count]
+            ]
         )
         worker = Worker(engine, wire, self.network, self.signer, FileClock(self.folder / "clock"), Metrics())
-        worker.step()  # what is loaded once
+        judged = 0
+        while judged < senders:
+            judged += worker.step()
         judged, used = 0, time.process_time()
         while step := worker.step():
             judged += step
         cost = (time.process_time() - used) / judged * 1e6
         with engine.begin() as connection:
-            if Book(connection).verdict_counts() != {("accepted", 0): count}:
+            if Book(connection).verdict_counts() != {("accepted", 0): rounds * senders}:
                 raise RuntimeError("not every batch was accepted")
         engine.dispose()
         return round(cost)
@@ -480,13 +485,14 @@ def signed(secret: int, count: int, network: str, seq: int = 0, head: bytes | No
 
 
 class Wire:
-    """A broker in memory that has messages."""
+    """A broker in memory that has messages, and gives a hundred at once."""
 
     def __init__(self, messages: list[Incoming]) -> None:
         self._messages = messages
 
     def receive(self, most: int, _wait_s: float, _linger_s: float) -> list[Incoming]:
         """Return the next group."""
+        most = min(most, _TOGETHER)
         group, self._messages = self._messages[:most], self._messages[most:]
         return group
 

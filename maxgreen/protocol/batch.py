@@ -189,6 +189,7 @@ class Birth:
     kernel: str | None = None
     hash_rate: int | None = None
     _by_channel: dict[int, Sensor] = field(init=False, compare=False, repr=False)
+    encoded: bytes = field(default=b"", init=False, compare=False, repr=False)  # by encode_birth, once it was asked
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_by_channel", {sensor.channel: sensor for sensor in self.sensors})
@@ -430,12 +431,16 @@ def birth_value(birth: Birth) -> dict[int, Any]:
 
 def encode_birth(birth: Birth) -> bytes:
     """Return the deterministic encoding of a birth, as packs keep it."""
-    return cbor.encode(birth_value(birth))
+    if not birth.encoded:
+        object.__setattr__(birth, "encoded", cbor.encode(birth_value(birth)))
+    return birth.encoded
 
 
 def decode_birth(data: bytes) -> Birth:
     """Return the birth of such an encoding."""
-    return _decode_birth(cbor.decode(data))
+    birth = _decode_birth(cbor.decode(data))
+    object.__setattr__(birth, "encoded", data)
+    return birth
 
 
 def _encode_channel(channel: Channel, interval_ms: int) -> dict[int, Any]:

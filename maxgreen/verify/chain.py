@@ -11,8 +11,7 @@ from maxgreen.protocol.cose import network_digest
 from maxgreen.values import value
 from maxgreen.verify.meter import Sample
 
-_BIRTHS: Final = 2_048  # kept decoded and encoded, about 2 kB each
-_birth_bytes = lru_cache(_BIRTHS)(encode_birth)
+_BIRTHS: Final = 2_048  # kept decoded, about 2 kB each
 _birth_of = lru_cache(_BIRTHS)(decode_birth)
 
 
@@ -122,7 +121,7 @@ class ChainState:
             + ([c.last.voltage_uv, c.last.current_ua, c.last.boot_ms] if c.last else [])
             for c in self.channels.values()
         ]
-        birth = _birth_bytes(self.birth) if self.birth else None
+        birth = encode_birth(self.birth) if self.birth else None
         return cbor.encode(
             [
                 self.head,
@@ -141,9 +140,9 @@ class ChainState:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ChainState":
-        """Read such a state."""
+        """Read such a state, of a ledger: nobody else made it."""
         head, next_seq, boot, boot_ms, wall_ms, earlier_wall_ms, boot_date_ms, birth, channels, undated_from, halted = (
-            cbor.decode(data)
+            cbor.read(data)
         )
         return cls(
             head,
