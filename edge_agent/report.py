@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
+from maxgreen.protocol.backend import Rejection
 from maxgreen.protocol.reasons import Reason
 from maxgreen.units import counted
 
 ALARM_CODES: Final = (
     *("board", "case_open", "medium", "lost", "key", "contradiction", "damaged", "missing", "earlier_key"),
-    *("unknown_key", "refused", "denied", "no_receipt", "rejected", "mining", "sensor"),
+    *("unknown_key", "refused", "denied", "no_receipt", "rejected", "not_paid", "mining", "sensor"),
 )
 _CURES: Final = {
     Reason.WRONG_ROLE: "see the roles of [[channels]]: they must be those of the registration",
@@ -45,6 +47,7 @@ class Signs:
     unanswered_s: float = 0.0  # how long the backend has not answered what was sent
     ever_answered: bool = True
     rejected: tuple[int, int] | None = None  # seq and reason of the newest verdict, where it is that a batch counts not
+    not_paid: Rejection | None = None  # what the DAO said of the order that this device's energy is in
     key_fault: str = ""
     medium_fault: str = ""
     lost_ticks: int = 0
@@ -125,6 +128,14 @@ def _of_the_backend(signs: Signs) -> Iterator[Alarm]:
         cure = _CURES.get(reason, "ask the operator what is wrong with it") if reason else "ask the operator"
         label = reason.label if reason else f"reason {number}"
         yield Alarm("rejected", f"batch {seq} does not count ({label}), nor may those after it; {cure}")
+    if signs.not_paid:
+        ended = datetime.fromtimestamp(signs.not_paid.until_s, UTC)
+        words = repr(signs.not_paid.text) if signs.not_paid.text else f"code {signs.not_paid.code}"
+        text = (
+            f"the DAO did not approve what was measured until {ended:%Y-%m-%d %H:%M} UTC: {words}; nothing is lost, it "
+            "is closed again or comes with the next period; see your statement for what to do"
+        )
+        yield Alarm("not_paid", text)
 
 
 def _of_the_sensors(signs: Signs) -> Iterator[Alarm]:

@@ -246,6 +246,7 @@ class Supervisor:
             unanswered_s=parts.uplink.unanswered_s,
             ever_answered=parts.uplink.receipt is not None,
             rejected=parts.uplink.rejected,
+            not_paid=parts.uplink.receipt.rejection if parts.uplink.receipt is not None else None,
             key_fault=sealer.key_fault,
             medium_fault=sealer.medium_fault or parts.uplink.medium_fault or self._medium_fault,
             lost_ticks=sealer.outbox.lost_ticks,

@@ -6,7 +6,7 @@ from typing import Final
 from ingest.difficulty import wanted_nbits
 from ingest.judging import Judge
 from maxgreen.ledger.desk import Chain, Desk
-from maxgreen.protocol.backend import Receipt, sign_receipt
+from maxgreen.protocol.backend import Receipt, decode_rejection, sign_receipt
 from maxgreen.protocol.keys import Signer
 from maxgreen.verify.rules import Limits
 
@@ -26,6 +26,7 @@ def receipt_for(
         nbits=wanted_nbits(chain.credited, limits, server_ms),
         held=tuple(sorted(seq for seq in waiting if seq >= chain.state.next_seq)[:LIST]),
         verdicts=tuple(sorted(told)),
+        rejection=decode_rejection(chain.rejection) if chain.rejection else None,
     )
 
 

@@ -206,7 +206,7 @@ class Worker:
                 judge.go_on(chain)
         outcomes = [judge.handle(message, one, now_ms) for message, one in zip(group, opened, strict=True)]
         deserving = [outcome.device for outcome in outcomes if outcome.device is not None]
-        deserving = list(dict.fromkeys([*deserving, *(device for device in due if judge.verdicts(device))]))
+        deserving = list(dict.fromkeys([*deserving, *(device for device in due if device in desk.chains)]))
         waiting = self._shelf.seqs_waiting(
             {device: desk.chains[device].state.next_seq for device in deserving if desk.chains[device].waiting}, LIST
         )

@@ -18,8 +18,10 @@ from maxgreen.chain.orders import OrderStatus, SettlementContract
 from maxgreen.clock import Clock, make_clock
 from maxgreen.errors import Fatal, UsageError
 from maxgreen.keyfile import load_key_file
+from maxgreen.ledger import rejections
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine, reader
+from maxgreen.protocol.backend import Rejection
 from maxgreen.protocol.keys import Signer
 from maxgreen.protocol.pack import ORDER, RUN, PackError
 from maxgreen.store import Store, open_store
@@ -164,6 +166,7 @@ class SettlementService:
             votes = self._payer.votes(closed, posted)
             self._payer.claim(closed, posted)
             posted = self._payer.look(posted)
+            self._tell(closed, posted)
         folder = self._output_dir / closed.period
         folder.mkdir(parents=True, exist_ok=True)
         order = None if posted is None else self._payer.order_entry(closed, posted)
@@ -187,6 +190,14 @@ class SettlementService:
             statement,
             page,
         )
+
+    def _tell(self, closed: Run, posted: Posted) -> None:
+        """Let the devices' receipts say that the DAO rejected the order, or no more that it did."""
+        no = Rejection(closed.until_s, posted.code, posted.text) if posted.status is OrderStatus.REJECTED else None
+        tokens = {int(line[end]) for line in closed.lines for end in ("miner", "node")}
+        with self.engine.begin() as connection:
+            known = Book(connection).all_devices()
+            rejections.tell(connection, {k.record.device for k in known if k.token in tokens}, closed.until_s, no)
 
     def _write_pack(self, closed: Run, order: bytes | None, pack: Path) -> None:
         try:

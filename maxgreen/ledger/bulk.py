@@ -3,9 +3,9 @@
 SQLite runs a statement for each row in C; PostgreSQL is sent the columns as arrays, or a COPY.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Dialect, Table
 
@@ -17,6 +17,14 @@ MOST: Final = "CASE WHEN excluded.{column} > {table}.{column} THEN excluded.{col
 OR: Final = "{table}.{column} | excluded.{column}"
 NEW: Final = "excluded.{column}"
 _Row = tuple[Any, ...]
+_NAMED: Final = 10_000  # values of one statement, or pairs of them
+T = TypeVar("T")
+
+
+def portions(items: Sequence[T]) -> Iterator[list[T]]:
+    """Return items in parts that one statement can name."""
+    for start in range(0, len(items), _NAMED):
+        yield list(items[start : start + _NAMED])
 
 
 def insert_many(connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[_Row]) -> None:

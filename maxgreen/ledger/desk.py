@@ -39,6 +39,7 @@ class Chain:
     waiting_bytes: int = 0
     due: Due = Due.NOTHING
     credited: dict[int, int] = field(default_factory=dict)  # hashes by proof window, the newest ones
+    rejection: bytes | None = None  # what receipts tell of the DAO's no
     changed: bool = False
 
     @property

@@ -55,6 +55,7 @@ chains: Final = Table(
     Column("waiting_bytes", _Id, nullable=False),
     Column("due", Integer, nullable=False),  # ledger.desk.Due: what it waits for that nobody sends
     Column("credited", Bytes, nullable=False),  # hashes by proof window, CBOR: what the difficulty follows
+    Column("rejection", Bytes),  # what the DAO said no to, as receipts tell the device (protocol.backend.Rejection)
     Index("chains_due", "device", sqlite_where=text("due > 0"), postgresql_where=text("due > 0")),
 )
 

@@ -1,11 +1,12 @@
 """The shelf: what judging needs of a database, in as few statements as it can be."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, and_, bindparam, func, or_, select, tuple_
 
+from maxgreen.ledger.bulk import portions
 from maxgreen.ledger.desk import Chain, Desk, Due, Kept
 from maxgreen.ledger.registry import Records
 from maxgreen.ledger.schema import RULES, batches, chains, counters, devices
@@ -13,15 +14,14 @@ from maxgreen.protocol import cbor
 from maxgreen.protocol.reasons import Reason
 from maxgreen.verify.chain import ChainState
 
-T = TypeVar("T")
-_PAIRS: Final = 10_000  # values of one statement
 _STATES: Final = 2_000  # remembered decoded
 _DUES: Final = tuple(Due)
 # made once: to build a statement takes longer than to run it
 _KNOWN: Final = (
     select(
         devices.c.device, devices.c.system, chains.c.version, chains.c.state, chains.c.waiting, chains.c.waiting_bytes,
-        chains.c.due, chains.c.credited, select(counters.c.value).where(counters.c.name == RULES).scalar_subquery(),
+        chains.c.due, chains.c.credited, chains.c.rejection,
+        select(counters.c.value).where(counters.c.name == RULES).scalar_subquery(),
     )
     .join(chains, chains.c.device == devices.c.device, isouter=True)
     .where(devices.c.device.in_(bindparam("ids", expanding=True)))
@@ -53,16 +53,18 @@ class Shelf:
         """
         found: dict[bytes, Chain] = {}
         change: int | None = None
-        for some in _portions(list(ids)):
+        for some in portions(list(ids)):
             rows = connection.execute(_KNOWN, {"ids": some})
-            for device, system, version, state, waiting, waiting_bytes, due, credited, change_now in rows:
+            for device, system, version, state, waiting, waiting_bytes, due, credited, rejection, change_now in rows:
                 change = change_now
                 record = self._records.record(device, system)
                 if version is None:
                     found[device] = Chain(record, self._start)
                     continue
                 last = self._state(device, version, state)
-                found[device] = Chain(record, last, version, waiting, waiting_bytes, _DUES[due], cbor.read(credited))
+                found[device] = Chain(
+                    record, last, version, waiting, waiting_bytes, _DUES[due], cbor.read(credited), rejection
+                )
         return found, change
 
     def kept(self, places: Collection[tuple[bytes, int]]) -> dict[tuple[bytes, int], bytes]:
@@ -71,7 +73,7 @@ class Shelf:
         if not places:
             return found
         with self._engine.begin() as connection:
-            for some in _portions(list(places)):
+            for some in portions(list(places)):
                 for device, seq, digest in connection.execute(_KEPT, {"places": some}):
                     found[device, seq] = digest
         return found
@@ -149,8 +151,3 @@ class Shelf:
                 self._states.move_to_end(chain.device)
         while len(self._states) > _STATES:
             self._states.popitem(last=False)
-
-
-def _portions(items: list[T]) -> Iterable[list[T]]:
-    for start in range(0, len(items), _PAIRS):
-        yield items[start : start + _PAIRS]

@@ -33,6 +33,15 @@ class Beacon:
 
 
 @value(frozen=True, slots=True)
+class Rejection:
+    """The DAO's no to the order of a period that this device's energy is in: code and words are the proposal's."""
+
+    until_s: int  # when the period ends, unix s
+    code: int
+    text: str = ""
+
+
+@value(frozen=True, slots=True)
 class Receipt:
     """How far the ledger has committed a device's chain; the device may rely on nothing else (P-RCT-1)."""
 
@@ -44,7 +53,7 @@ class Receipt:
     held: tuple[int, ...] = ()
     verdicts: tuple[tuple[int, int], ...] = ()  # seq, reason
     registers: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)  # channel: register, reverse, gap
-    rejection: tuple[int, int] | None = None  # period end unix s, reason
+    rejection: Rejection | None = None
 
 
 class CommandKind(IntEnum):
@@ -160,7 +169,7 @@ def sign_receipt(receipt: Receipt, signer: Signer, network: str) -> bytes:
     if receipt.registers:
         payload[7] = {channel: list(values) for channel, values in receipt.registers.items()}
     if receipt.rejection is not None:
-        payload[8] = {0: receipt.rejection[0], 1: receipt.rejection[1]}
+        payload[8] = _rejection_value(receipt.rejection)
     return cose.sign(cbor.encode(payload), signer, network, "receipt")
 
 
@@ -176,7 +185,7 @@ def decode_receipt(payload: bytes) -> Receipt:
         held=fields.items(5, _seq, least=1) if 5 in fields else (),
         verdicts=fields.items(6, _verdict, least=1) if 6 in fields else (),
         registers=_registers(fields.raw(7)) if 7 in fields else {},
-        rejection=_verdict(fields.raw(8)) if 8 in fields else None,
+        rejection=_rejection(fields.raw(8)) if 8 in fields else None,
     )
 
 
@@ -219,6 +228,28 @@ def _seq(value: Any) -> int:
 def _verdict(value: Any) -> tuple[int, int]:
     fields = Fields(value, "verdict", required=range(2))
     return fields.uint(0), fields.uint(1)
+
+
+def encode_rejection(rejection: Rejection) -> bytes:
+    """Return a rejection as ledgers keep it: what a receipt's field 8 holds."""
+    return cbor.encode(_rejection_value(rejection))
+
+
+def decode_rejection(data: bytes) -> Rejection:
+    """Return the rejection of such bytes."""
+    return _rejection(cbor.decode(data))
+
+
+def _rejection_value(rejection: Rejection) -> dict[int, Any]:
+    value: dict[int, Any] = {0: rejection.until_s, 1: rejection.code}
+    if rejection.text:
+        value[2] = rejection.text[: cbor.MAX_TEXT]
+    return value
+
+
+def _rejection(value: Any) -> Rejection:
+    fields = Fields(value, "rejection", required=range(2), optional=(2,))
+    return Rejection(fields.uint(0, U32_MAX), fields.uint(1, U32_MAX), fields.tstr(2) if 2 in fields else "")
 
 
 def _registers(value: Any) -> dict[int, tuple[int, int, int]]:

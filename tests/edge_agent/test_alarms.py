@@ -14,7 +14,7 @@ from edge_agent.light import Pattern
 from edge_agent.report import ALARM_CODES, Signs, alarms
 from edge_agent.work import Worker
 from maxgreen.mqtt import Denied, Disconnected
-from maxgreen.protocol.backend import Receipt, sign_receipt
+from maxgreen.protocol.backend import Receipt, Rejection, sign_receipt
 from maxgreen.protocol.identity import BEACON_TOPIC, device_topic
 from maxgreen.protocol.keys import MemorySigner
 from simulator.lab import NETWORK, Lab, beacon
@@ -36,6 +36,7 @@ WRONG = {
     "denied": {"denied": "sending batches: Not authorized"},
     "no_receipt": {"unanswered_s": 241.0},
     "rejected": {"rejected": (7, 19)},
+    "not_paid": {"not_paid": Rejection(1_767_225_600, 63, "the loss is not explained")},
     "mining": {"mining_fault": "no memory"},
     "sensor": {"dead_s": {1: 61.0}},
 }

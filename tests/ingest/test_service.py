@@ -324,6 +324,7 @@ def test_a_connection_that_broke_while_it_was_idle_is_replaced_without_a_word(en
         other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [engine.url.database]
         )
+    time.sleep(0.2)  # what was in use a moment ago is not asked whether it lives
     for one in (engine, reader(engine)):
         with one.begin() as connection:
             assert Book(connection).rules_change() >= 0

@@ -12,10 +12,11 @@ from ingest import judging
 from ingest.judging import FOLLOW
 from ingest.worker import GROUP
 from maxgreen.errors import Retryable
-from maxgreen.ledger import writing
+from maxgreen.ledger import rejections, writing
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import ConflictError, LedgerAwayError
 from maxgreen.protocol import cose
+from maxgreen.protocol.backend import Rejection
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason, Verdict
@@ -192,6 +193,38 @@ def test_a_receipt_tells_each_verdict_once_and_those_that_are_not_accepted_first
 
 
 @pytest.mark.rule("P-RCT-2")
+def test_receipts_tell_what_the_dao_said_no_to_until_it_is_over(bench, engine):
+    """At once, to a device that sends nothing, and with every receipt after; other devices hear nothing."""
+    lab, other = Lab(), Lab(secret=2)
+    register(engine, lab, other)
+    bench.put(lab.next())
+    bench.put(other.next(), topic=device_topic(other.device, "batch"))
+    bench.run()
+    no, later = Rejection(1_767_225_600, 63, "the loss is not explained"), Rejection(1_769_904_000, 62, "é" * 300)
+
+    def tell(until_s, rejection):
+        with engine.begin() as connection:
+            return rejections.tell(connection, {lab.device, b"a stranger's one"}, until_s, rejection)
+
+    assert tell(no.until_s, no) == 1
+    assert tell(no.until_s, no) == 0
+    bench.settle()
+    assert bench.receipt(lab.device).rejection == no
+    assert bench.receipt(other.device).rejection is None
+    bench.put(lab.next())
+    bench.run()
+    assert (bench.receipt(lab.device).next_seq, bench.receipt(lab.device).rejection) == (2, no)
+    assert tell(later.until_s, None) == 0  # another period's order is well
+    assert tell(later.until_s, later) == 1
+    assert tell(no.until_s, no) == 0  # older than what it knows
+    bench.settle()
+    assert bench.receipt(lab.device).rejection == Rejection(later.until_s, 62, "é" * 256)
+    assert tell(later.until_s, None) == 1
+    bench.settle()
+    assert bench.receipt(lab.device).rejection is None
+    assert not bench.worker._shelf.due(1)
+
+
 def test_before_the_first_batch_the_receipts_head_is_the_networks_digest(bench):
     lab = Lab()
     lab.next()

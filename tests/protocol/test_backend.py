@@ -18,6 +18,7 @@ from maxgreen.protocol.backend import (
     Command,
     CommandKind,
     Receipt,
+    Rejection,
     decode_beacon,
     decode_command,
     decode_receipt,
@@ -33,6 +34,7 @@ from simulator.lab import NETWORK
 BACKEND = MemorySigner.from_secret(2)
 KEYS = BackendKeys((BACKEND.spki,), NETWORK)
 U64 = st.integers(0, 2**64 - 1)
+U32 = st.integers(0, 2**32 - 1)
 beacons = st.builds(Beacon, U64, st.integers(0, 2**32 - 1), U64, U64, st.binary(min_size=32, max_size=32))
 receipts = st.builds(
     Receipt,
@@ -44,7 +46,7 @@ receipts = st.builds(
     st.lists(U64, max_size=3).map(tuple),
     st.lists(st.tuples(U64, U64), max_size=3).map(tuple),
     st.dictionaries(U64, st.tuples(U64, U64, U64), max_size=3),
-    st.one_of(st.none(), st.tuples(U64, U64)),
+    st.one_of(st.none(), st.builds(Rejection, U32, U32, st.text(st.characters(codec="utf-8"), max_size=256))),
 )
 
 
