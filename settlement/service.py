@@ -166,7 +166,7 @@ class SettlementService:
             votes = self._payer.votes(closed, posted)
             self._payer.claim(closed, posted)
             posted = self._payer.look(posted)
-            self._tell(closed, posted)
+            tell_devices(self.engine, closed, posted)
         folder = self._output_dir / closed.period
         folder.mkdir(parents=True, exist_ok=True)
         order = None if posted is None else self._payer.order_entry(closed, posted)
@@ -191,14 +191,6 @@ class SettlementService:
             page,
         )
 
-    def _tell(self, closed: Run, posted: Posted) -> None:
-        """Let the devices' receipts say that the DAO rejected the order, or no more that it did."""
-        no = Rejection(closed.until_s, posted.code, posted.text) if posted.status is OrderStatus.REJECTED else None
-        tokens = {int(line[end]) for line in closed.lines for end in ("miner", "node")}
-        with self.engine.begin() as connection:
-            known = Book(connection).all_devices()
-            rejections.tell(connection, {k.record.device for k in known if k.token in tokens}, closed.until_s, no)
-
     def _write_pack(self, closed: Run, order: bytes | None, pack: Path) -> None:
         try:
             write_pack_of(self._store, closed, order, pack)
@@ -214,6 +206,15 @@ class SettlementService:
         ]
         posted = None if order is None else json.loads(order)
         return statement_page(closed.period, self.deployment.network, lines, posted, owners)
+
+
+def tell_devices(engine: Engine, closed: Run, posted: Posted) -> None:
+    """Let the receipts of a run's devices say that the DAO rejected its order, or no more that it did."""
+    no = Rejection(closed.until_s, posted.code, posted.text) if posted.status is OrderStatus.REJECTED else None
+    tokens = {int(line[end]) for line in closed.lines for end in ("miner", "node")}
+    with engine.begin() as connection:
+        known = Book(connection).all_devices()
+        rejections.tell(connection, {one.record.device for one in known if one.token in tokens}, closed.until_s, no)
 
 
 def _holds(path: Path, data: bytes | None) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from sqlalchemy import select
 
 from ingest.mirror import mirror_devices
 from maxgreen.chain.claims import claim_json
@@ -23,9 +24,10 @@ from maxgreen.chain.market import Exchange, RequestStatus, balances, coin, sweep
 from maxgreen.chain.orders import Ends, LossTerms, OrderStatus
 from maxgreen.chain.registry import admission, apply_for, each_key, key_words
 from maxgreen.ledger.book import Book
-from maxgreen.ledger.engine import open_engine
+from maxgreen.ledger.engine import open_engine, reader
+from maxgreen.ledger.schema import chains
 from maxgreen.protocol.attestation import attest, hand_over, prove_possession
-from maxgreen.protocol.backend import Beacon, sign_beacon
+from maxgreen.protocol.backend import Beacon, Rejection, decode_rejection, sign_beacon
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.pack import canonical_json
 from maxgreen.protocol.reasons import Reason
@@ -42,6 +44,7 @@ from settlement.orders import Payer, open_line
 from settlement.packs import Pack, keep_run, open_pack, seal, stored_pack, write_pack_of
 from settlement.periods import period_bounds
 from settlement.run import make_run
+from settlement.service import tell_devices
 from settlement.statement import derive
 from settlement.status import look
 from simulator.lab import EASY, Lab
@@ -162,6 +165,8 @@ class Story:
         payer.decide(closed, posted, wait=True)
         payer.claim(closed, posted)
         assert payer.refused == {}
+        tell_devices(self.engine, closed, payer.look(posted))
+        assert self.told() == {None}
         keep_run(self.store, closed, payer.order_entry(closed, payer.look(posted)))
         pack = stored_pack(self.store, closed.period)
         pinned = Pinned(addresses=self.deployment.addresses)
@@ -238,7 +243,10 @@ class Story:
         assert [line.waits_for for line in self.status().lines] == [f"the DAO's vote on order {posted.order_id}"] * 2
         rejection = self.world.contract.rejection(posted.order_id, posted.posting, 62, "nobody looked at the seal")
         assert self.world.pass_(rejection) is ProposalState.EXECUTED
-        assert payer.look(posted).status is OrderStatus.REJECTED
+        posted = payer.look(posted)
+        assert posted.status is OrderStatus.REJECTED
+        tell_devices(self.engine, closed, posted)
+        assert self.told() == {Rejection(closed.until_s, 62, "nobody looked at the seal")}
         assert "settle revise" in self.status().next
         with self.engine.begin() as connection:
             text = Decision(
@@ -246,6 +254,12 @@ class Story:
             )
             Book(connection).add_decision(text)
         return self.closer.revise(closed, self.now_s * 1000)
+
+    def told(self):
+        """Return what receipts tell of rejected orders, of all devices that have sent something."""
+        with reader(self.engine).begin() as connection:
+            kept = list(connection.execute(select(chains.c.rejection)).scalars())
+        return {decode_rejection(one) if one else None for one in kept}
 
     def rotate(self, token):
         old, owner = self.labs[token], self.owners[token]

@@ -101,8 +101,9 @@ class Bench:
         judge = self.worker._judge
 
         def watched(*arguments):
-            desk, outcomes[:] = judge(*arguments)
-            return desk, list(outcomes)
+            desk, found = judge(*arguments)
+            outcomes.extend(found)  # what is due without a message has none
+            return desk, found
 
         self.worker._judge = watched
         try:
