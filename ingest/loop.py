@@ -22,13 +22,15 @@ class Loop:
         step: Callable[[], float],
         stopping: threading.Event,
         progress: Callable[[], object] = lambda: None,
+        woken: threading.Event | None = None,
     ) -> None:
-        """`progress` is called after each step, also after one that must wait."""
+        """`progress` is called after each step, also after one that must wait; `woken` ends a pause."""
         self.trouble: str | None = None  # what keeps it from going on, for /health/ready
         self._progress = progress
         self.name = name
         self._step = step
         self._stopping = stopping
+        self._woken = woken or stopping
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -57,8 +59,8 @@ class Loop:
                     self.trouble = None
                 patience_s = _FIRST_S
                 self._progress()
-                if pause_s:
-                    self._stopping.wait(pause_s)
+                if pause_s and self._woken.wait(pause_s) and self._woken is not self._stopping:
+                    self._woken.clear()
                 continue
             self._progress()
             self._stopping.wait(random.uniform(patience_s / 2, patience_s))

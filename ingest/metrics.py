@@ -1,5 +1,6 @@
 """Prometheus metrics of the service (docs/alarms.md says what each is for)."""
 
+import threading
 from collections import Counter as Counts
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Metrics:
     """Prometheus metrics of the service."""
 
     def __init__(self) -> None:
+        self.written = threading.Event()  # since whoever waits for it cleared it
         self.registry = CollectorRegistry()
         self.batches = Counter(
             "maxgreen_ingest_batches", "Messages judged", ["verdict", "reason"], registry=self.registry
@@ -77,6 +79,7 @@ class Metrics:
         self.conflicts.inc(commit.conflicts)
         if commit.at_ms is not None:
             self.last_commit.set(commit.at_ms / 1000)
+            self.written.set()
 
     def add_refusal(self, kind: str) -> None:
         """Count something that the broker refused."""

@@ -41,7 +41,9 @@ from maxgreen.units import counted
 
 _LOG: Final = logging.getLogger(__name__)
 _CLAIM_EVERY_S: Final = 1.0
-_PROJECT_EVERY_S: Final = 1.0
+_PROJECT_EVERY_S: Final = 1.0  # where another service writes the ledger
+_GATHER_S: Final = 0.2
+_BACKLOG: Final = 1_000  # changes
 _BESIDE_EVERY_S: Final = 60.0  # a day of each device that sent something is read whole
 
 
@@ -120,7 +122,7 @@ class IngestService:
         ]
         if self._projector is not None:
             self._beside += [
-                Loop("the view", self._project, self._stopping),
+                Loop("the view", self._project, self._stopping, woken=self.metrics.written),
                 Loop("the view's days", lambda: self._beside_view(self._days.step), self._stopping),
                 Loop("the view's records", lambda: self._beside_view(self._records.step), self._stopping),
             ]
@@ -188,6 +190,7 @@ class IngestService:
         finally:
             notify("STOPPING=1")
             self._stopping.set()
+            self.metrics.written.set()
             self._judging.join()
             self._judges.stop()
             self._source.stop()
@@ -232,7 +235,13 @@ class IngestService:
     def _project(self) -> float:
         if self._projector is None or not self._view_lease.held():
             return _PROJECT_EVERY_S
-        return 0.0 if self._projector.step() else _PROJECT_EVERY_S
+        written = self._projector.step()
+        if written >= _BACKLOG:
+            return 0.0
+        if written:  # what comes meanwhile goes with fewer requests
+            self._stopping.wait(_GATHER_S)
+            return 0.0
+        return _PROJECT_EVERY_S
 
     def _beside_view(self, step: Callable[[], bool]) -> float:
         if not self._view_lease.held():
