@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {AccessManager} from "@openzeppelin/contracts/access/manager/AccessManager.sol";
+import {IAccessManaged} from "@openzeppelin/contracts/access/manager/IAccessManaged.sol";
 
 /// Roles that are granted beside the administrator, who after deployment is the DAO's timelock alone.
 library Roles {
@@ -19,6 +20,20 @@ library Roles {
     uint64 internal constant REWARDS = 6;
     /// Sets versions of modules: the timelock of the module vote.
     uint64 internal constant MODULES = 7;
+}
+
+/// What holds for a function, in one word.
+struct Rule {
+    uint64 role;
+    uint48 stoppedUntil;
+    uint32 stoppedInTerm;
+    bool stoppable;
+}
+
+/// What holds for a contract: whose clone it is, if it is one, and whether all of it is closed.
+struct Place {
+    address implementation;
+    bool closed;
 }
 
 /// Who may call what. A restricted function without a role of its own belongs to the administrator.
@@ -42,10 +57,8 @@ contract Authority is AccessManager {
     address private _guardian;
     uint48 public guardianUntil;
     uint32 public term;
-    mapping(address target => mapping(bytes4 selector => bool)) public isStoppable;
-    mapping(address target => mapping(bytes4 selector => uint48)) public stoppedUntil;
-    mapping(address target => mapping(bytes4 selector => uint32)) private _stoppedInTerm;
-    mapping(address clone => address) private _implementationOf;
+    mapping(address target => mapping(bytes4 selector => Rule)) private _rules;
+    mapping(address target => Place) private _places;
 
     constructor(address initialAdmin) AccessManager(initialAdmin) {}
 
@@ -66,7 +79,7 @@ contract Authority is AccessManager {
     /// The DAO says which functions the guardian may stop.
     function setStoppable(address target, bytes4[] calldata selectors, bool stoppable) external onlyAuthorized {
         for (uint256 k = 0; k < selectors.length; ++k) {
-            isStoppable[target][selectors[k]] = stoppable;
+            _rules[target][selectors[k]].stoppable = stoppable;
             emit StoppableSet(target, selectors[k], stoppable);
         }
     }
@@ -74,22 +87,31 @@ contract Authority is AccessManager {
     /// The guardian stops a function for a week, once in its term.
     function stop(address target, bytes4 selector) external {
         if (msg.sender != guardian() || msg.sender == address(0)) revert NotGuardian(msg.sender);
-        if (!isStoppable[target][selector]) revert NotStoppable(target, selector);
-        if (_stoppedInTerm[target][selector] == term) revert StoppedBefore(target, selector);
-        _stoppedInTerm[target][selector] = term;
-        stoppedUntil[target][selector] = uint48(block.timestamp) + STOP_SECONDS;
-        emit Stopped(target, selector, stoppedUntil[target][selector]);
+        Rule storage rule = _rules[target][selector];
+        if (!rule.stoppable) revert NotStoppable(target, selector);
+        if (rule.stoppedInTerm == term) revert StoppedBefore(target, selector);
+        uint48 until = uint48(block.timestamp) + STOP_SECONDS;
+        (rule.stoppedInTerm, rule.stoppedUntil) = (term, until);
+        emit Stopped(target, selector, until);
     }
 
     /// The DAO ends a stop before its time.
     function resume(address target, bytes4 selector) external onlyAuthorized {
-        stoppedUntil[target][selector] = 0;
+        _rules[target][selector].stoppedUntil = 0;
         emit Resumed(target, selector);
     }
 
     /// A clone has the roles, and the stops, of its implementation.
     function setImplementation(address clone, address implementation) external onlyAuthorized {
-        _implementationOf[clone] = implementation;
+        _places[clone].implementation = implementation;
+    }
+
+    function isStoppable(address target, bytes4 selector) external view returns (bool) {
+        return _rules[target][selector].stoppable;
+    }
+
+    function stoppedUntil(address target, bytes4 selector) external view returns (uint48) {
+        return _rules[target][selector].stoppedUntil;
     }
 
     function canCall(
@@ -97,20 +119,31 @@ contract Authority is AccessManager {
         address target,
         bytes4 selector
     ) public view override returns (bool immediate, uint32 delay) {
-        if (block.timestamp < stoppedUntil[_resolved(target)][selector]) return (false, 0);
+        if (block.timestamp < _rules[_resolved(target)][selector].stoppedUntil) return (false, 0);
         return super.canCall(caller, target, selector);
     }
 
     function isTargetClosed(address target) public view override returns (bool) {
-        return super.isTargetClosed(_resolved(target));
+        return _places[_resolved(target)].closed;
     }
 
     function getTargetFunctionRole(address target, bytes4 selector) public view override returns (uint64) {
-        return super.getTargetFunctionRole(_resolved(target), selector);
+        return _rules[_resolved(target)][selector].role;
+    }
+
+    function _setTargetFunctionRole(address target, bytes4 selector, uint64 roleId) internal override {
+        if (selector == IAccessManaged.setAuthority.selector) revert AccessManagerLockedFunction(selector);
+        _rules[target][selector].role = roleId;
+        emit TargetFunctionRoleUpdated(target, selector, roleId);
+    }
+
+    function _setTargetClosed(address target, bool closed) internal override {
+        _places[target].closed = closed;
+        emit TargetClosed(target, closed);
     }
 
     function _resolved(address target) private view returns (address) {
-        address implementation = _implementationOf[target];
+        address implementation = _places[target].implementation;
         return implementation == address(0) ? target : implementation;
     }
 }

@@ -38,12 +38,13 @@ struct Order {
     uint8 code;
 }
 
-/// The order whose leaves can be claimed.
-struct Approved {
-    bytes32 root;
-    uint64 orderId;
-    uint128 total;
+/// The order whose leaves can be claimed, and what a claim goes by, in one word.
+struct Terms {
+    uint48 orderId;
+    uint96 total;
     uint48 until;
+    uint24 nodeSharePpm;
+    uint40 capacityPpm;
 }
 
 /// A line's part of an order, and the attestations of its two cuts.
@@ -124,11 +125,10 @@ contract EnergySettlement is AccessManaged {
     LineBook public immutable book;
     bytes32 private immutable _networkDigest;
 
-    uint256 public nodeSharePpm = 100_000;
-    uint256 public capacityPpm = 1_250_000;
     uint64 public orderLife = 60 days;
     uint256 public orders;
-    Approved public current;
+    bytes32 private _root;
+    Terms private _terms = Terms(0, 0, 0, 100_000, 1_250_000);
     mapping(uint256 orderId => Order) private _orders;
     mapping(bytes32 place => bool) private _fraudProved;
 
@@ -147,7 +147,8 @@ contract EnergySettlement is AccessManaged {
         if (isOpen(orders)) revert OrderOpen(orders);
         if (posting.root == 0 || posting.count == 0) revert NothingPosted();
         if (posting.until > block.timestamp) revert PeriodNotOver(posting.until);
-        if (posting.until <= current.until) revert PeriodNotNew(posting.until, current.until);
+        if (posting.until <= _terms.until) revert PeriodNotNew(posting.until, _terms.until);
+        if (posting.total > type(uint96).max) revert OutOfRange(posting.total);
         if (posting.total <= book.totalPaid()) revert NothingPayable(posting.total, book.totalPaid());
         if (bytes(posting.evidence).length > MAX_EVIDENCE_BYTES) revert TextTooLong(bytes(posting.evidence).length);
         orderId = ++orders;
@@ -174,9 +175,11 @@ contract EnergySettlement is AccessManaged {
         bytes32 content = contentOf(orderId, posting);
         if (content != _order(orderId).content) revert ContentChanged(orderId, content, _order(orderId).content);
         if (_lapsed(orderId)) revert OrderLapsed(orderId);
-        if (posting.until <= current.until) revert PeriodNotNew(posting.until, current.until);
+        if (posting.until <= _terms.until) revert PeriodNotNew(posting.until, _terms.until);
         _decide(orderId, OrderStatus.Approved, 0);
-        current = Approved(posting.root, uint64(orderId), posting.total, SafeCast.toUint48(posting.until));
+        _root = posting.root;
+        (uint48 number, uint96 total) = (SafeCast.toUint48(orderId), SafeCast.toUint96(posting.total));
+        (_terms.orderId, _terms.total, _terms.until) = (number, total, SafeCast.toUint48(posting.until));
         for (uint256 k = 0; k < excluded.length; ++k) _hold(excluded[k]);
         emit OrderApproved(orderId, posting.until);
     }
@@ -235,17 +238,17 @@ contract EnergySettlement is AccessManaged {
         Line memory line = book.lineAt(wanted.line);
         Hold memory held = book.holdOf(wanted.line);
         if (held.heldBlock != 0) revert LineIsHeld(wanted.line, held.code);
-        Approved memory order = current;
-        if (order.orderId == 0) revert NoOrderApproved();
-        if (!_isIn(order, wanted)) revert NotInOrder(wanted.line, order.orderId);
+        Terms memory terms = _terms;
+        if (terms.orderId == 0) revert NoOrderApproved();
+        if (!_isIn(terms.until, wanted)) revert NotInOrder(wanted.line, terms.orderId);
         (Reading memory sent, Reading memory received) = _cuts(line, wanted);
         // what others were paid beyond this order, by one before it, is left for a later one
-        uint256 left = order.total - Math.min(order.total, book.totalPaid());
-        if (left == 0 && wanted.payableTotal > line.paid) revert OrderExceeded(order.orderId, order.total);
+        uint256 left = terms.total - Math.min(terms.total, book.totalPaid());
+        if (left == 0 && wanted.payableTotal > line.paid) revert OrderExceeded(terms.orderId, terms.total);
         uint80 payableTotal = _toUint80(Math.min(wanted.payableTotal, line.paid + left));
         uint80 credit = line.credit + (payableTotal > line.paid ? payableTotal - line.paid : 0);
         (uint80 energy, uint96 amount, , ) = _payable(line, credit);
-        sent.until = order.until;
+        sent.until = terms.until;
         book.claim(wanted.line, payableTotal, sent, received, energy, amount);
         if (energy != 0) _mint(line, amount);
         else emit NoRoomYet(wanted.line, credit);
@@ -296,9 +299,24 @@ contract EnergySettlement is AccessManaged {
 
     function setParameters(uint256 nodeSharePpm_, uint256 capacityPpm_, uint64 orderLife_) external restricted {
         if (nodeSharePpm_ > PPM) revert OutOfRange(nodeSharePpm_);
+        if (capacityPpm_ > type(uint40).max) revert OutOfRange(capacityPpm_);
         if (orderLife_ == 0 || orderLife_ > LONGEST_LIFE) revert OutOfRange(orderLife_);
-        (nodeSharePpm, capacityPpm, orderLife) = (nodeSharePpm_, capacityPpm_, orderLife_);
+        (_terms.nodeSharePpm, _terms.capacityPpm) = (uint24(nodeSharePpm_), uint40(capacityPpm_));
+        orderLife = orderLife_;
         emit ParametersChanged(nodeSharePpm_, capacityPpm_, orderLife_);
+    }
+
+    /// The order whose leaves can be claimed; number 0 while there is none.
+    function current() external view returns (bytes32 root, uint64 orderId, uint128 total, uint48 until) {
+        return (_root, _terms.orderId, _terms.total, _terms.until);
+    }
+
+    function nodeSharePpm() external view returns (uint256) {
+        return _terms.nodeSharePpm;
+    }
+
+    function capacityPpm() external view returns (uint256) {
+        return _terms.capacityPpm;
     }
 
     function orderAt(uint256 orderId) external view returns (Order memory) {
@@ -330,12 +348,12 @@ contract EnergySettlement is AccessManaged {
         book.hold(exclusion.line, exclusion.code, exclusion.text);
     }
 
-    function _isIn(Approved memory order, Claim calldata c) private pure returns (bool) {
+    function _isIn(uint48 until, Claim calldata c) private view returns (bool) {
         bytes32 leaf = keccak256(
             bytes.concat(
                 keccak256(
                     abi.encode(
-                        order.until,
+                        until,
                         c.line,
                         uint256(c.sent.register),
                         uint256(c.received.register),
@@ -347,7 +365,7 @@ contract EnergySettlement is AccessManaged {
                 )
             )
         );
-        return MerkleProof.verifyCalldata(c.proof, order.root, leaf);
+        return MerkleProof.verifyCalldata(c.proof, _root, leaf);
     }
 
     /// What is known of both ends after the order's cuts; both grew by at least what is payable.
@@ -422,7 +440,7 @@ contract EnergySettlement is AccessManaged {
     }
 
     function _mint(Line memory line, uint256 amount) private {
-        uint256 toNode = (amount * nodeSharePpm) / PPM;
+        uint256 toNode = (amount * _terms.nodeSharePpm) / PPM;
         EnergyToken token = registry.energyTokenOf(line.ends.nodeToken);
         address miner = registry.ownerOf(line.ends.minerToken);
         token.mint(miner, amount - toNode, registry.ownerOf(line.ends.nodeToken), toNode);
@@ -443,7 +461,7 @@ contract EnergySettlement is AccessManaged {
         if (reading.keyNumber != known.keyNumber) revert OtherKey(token, reading.keyNumber, known.keyNumber);
         if (reading.register < known.register) revert RegisterWentBack(token, reading.register, known.register);
         if (reading.time < known.time) revert ReadingWentBack(token, reading.time, reading.seq);
-        uint256 capacity = (uint256(meter.channel.peakMw) * (reading.time - known.time) * capacityPpm) / PPM;
+        uint256 capacity = (uint256(meter.channel.peakMw) * (reading.time - known.time) * _terms.capacityPpm) / PPM;
         uint256 growth = reading.register - known.register;
         if (growth > capacity) revert RegisterTooFast(token, growth, capacity);
     }

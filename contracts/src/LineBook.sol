@@ -202,14 +202,19 @@ contract LineBook is AccessManaged {
         uint96 amount
     ) external onlyWriter returns (uint256 total) {
         Line storage line = _line(id);
+        if (line.openedAt == 0) revert LineNotOpen(id);
         uint80 paid = line.paid;
         if (payableTotal <= paid) revert NothingNew(id, payableTotal, paid);
-        (line.sent, line.received) = (sent, received);
-        line.paid = payableTotal;
-        line.credit = line.credit + (payableTotal - paid) - energy;
-        line.minted += amount;
-        total = totalPaid + (payableTotal - paid);
-        (totalPaid, totalMinted) = (uint128(total), totalMinted + amount);
+        // all is computed first: so words that lie together are written once
+        uint80 credit = line.credit + (payableTotal - paid) - energy;
+        uint96 minted = line.minted + amount;
+        uint128 allPaid = totalPaid + (payableTotal - paid);
+        uint128 allMinted = totalMinted + amount;
+        _keep(line.sent, sent);
+        _keep(line.received, received);
+        (line.paid, line.credit, line.minted) = (payableTotal, credit, minted);
+        (totalPaid, totalMinted) = (allPaid, allMinted);
+        total = allPaid;
         emit Claimed(id, sent.until, payableTotal, payableTotal - paid);
         if (energy != 0) emit Paid(id, energy, amount);
     }
@@ -246,6 +251,13 @@ contract LineBook is AccessManaged {
 
     function holdOf(bytes32 id) external view returns (Hold memory) {
         return _holds[id];
+    }
+
+    function _keep(Reading storage known, Reading calldata reading) private {
+        (uint64 time, uint64 register, uint64 seq) = (reading.time, reading.register, reading.seq);
+        (uint16 keyNumber, uint48 until) = (reading.keyNumber, reading.until);
+        (known.time, known.register, known.seq) = (time, register, seq);
+        (known.keyNumber, known.until) = (keyNumber, until);
     }
 
     function _take(uint256 token, uint64 channel, bytes32 id, uint64 time) private {

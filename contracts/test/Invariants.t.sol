@@ -7,7 +7,7 @@ import {CarbonToken, Deca, MaxCoin} from "../src/Coins.sol";
 import {Attestation, DeviceKey, DeviceKeys} from "../src/DeviceKeys.sol";
 import {EnergyExchange, RequestStatus, TakeOut} from "../src/EnergyExchange.sol";
 import {EnergyPool, EnergyPools} from "../src/EnergyPool.sol";
-import {Approved, Claim, EnergySettlement, Exclusion, Posting} from "../src/EnergySettlement.sol";
+import {Claim, EnergySettlement, Exclusion, Posting} from "../src/EnergySettlement.sol";
 import {EnergyToken} from "../src/EnergyToken.sol";
 import {Ends, Line, LineBook, Loss} from "../src/LineBook.sol";
 import {MinerRegistry} from "../src/MinerRegistry.sol";
