@@ -7,8 +7,8 @@ import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {Attestation, DeviceKey, DeviceKeys} from "./DeviceKeys.sol";
 import {EnergyToken} from "./EnergyToken.sol";
-import {Ends, Hold, Line, LineBook, Reading} from "./LineBook.sol";
-import {KeyAt, Meter, MinerRegistry} from "./MinerRegistry.sol";
+import {Claimable, Ends, Line, LineBook, Reading} from "./LineBook.sol";
+import {End, KeyAt, MinerRegistry, Store} from "./MinerRegistry.sol";
 import {Kind, Status} from "./Systems.sol";
 
 enum OrderStatus {
@@ -225,47 +225,61 @@ contract EnergySettlement is AccessManaged {
     /// A register of an earlier key, later than the one that was carried: the difference is carried, too. Anyone may.
     function showClosing(bytes32 id, bool minerEnd, Attestation calldata closing) external restricted {
         Line memory line = book.lineAt(id);
-        (Reading memory last, Meter memory meter) = _readEnd(line, minerEnd, closing);
+        _requireBefore(line.closedAt, closing.time);
+        (Reading memory last, End memory end) = minerEnd
+            ? _read(line.ends.minerToken, line.ends.minerChannel, ROLE_SENT, closing)
+            : _read(line.ends.nodeToken, line.ends.nodeChannel, ROLE_RECEIVED, closing);
         uint256 token = minerEnd ? line.ends.minerToken : line.ends.nodeToken;
         uint16 present = (minerEnd ? line.sent : line.received).keyNumber;
         if (last.keyNumber >= present) revert OtherKey(token, last.keyNumber, present);
-        _follows(token, last, book.closingOf(id, minerEnd, last.keyNumber), meter);
+        _follows(token, last, book.closingOf(id, minerEnd, last.keyNumber), uint256(end.peakMw) * _terms.capacityPpm);
         book.raiseClosing(id, minerEnd, last);
     }
 
     /// Claim a line's part of the approved order and pay it out, as far as its node's battery has room. Anyone may.
     function claim(Claim calldata wanted) external restricted {
-        Line memory line = book.lineAt(wanted.line);
-        Hold memory held = book.holdOf(wanted.line);
-        if (held.heldBlock != 0) revert LineIsHeld(wanted.line, held.code);
+        Claimable memory line = book.claimable(wanted.line);
+        if (!line.opened) revert LineWasNotOpened(wanted.line);
+        if (line.held) revert LineIsHeld(wanted.line, line.holdCode);
         Terms memory terms = _terms;
         if (terms.orderId == 0) revert NoOrderApproved();
         if (!_isIn(terms.until, wanted)) revert NotInOrder(wanted.line, terms.orderId);
-        (Reading memory sent, Reading memory received) = _cuts(line, wanted);
+        _requireBefore(line.closedAt, wanted.sent.time);
+        _requireBefore(line.closedAt, wanted.received.time);
+        (End memory miner, End memory node, Store memory store) = registry.bothEnds(
+            line.ends.minerToken,
+            line.ends.minerChannel,
+            wanted.sent.time,
+            line.ends.nodeToken,
+            line.ends.nodeChannel,
+            wanted.received.time
+        );
+        (Reading memory sent, Reading memory received) = _cuts(line, wanted, miner, node, terms.capacityPpm);
         // what others were paid beyond this order, by one before it, is left for a later one
-        uint256 left = terms.total - Math.min(terms.total, book.totalPaid());
+        uint256 left = terms.total - Math.min(terms.total, line.totalPaid);
         if (left == 0 && wanted.payableTotal > line.paid) revert OrderExceeded(terms.orderId, terms.total);
         uint80 payableTotal = _toUint80(Math.min(wanted.payableTotal, line.paid + left));
         uint80 credit = line.credit + (payableTotal > line.paid ? payableTotal - line.paid : 0);
-        (uint80 energy, uint96 amount, , ) = _payable(line, credit);
+        (uint80 energy, uint96 amount, , ) = _payable(line, credit, store);
         sent.until = terms.until;
         book.claim(wanted.line, payableTotal, sent, received, energy, amount);
-        if (energy != 0) _mint(line, amount);
+        if (energy != 0) _mint(store.token, miner.owner, node.owner, amount, terms.nodeSharePpm);
         else emit NoRoomYet(wanted.line, credit);
     }
 
     /// Pay out a line's credit, as far as its node's battery has room. Anyone may.
     function collect(bytes32 id) external restricted {
-        Line memory line = book.lineAt(id);
+        Claimable memory line = book.claimable(id);
         if (line.credit == 0) revert NothingToCollect(id);
-        Hold memory held = book.holdOf(id);
-        if (held.heldBlock != 0) revert LineIsHeld(id, held.code);
+        if (line.held) revert LineIsHeld(id, line.holdCode);
         _requireActive(line.ends.minerToken);
         _requireActive(line.ends.nodeToken);
-        (uint80 energy, uint96 amount, uint256 supply, uint256 capacity) = _payable(line, line.credit);
+        Store memory store = registry.storeOf(line.ends.nodeToken);
+        (uint80 energy, uint96 amount, uint256 supply, uint256 capacity) = _payable(line, line.credit, store);
         if (energy == 0) revert NoRoom(line.ends.nodeToken, supply, capacity);
         book.pay(id, energy, amount);
-        _mint(line, amount);
+        (address miner, address node) = (registry.ownerOf(line.ends.minerToken), registry.ownerOf(line.ends.nodeToken));
+        _mint(store.token, miner, node, amount, _terms.nodeSharePpm);
     }
 
     /// Two attestations of a device with one channel and seq, but another register or time (P-ATT-2): the system is
@@ -370,15 +384,20 @@ contract EnergySettlement is AccessManaged {
 
     /// What is known of both ends after the order's cuts; both grew by at least what is payable.
     function _cuts(
-        Line memory line,
-        Claim calldata wanted
+        Claimable memory line,
+        Claim calldata wanted,
+        End memory miner,
+        End memory node,
+        uint256 capacityPpm_
     ) private view returns (Reading memory sent, Reading memory received) {
         uint256 sentTo;
         uint256 receivedTo;
-        (sent, sentTo) = _cut(wanted.line, line, true, wanted.sent);
-        (received, receivedTo) = _cut(wanted.line, line, false, wanted.received);
-        uint256 sentGrowth = sentTo - line.baseSent.register;
-        uint256 receivedGrowth = receivedTo - line.baseReceived.register;
+        sent = _judged(line.ends.minerToken, line.ends.minerChannel, ROLE_SENT, miner, wanted.sent);
+        received = _judged(line.ends.nodeToken, line.ends.nodeChannel, ROLE_RECEIVED, node, wanted.received);
+        (sent, sentTo) = _cut(wanted.line, line, true, sent, uint256(miner.peakMw) * capacityPpm_);
+        (received, receivedTo) = _cut(wanted.line, line, false, received, uint256(node.peakMw) * capacityPpm_);
+        uint256 sentGrowth = sentTo - line.baseSent;
+        uint256 receivedGrowth = receivedTo - line.baseReceived;
         if (wanted.payableTotal > sentGrowth || wanted.payableTotal > receivedGrowth) {
             revert PayableExceedsGrowth(wanted.payableTotal, sentGrowth, receivedGrowth);
         }
@@ -388,49 +407,38 @@ contract EnergySettlement is AccessManaged {
     /// earlier key, when the present one came on while the order was voted on, counts, and changes nothing that is known.
     function _cut(
         bytes32 id,
-        Line memory line,
+        Claimable memory line,
         bool minerEnd,
-        Attestation calldata attestation
-    ) private view returns (Reading memory reading, uint256 register) {
+        Reading memory reading,
+        uint256 fastest
+    ) private view returns (Reading memory, uint256 register) {
         Reading memory known = minerEnd ? line.sent : line.received;
         uint256 carried = minerEnd ? line.carriedSent : line.carriedReceived;
-        Meter memory meter;
-        (reading, meter) = _readEnd(line, minerEnd, attestation);
         uint256 token = minerEnd ? line.ends.minerToken : line.ends.nodeToken;
         if (reading.keyNumber >= known.keyNumber) {
-            _follows(token, reading, known, meter);
+            _follows(token, reading, known, fastest);
             return (reading, carried + reading.register);
         }
         Reading memory closing = book.closingOf(id, minerEnd, reading.keyNumber);
         if (closing.time == 0) revert OtherKey(token, reading.keyNumber, known.keyNumber);
-        if (reading.register > closing.register) _follows(token, reading, closing, meter);
+        if (reading.register > closing.register) _follows(token, reading, closing, fastest);
         return (known, carried - closing.register + reading.register);
     }
 
-    function _readEnd(
-        Line memory line,
-        bool minerEnd,
-        Attestation calldata attestation
-    ) private view returns (Reading memory reading, Meter memory meter) {
-        if (line.closedAt != 0 && attestation.time > line.closedAt) {
-            revert ReadingAfterClosing(attestation.time, line.closedAt);
-        }
-        return
-            minerEnd
-                ? _read(line.ends.minerToken, line.ends.minerChannel, ROLE_SENT, attestation)
-                : _read(line.ends.nodeToken, line.ends.nodeChannel, ROLE_RECEIVED, attestation);
+    function _requireBefore(uint64 closedAt, uint64 time) private pure {
+        if (closedAt != 0 && time > closedAt) revert ReadingAfterClosing(time, closedAt);
     }
 
     /// How much of a credit the node's battery has room for, and the tokens for it: what all energy up to it is worth,
     /// less what the energy that was minted before is worth. So no remainder is ever lost.
     function _payable(
-        Line memory line,
-        uint80 credit
+        Claimable memory line,
+        uint80 credit,
+        Store memory store
     ) private view returns (uint80 energy, uint96 amount, uint256 supply, uint256 capacity) {
-        (uint64 batteryWh, uint32 efficiencyPpm) = registry.storageOf(line.ends.nodeToken);
-        uint256 factor = uint256(efficiencyPpm) * WEI_NUMERATOR;
-        capacity = uint256(batteryWh) * WEI_PER_WH;
-        supply = registry.energyTokenOf(line.ends.nodeToken).totalSupply();
+        uint256 factor = uint256(store.efficiencyPpm) * WEI_NUMERATOR;
+        capacity = uint256(store.batteryWh) * WEI_PER_WH;
+        supply = store.token.totalSupply();
         if (capacity <= supply) return (0, 0, supply, capacity);
         uint256 before = line.paid - line.forfeited - line.credit;
         uint256 paidNinths = (before * factor) % WEI_DENOMINATOR;
@@ -439,11 +447,9 @@ contract EnergySettlement is AccessManaged {
         amount = SafeCast.toUint96((paidNinths + energy * factor) / WEI_DENOMINATOR);
     }
 
-    function _mint(Line memory line, uint256 amount) private {
-        uint256 toNode = (amount * _terms.nodeSharePpm) / PPM;
-        EnergyToken token = registry.energyTokenOf(line.ends.nodeToken);
-        address miner = registry.ownerOf(line.ends.minerToken);
-        token.mint(miner, amount - toNode, registry.ownerOf(line.ends.nodeToken), toNode);
+    function _mint(EnergyToken token, address miner, address node, uint256 amount, uint256 sharePpm) private {
+        uint256 toNode = (amount * sharePpm) / PPM;
+        token.mint(miner, amount - toNode, node, toNode);
     }
 
     function _toUint80(uint256 value) private pure returns (uint80) {
@@ -451,17 +457,13 @@ contract EnergySettlement is AccessManaged {
         return uint80(value);
     }
 
-    /// A reading follows the known one: by the same key, not earlier, not lower, and not faster than the panel allows.
-    function _follows(
-        uint256 token,
-        Reading memory reading,
-        Reading memory known,
-        Meter memory meter
-    ) private view {
+    /// A reading follows the known one: by the same key, not earlier, not lower, and not faster than the panel allows
+    /// (`fastest`: mW times ppm).
+    function _follows(uint256 token, Reading memory reading, Reading memory known, uint256 fastest) private pure {
         if (reading.keyNumber != known.keyNumber) revert OtherKey(token, reading.keyNumber, known.keyNumber);
         if (reading.register < known.register) revert RegisterWentBack(token, reading.register, known.register);
         if (reading.time < known.time) revert ReadingWentBack(token, reading.time, reading.seq);
-        uint256 capacity = (uint256(meter.channel.peakMw) * (reading.time - known.time) * _terms.capacityPpm) / PPM;
+        uint256 capacity = (fastest * (reading.time - known.time)) / PPM;
         uint256 growth = reading.register - known.register;
         if (growth > capacity) revert RegisterTooFast(token, growth, capacity);
     }
@@ -472,14 +474,23 @@ contract EnergySettlement is AccessManaged {
         uint64 channel,
         uint8 role,
         Attestation calldata attestation
-    ) private view returns (Reading memory, Meter memory meter) {
-        meter = registry.meterOf(token, channel, attestation.time);
-        if (meter.status != Status.Active) revert SystemNotActive(token);
-        bool isMiner = meter.kind == Kind.Miner;
-        if (meter.channel.role != role || isMiner != (role == ROLE_SENT)) revert WrongEnd(token, channel);
-        if (!meter.key.attests(_networkDigest, channel, attestation)) revert BadAttestation(token, channel);
+    ) private view returns (Reading memory, End memory end) {
+        end = registry.endOf(token, channel, attestation.time);
+        return (_judged(token, channel, role, end, attestation), end);
+    }
+
+    function _judged(
+        uint256 token,
+        uint64 channel,
+        uint8 role,
+        End memory end,
+        Attestation calldata attestation
+    ) private view returns (Reading memory) {
+        if (end.status != Status.Active) revert SystemNotActive(token);
+        if (end.role != role || (end.kind == Kind.Miner) != (role == ROLE_SENT)) revert WrongEnd(token, channel);
+        if (!end.key.attests(_networkDigest, channel, attestation)) revert BadAttestation(token, channel);
         if (attestation.time > block.timestamp) revert AttestationInFuture(attestation.time, block.timestamp);
-        return (Reading(attestation.time, attestation.register, attestation.seq, meter.keyNumber, 0), meter);
+        return Reading(attestation.time, attestation.register, attestation.seq, end.keyNumber, 0);
     }
 
     function _requireActive(uint256 token) private view {

@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {AccessManaged} from "@openzeppelin/contracts/access/manager/AccessManaged.sol";
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {MinerRegistry} from "./MinerRegistry.sol";
 
 /// A line leads from a miner's sent channel to a storage node's received channel; after it was closed, another one
@@ -55,6 +56,56 @@ struct Line {
     uint80 forfeited; // credited, and lost by a fraud proof
 }
 
+/// A line as it is stored: what every claim reads is in five words. Times, registers and keys of the newest readings.
+struct Kept {
+    Ends ends;
+    Loss loss;
+    uint48 sentTime;
+    uint64 sentRegister;
+    uint64 sentSeq;
+    uint16 sentKey;
+    uint48 until; // of the sent reading
+    uint48 receivedTime;
+    uint64 receivedRegister;
+    uint64 receivedSeq;
+    uint16 receivedKey;
+    uint48 openedAt;
+    uint72 paid;
+    uint64 credit;
+    uint96 minted;
+    bool opened;
+    bool held;
+    uint8 holdCode;
+    uint64 baseSent;
+    uint64 baseReceived;
+    uint80 forfeited;
+    uint48 closedAt;
+    uint80 carriedSent;
+    uint80 carriedReceived;
+    uint64 heldBlock;
+    Reading baseSentReading;
+    Reading baseReceivedReading;
+}
+
+/// What a claim asks of a line, and of all lines together.
+struct Claimable {
+    Ends ends;
+    uint64 closedAt;
+    bool opened;
+    bool held;
+    uint8 holdCode;
+    Reading sent;
+    Reading received;
+    uint64 baseSent;
+    uint64 baseReceived;
+    uint128 carriedSent;
+    uint128 carriedReceived;
+    uint80 paid;
+    uint80 credit;
+    uint80 forfeited;
+    uint128 totalPaid;
+}
+
 /// What is known of every line, whatever contract pays: so that a change of that contract imports nothing, and two of
 /// them cannot pay twice.
 contract LineBook is AccessManaged {
@@ -84,12 +135,10 @@ contract LineBook is AccessManaged {
 
     /// What pays. A successor takes its place; nothing is imported.
     address public writer;
-    /// Of all lines, mW·s: no order pays beyond its own total.
-    uint128 public totalPaid;
-    /// Of all lines, wei of energy tokens: what Rewards mints on.
-    uint128 public totalMinted;
-    mapping(bytes32 line => Line) private _lines;
-    mapping(bytes32 line => Hold) private _holds;
+    uint120 private _totalPaid;
+    uint120 private _totalMinted;
+    bool private _isThere = true; // so that nobody's first claim pays for a new word
+    mapping(bytes32 line => Kept) private _lines;
     mapping(bytes32 line => mapping(bool minerEnd => mapping(uint16 keyNumber => Reading))) private _closings;
     mapping(bytes32 line => address) private _closing;
     bytes32[] private _lineIds;
@@ -117,7 +166,7 @@ contract LineBook is AccessManaged {
     /// The DAO allows a line, or changes what an open one may lose. It opens with a reading of each end.
     function approveLine(Ends calldata ends, Loss calldata loss) external restricted returns (bytes32 id) {
         id = lineId(ends);
-        Line storage line = _lines[id];
+        Kept storage line = _lines[id];
         if (line.ends.minerToken == 0) _lineIds.push(id);
         line.ends = ends;
         line.loss = loss;
@@ -125,13 +174,16 @@ contract LineBook is AccessManaged {
     }
 
     function open(bytes32 id, Reading calldata sent, Reading calldata received) external onlyWriter {
-        Line storage line = _line(id);
-        if (line.openedAt != 0) revert LineExists(id);
+        Kept storage line = _line(id);
+        if (line.opened) revert LineExists(id);
         if (line.closedAt != 0) revert LineNotOpen(id);
         _take(line.ends.minerToken, line.ends.minerChannel, id, sent.time);
         _take(line.ends.nodeToken, line.ends.nodeChannel, id, received.time);
-        line.openedAt = uint64(block.timestamp);
-        (line.baseSent, line.baseReceived, line.sent, line.received) = (sent, received, sent, received);
+        (line.opened, line.openedAt) = (true, uint48(block.timestamp));
+        (line.baseSent, line.baseReceived) = (sent.register, received.register);
+        (line.baseSentReading, line.baseReceivedReading) = (sent, received);
+        _keepSent(line, sent);
+        _keepReceived(line, received);
         emit LineOpened(id, line.ends.minerToken, line.ends.nodeToken);
     }
 
@@ -143,11 +195,11 @@ contract LineBook is AccessManaged {
 
     /// Both owners together close their line.
     function agreeToClose(bytes32 id) external {
-        Line storage line = _line(id);
+        Kept storage line = _line(id);
         address miner = registry.ownerOf(line.ends.minerToken);
         address node = registry.ownerOf(line.ends.nodeToken);
         if (msg.sender != miner && msg.sender != node) revert NotAnOwner(id, msg.sender);
-        if (line.openedAt == 0 || line.closedAt != 0) revert LineNotOpen(id);
+        if (!line.opened || line.closedAt != 0) revert LineNotOpen(id);
         address other = _closing[id];
         if (miner == node || (other != address(0) && other != msg.sender)) return _close(id);
         _closing[id] = msg.sender;
@@ -162,29 +214,35 @@ contract LineBook is AccessManaged {
     }
 
     function hold(bytes32 id, uint8 code, string calldata text) external onlyWriter {
-        _line(id);
-        _holds[id] = Hold(code, uint64(block.number));
+        Kept storage line = _line(id);
+        (line.held, line.holdCode, line.heldBlock) = (true, code, uint64(block.number));
         emit LineHeld(id, code, text);
     }
 
     function release(bytes32 id) external onlyWriter {
-        delete _holds[id];
+        Kept storage line = _lines[id];
+        (line.held, line.holdCode, line.heldBlock) = (false, 0, 0);
         emit LineReleased(id);
     }
 
     /// One end goes on with the next key, whose registers begin at 0: what is known of the one before is carried.
     function nextKey(bytes32 id, bool minerEnd, Reading calldata opening) external onlyWriter {
-        Line storage line = _line(id);
-        Reading memory known = minerEnd ? line.sent : line.received;
+        Kept storage line = _line(id);
+        Reading memory known = minerEnd ? _sent(line) : _received(line);
         _closings[id][minerEnd][known.keyNumber] = known;
-        if (minerEnd) (line.carriedSent, line.sent) = (line.carriedSent + known.register, opening);
-        else (line.carriedReceived, line.received) = (line.carriedReceived + known.register, opening);
+        if (minerEnd) {
+            line.carriedSent += known.register;
+            _keepSent(line, opening);
+        } else {
+            line.carriedReceived += known.register;
+            _keepReceived(line, opening);
+        }
         emit MeterReplaced(id, minerEnd, known.register);
     }
 
     /// A later register of an earlier key: the difference is carried, too.
     function raiseClosing(bytes32 id, bool minerEnd, Reading calldata closing) external onlyWriter {
-        Line storage line = _line(id);
+        Kept storage line = _line(id);
         uint64 more = closing.register - _closings[id][minerEnd][closing.keyNumber].register;
         _closings[id][minerEnd][closing.keyNumber] = closing;
         if (minerEnd) line.carriedSent += more;
@@ -201,19 +259,20 @@ contract LineBook is AccessManaged {
         uint80 energy,
         uint96 amount
     ) external onlyWriter returns (uint256 total) {
-        Line storage line = _line(id);
-        if (line.openedAt == 0) revert LineNotOpen(id);
+        Kept storage line = _line(id);
+        if (!line.opened) revert LineNotOpen(id);
         uint80 paid = line.paid;
         if (payableTotal <= paid) revert NothingNew(id, payableTotal, paid);
         // all is computed first: so words that lie together are written once
-        uint80 credit = line.credit + (payableTotal - paid) - energy;
+        uint72 paidNow = SafeCast.toUint72(payableTotal);
+        uint64 credit = SafeCast.toUint64(line.credit + (payableTotal - paid) - energy);
         uint96 minted = line.minted + amount;
-        uint128 allPaid = totalPaid + (payableTotal - paid);
-        uint128 allMinted = totalMinted + amount;
-        _keep(line.sent, sent);
-        _keep(line.received, received);
-        (line.paid, line.credit, line.minted) = (payableTotal, credit, minted);
-        (totalPaid, totalMinted) = (allPaid, allMinted);
+        uint120 allPaid = _totalPaid + (payableTotal - paid);
+        uint120 allMinted = _totalMinted + amount;
+        _keepSent(line, sent);
+        _keepReceived(line, received);
+        (line.paid, line.credit, line.minted) = (paidNow, credit, minted);
+        (_totalPaid, _totalMinted) = (allPaid, allMinted);
         total = allPaid;
         emit Claimed(id, sent.until, payableTotal, payableTotal - paid);
         if (energy != 0) emit Paid(id, energy, amount);
@@ -221,23 +280,54 @@ contract LineBook is AccessManaged {
 
     /// Tokens were minted for a part of the credit.
     function pay(bytes32 id, uint80 energy, uint96 amount) external onlyWriter {
-        Line storage line = _line(id);
-        line.credit -= energy;
+        Kept storage line = _line(id);
+        line.credit = SafeCast.toUint64(line.credit - energy);
         line.minted += amount;
-        totalMinted += amount;
+        _totalMinted += amount;
         emit Paid(id, energy, amount);
     }
 
     /// What was credited and not minted is lost, by a decision of the DAO.
     function forfeit(bytes32 id) external onlyWriter {
-        Line storage line = _line(id);
+        Kept storage line = _line(id);
         if (line.credit == 0) return;
         emit Forfeited(id, line.credit);
         (line.credit, line.forfeited) = (0, line.forfeited + line.credit);
     }
 
-    function lineAt(bytes32 id) external view returns (Line memory) {
-        return _line(id);
+    /// Of all lines, mW·s: no order pays beyond its own total.
+    function totalPaid() external view returns (uint128) {
+        return _totalPaid;
+    }
+
+    /// Of all lines, wei of energy tokens: what Rewards mints on.
+    function totalMinted() external view returns (uint128) {
+        return _totalMinted;
+    }
+
+    function lineAt(bytes32 id) external view returns (Line memory line) {
+        Kept storage kept = _line(id);
+        (line.ends, line.loss, line.openedAt, line.closedAt) = (kept.ends, kept.loss, kept.openedAt, kept.closedAt);
+        (line.baseSent, line.baseReceived) = (kept.baseSentReading, kept.baseReceivedReading);
+        (line.sent, line.received) = (_sent(kept), _received(kept));
+        (line.carriedSent, line.carriedReceived) = (kept.carriedSent, kept.carriedReceived);
+        (line.paid, line.credit, line.minted) = (kept.paid, kept.credit, kept.minted);
+        line.forfeited = kept.forfeited;
+    }
+
+    /// The part of a line that a claim goes by.
+    function claimable(bytes32 id) external view returns (Claimable memory line) {
+        Kept storage kept = _line(id);
+        (line.ends, line.closedAt, line.opened) = (kept.ends, kept.closedAt, kept.opened);
+        (line.held, line.holdCode) = (kept.held, kept.holdCode);
+        (line.sent, line.received) = (_sent(kept), _received(kept));
+        (line.baseSent, line.baseReceived) = (kept.baseSent, kept.baseReceived);
+        if (kept.sentKey != 0 || kept.receivedKey != 0) {
+            // before key 0 there is none
+            (line.carriedSent, line.carriedReceived) = (kept.carriedSent, kept.carriedReceived);
+        }
+        (line.paid, line.credit, line.forfeited) = (kept.paid, kept.credit, kept.forfeited);
+        line.totalPaid = _totalPaid;
     }
 
     function lineIds() external view returns (bytes32[] memory) {
@@ -250,14 +340,37 @@ contract LineBook is AccessManaged {
     }
 
     function holdOf(bytes32 id) external view returns (Hold memory) {
-        return _holds[id];
+        return Hold(_lines[id].holdCode, _lines[id].heldBlock);
     }
 
-    function _keep(Reading storage known, Reading calldata reading) private {
-        (uint64 time, uint64 register, uint64 seq) = (reading.time, reading.register, reading.seq);
+    function _sent(Kept storage line) private view returns (Reading memory) {
+        return Reading(line.sentTime, line.sentRegister, line.sentSeq, line.sentKey, line.until);
+    }
+
+    function _received(Kept storage line) private view returns (Reading memory) {
+        return Reading(line.receivedTime, line.receivedRegister, line.receivedSeq, line.receivedKey, 0);
+    }
+
+    function _keepSent(Kept storage line, Reading calldata reading) private {
+        (uint48 time, uint64 register, uint64 seq) = (
+            SafeCast.toUint48(reading.time),
+            reading.register,
+            reading.seq
+        );
         (uint16 keyNumber, uint48 until) = (reading.keyNumber, reading.until);
-        (known.time, known.register, known.seq) = (time, register, seq);
-        (known.keyNumber, known.until) = (keyNumber, until);
+        (line.sentTime, line.sentRegister, line.sentSeq) = (time, register, seq);
+        (line.sentKey, line.until) = (keyNumber, until);
+    }
+
+    function _keepReceived(Kept storage line, Reading calldata reading) private {
+        (uint48 time, uint64 register, uint64 seq) = (
+            SafeCast.toUint48(reading.time),
+            reading.register,
+            reading.seq
+        );
+        uint16 keyNumber = reading.keyNumber;
+        (line.receivedTime, line.receivedRegister, line.receivedSeq) = (time, register, seq);
+        line.receivedKey = keyNumber;
     }
 
     function _take(uint256 token, uint64 channel, bytes32 id, uint64 time) private {
@@ -267,11 +380,11 @@ contract LineBook is AccessManaged {
     }
 
     function _close(bytes32 id) private {
-        Line storage line = _line(id);
+        Kept storage line = _line(id);
         if (line.closedAt != 0) revert LineNotOpen(id);
-        line.closedAt = uint64(block.timestamp);
+        line.closedAt = uint48(block.timestamp);
         emit LineClosed(id);
-        if (line.openedAt == 0) return;
+        if (!line.opened) return;
         Ends memory ends = line.ends;
         delete lineOf[ends.minerToken][ends.minerChannel];
         delete lineOf[ends.nodeToken][ends.nodeChannel];
@@ -279,7 +392,7 @@ contract LineBook is AccessManaged {
         closedAt[ends.nodeToken][ends.nodeChannel] = uint64(block.timestamp);
     }
 
-    function _line(bytes32 id) private view returns (Line storage line) {
+    function _line(bytes32 id) private view returns (Kept storage line) {
         line = _lines[id];
         if (line.ends.minerToken == 0) revert NoSuchLine(id);
     }

@@ -42,12 +42,31 @@ struct Record {
     string uri;
 }
 
-/// What settlement asks of a system again and again, in one word.
+/// What settlement asks of a system again and again, in one word. Its token never moves, so its owner is here too.
 struct Head {
     Status status;
     Kind kind;
+    uint16 keys; // how many it had
+    uint48 keyFrom; // when the newest began to count
+    address owner;
+}
+
+/// What a node has room for, and in which token, in one word.
+struct Store {
+    EnergyToken token;
     uint32 efficiencyPpm;
     uint64 batteryWh;
+}
+
+/// One end of a line as a claim asks for it: a system, one of its channels, the key whose signatures counted at a time.
+struct End {
+    DeviceKey key;
+    uint16 keyNumber;
+    Kind kind;
+    Status status;
+    uint8 role;
+    uint64 peakMw;
+    address owner;
 }
 
 enum Topic {
@@ -106,13 +125,13 @@ contract MinerRegistry is SoulBound, AccessManaged {
     uint256 public registrations;
     mapping(uint256 applicationId => Application) private _applications;
     mapping(uint256 tokenId => uint256 applicationId) private _applicationOf;
-    mapping(uint256 tokenId => KeyAt[]) private _keys;
+    mapping(uint256 tokenId => mapping(uint256 keyNumber => KeyAt)) private _keys;
     mapping(uint256 tokenId => DeviceKey) private _requestedKey;
     mapping(uint256 tokenId => Head) private _heads;
     mapping(uint256 tokenId => mapping(uint64 number => Channel)) private _channels;
     mapping(uint256 tokenId => StatusAt[]) private _history;
     mapping(uint256 tokenId => mapping(Topic => Record)) private _records;
-    mapping(uint256 tokenId => EnergyToken) public energyTokenOf;
+    mapping(uint256 tokenId => Store) private _stores;
     mapping(uint256 tokenId => uint256) public consumed; // energy taken out, wei of an energy token
     mapping(bytes16 deviceId => uint256 tokenId) public tokenOf; // also of keys that were replaced
     mapping(bytes16 deviceId => uint64) public nonceOf;
@@ -157,7 +176,9 @@ contract MinerRegistry is SoulBound, AccessManaged {
         application.tokenId = tokenId;
         tokenOf[device] = tokenId;
         _applicationOf[tokenId] = applicationId;
-        _keys[tokenId].push(KeyAt(key, uint64(block.timestamp), FOREVER, false));
+        _keys[tokenId][0] = KeyAt(key, uint64(block.timestamp), FOREVER, false);
+        Head storage head = _heads[tokenId];
+        (head.keys, head.keyFrom, head.owner) = (1, uint48(block.timestamp), application.applicant);
         _mint(application.applicant, tokenId);
         _describe(tokenId, application.system);
         emit Registered(tokenId, applicationId, device, application.system.kind);
@@ -209,8 +230,8 @@ contract MinerRegistry is SoulBound, AccessManaged {
         if (newKey.x == 0 || newKey.deviceId() != newDevice) revert KeyNotRequested(tokenId, newDevice);
         delete _requestedKey[tokenId];
         _requireNew(newDevice);
-        KeyAt[] storage keys = _keys[tokenId];
-        for (uint256 k = 0; k < keys.length; ++k) keys[k].lost = true; // none of them proves anything any more
+        uint256 keys = keyCount(tokenId);
+        for (uint256 k = 0; k < keys; ++k) _keys[tokenId][k].lost = true; // none of them proves anything any more
         _changeKey(tokenId, newKey);
     }
 
@@ -235,8 +256,8 @@ contract MinerRegistry is SoulBound, AccessManaged {
     }
 
     function keyCount(uint256 tokenId) public view returns (uint256) {
-        if (_keys[tokenId].length == 0) revert NotRegistered(tokenId);
-        return _keys[tokenId].length;
+        if (_heads[tokenId].keys == 0) revert NotRegistered(tokenId);
+        return _heads[tokenId].keys;
     }
 
     function keyAt(uint256 tokenId, uint256 keyNumber) public view returns (KeyAt memory) {
@@ -269,16 +290,33 @@ contract MinerRegistry is SoulBound, AccessManaged {
         if (head.status == Status.None) revert NotRegistered(tokenId);
         meter.channel = _channels[tokenId][channel];
         if (meter.channel.peakMw == 0) revert NoSuchChannel(tokenId, channel);
-        KeyAt[] storage keys = _keys[tokenId];
-        for (uint256 k = keys.length; k > 0; --k) {
-            KeyAt storage entry = keys[k - 1];
-            if (time >= entry.from && time < entry.to) {
-                meter.key = entry.key;
-                meter.keyNumber = uint16(k - 1);
-                return meter;
-            }
-        }
-        revert NoKeyAt(tokenId, time);
+        meter.keyNumber = _keyNumberAt(tokenId, head, time);
+        meter.key = _keys[tokenId][meter.keyNumber].key;
+    }
+
+    /// What a claim asks, at once: both ends at their times, and the node's storage.
+    function bothEnds(
+        uint256 minerToken,
+        uint64 minerChannel,
+        uint64 sentAt,
+        uint256 nodeToken,
+        uint64 nodeChannel,
+        uint64 receivedAt
+    ) external view returns (End memory miner, End memory node, Store memory store) {
+        miner = endOf(minerToken, minerChannel, sentAt);
+        node = endOf(nodeToken, nodeChannel, receivedAt);
+        store = _stores[nodeToken];
+    }
+
+    function endOf(uint256 tokenId, uint64 channel, uint64 time) public view returns (End memory end) {
+        Head memory head = _heads[tokenId];
+        if (head.status == Status.None) revert NotRegistered(tokenId);
+        Channel storage found = _channels[tokenId][channel];
+        (end.role, end.peakMw) = (found.role, found.peakMw);
+        if (end.peakMw == 0) revert NoSuchChannel(tokenId, channel);
+        (end.kind, end.status, end.owner) = (head.kind, head.status, head.owner);
+        end.keyNumber = _keyNumberAt(tokenId, head, time);
+        end.key = _keys[tokenId][end.keyNumber].key;
     }
 
     function statusOf(uint256 tokenId) public view returns (Status) {
@@ -287,8 +325,17 @@ contract MinerRegistry is SoulBound, AccessManaged {
 
     /// What room depends on: a node's battery and efficiency.
     function storageOf(uint256 tokenId) external view returns (uint64 batteryWh, uint32 efficiencyPpm) {
-        Head storage head = _heads[tokenId];
-        return (head.batteryWh, head.efficiencyPpm);
+        Store storage store = _stores[tokenId];
+        return (store.batteryWh, store.efficiencyPpm);
+    }
+
+    function storeOf(uint256 tokenId) external view returns (Store memory) {
+        return _stores[tokenId];
+    }
+
+    /// A storage node's energy token: the one that is real.
+    function energyTokenOf(uint256 tokenId) external view returns (EnergyToken) {
+        return _stores[tokenId].token;
     }
 
     function tokenURI(uint256 tokenId) public view override returns (string memory) {
@@ -316,20 +363,22 @@ contract MinerRegistry is SoulBound, AccessManaged {
     }
 
     function _changeKey(uint256 tokenId, DeviceKey memory newKey) private {
-        KeyAt[] storage keys = _keys[tokenId];
-        KeyAt storage old = keys[keys.length - 1];
+        Head storage head = _heads[tokenId];
+        KeyAt storage old = _keys[tokenId][head.keys - 1];
         bytes16 newDevice = newKey.deviceId();
         emit KeyChanged(tokenId, old.key.deviceId(), newDevice);
         uint64 from = uint64(block.timestamp) + 1; // what was signed by now is the old key's
         old.to = from;
-        keys.push(KeyAt(newKey, from, FOREVER, false));
+        _keys[tokenId][head.keys] = KeyAt(newKey, from, FOREVER, false);
+        (head.keys, head.keyFrom) = (head.keys + 1, uint48(from));
         tokenOf[newDevice] = tokenId;
         emit IERC4906.MetadataUpdate(tokenId);
     }
 
     function _describe(uint256 tokenId, System storage system) private {
-        Head storage head = _heads[tokenId];
-        (head.kind, head.efficiencyPpm, head.batteryWh) = (system.kind, system.efficiencyPpm, system.batteryWh);
+        Store storage store = _stores[tokenId];
+        (store.efficiencyPpm, store.batteryWh) = (system.efficiencyPpm, system.batteryWh);
+        _heads[tokenId].kind = system.kind;
         for (uint256 k = 0; k < system.channels.length; ++k) {
             _channels[tokenId][system.channels[k].number] = system.channels[k];
         }
@@ -338,8 +387,18 @@ contract MinerRegistry is SoulBound, AccessManaged {
     function _makeEnergyToken(uint256 tokenId) private {
         address token = Clones.cloneWithImmutableArgs(address(energyTokenCode), abi.encode(tokenId));
         Authority(authority()).setImplementation(token, address(energyTokenCode));
-        energyTokenOf[tokenId] = EnergyToken(token);
+        _stores[tokenId].token = EnergyToken(token);
         emit EnergyTokenMade(tokenId, token);
+    }
+
+    /// The newest key counts from its beginning on; only for times before it the others are looked at.
+    function _keyNumberAt(uint256 tokenId, Head memory head, uint64 time) private view returns (uint16) {
+        if (time >= head.keyFrom) return head.keys - 1;
+        for (uint16 k = head.keys - 1; k > 0; --k) {
+            KeyAt storage entry = _keys[tokenId][k - 1];
+            if (time >= entry.from && time < entry.to) return k - 1;
+        }
+        revert NoKeyAt(tokenId, time);
     }
 
     function _setStatus(uint256 tokenId, Status status, string memory reason) private {

@@ -276,6 +276,40 @@ def test_a_line_that_the_dao_leaves_out_stops_no_other(tmp_path):
         world.contract.collect(world.operator, world.ends.line_id)
 
 
+def test_a_line_that_nobody_opened_is_not_paid_whatever_is_approved(tmp_path):
+    """Without bases every register since the meter's first day would count."""
+    world = embedded(tmp_path).enrol()
+    world.pass_(world.contract.line_approval([(world.ends, TERMS)]))
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(KWH, at_s=80_000))
+    with refused("LineWasNotOpened"):
+        world.contract.claim(world.operator, claim)
+    world.contract.open_line(world.operator, world.ends, *world.attest(0, 0))
+    world.contract.claim(world.operator, claim)
+
+
+def test_what_the_dao_closes_is_closed_with_its_clones_until_it_opens_it(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(KWH, at_s=80_000))
+    authority = world.functions("Authority")
+    addresses = world.deployment.addresses
+    for target in (world.deployment.settlement.address, addresses.energy_token):
+        world.pass_(Proposal((authority.setTargetClosed(target, True),), f"Close {target}"))
+        assert world.ask(authority.isTargetClosed(target))
+        with refused("AccessManagedUnauthorized"):
+            world.contract.claim(world.operator, claim)
+        world.pass_(Proposal((authority.setTargetClosed(target, False),), f"Open {target}"))
+    clone, mint = world.deployment.energy_token(2).address, selector_of("EnergyToken", "mint")
+    world.pass_(Proposal((authority.setTargetFunctionRole(clone, [mint], 2**64 - 1),), "Everybody mints"))
+    assert world.ask(authority.getTargetFunctionRole(clone, mint)) == 2  # the implementation's
+    assert world.ask(authority.isTargetClosed(clone)) is False
+    world.contract.claim(world.operator, claim)
+    with refused("AccessManagerLockedFunction"):
+        locked = bytes.fromhex("7a9e5e4b")  # setAuthority(address)
+        world.pass_(Proposal((authority.setTargetFunctionRole(addresses.energy_token, [locked], 0),), "Move it"))
+
+
 def test_lines_are_the_daos_to_allow_and_both_owners_to_close(tmp_path):
     world = embedded(tmp_path).enrol()
     with refused("NoSuchLine"):
