@@ -26,7 +26,7 @@ from maxgreen.protocol.backend import Receipt
 from maxgreen.protocol.cose import network_digest
 from maxgreen.protocol.keys import Signer, key_id
 from maxgreen.protocol.reasons import Rejected
-from maxgreen.protocol.system import parse_system
+from maxgreen.protocol.system import read_system
 from maxgreen.service import Heartbeat, log_to_stderr
 from maxgreen.settings import config_commands, load
 
@@ -76,12 +76,10 @@ def prove(
     signer = store_of(identities.next_folder if next_key else settings.state_dir, settings.key).load()
     try:
         address = bytes.fromhex(owner.removeprefix("0x"))
-        content = parse_system(_text(system)).digest
+        content = read_system(system).digest
         proof = prove_possession(signer, settings.network, address, nonce, content)
     except ValueError as error:
         raise UsageError(f"address {owner!r}: expected 0x and 40 hex digits") from error
-    except OSError as error:
-        raise UsageError(f"system file {system}: {error.strerror}") from error
     value = {
         "network": settings.network,
         "device": key_id(signer.spki).hex(),
@@ -98,13 +96,6 @@ def prove(
         _show_qr(json.dumps(value, separators=(",", ":")))
         return
     print(json.dumps(value))
-
-
-def _text(system: Path) -> str:
-    try:
-        return system.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"system file {system}: not UTF-8 text; save it as UTF-8") from error
 
 
 def _show_qr(text: str) -> None:

@@ -40,7 +40,7 @@ from maxgreen.chain.registry import (
 from maxgreen.clock import utc
 from maxgreen.errors import UsageError
 from maxgreen.protocol.keys import key_id
-from maxgreen.protocol.system import Kind, SystemSpec, parse_system
+from maxgreen.protocol.system import Kind, SystemSpec, read_system
 
 app = group("Owners: apply, see what waits, claim, pool, store and take out energy.")
 
@@ -516,12 +516,7 @@ def _lines_of(deployment: Deployment, address: str) -> Iterator[Line]:
 
 def _proved(with_: Session, system: Path, proof: Path) -> tuple[bytes, bytes, SystemSpec, dict[str, Any]]:
     """Read a system and its device's proof; UsageError says which of both does not fit, before anything is sent."""
-    try:
-        spec = parse_system(system.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"system file {system}: not UTF-8 text; save it as UTF-8") from error
+    spec = read_system(system)
     try:
         signed = read_proof(json.loads(proof.read_text()))
     except OSError as error:

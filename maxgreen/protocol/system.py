@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, Final
 
 from maxgreen.errors import UsageError
@@ -69,8 +70,18 @@ class SystemSpec:
         return hashlib.sha256(b"".join(parts) + self.uri.encode()).digest()
 
 
+def read_system(file: Path) -> SystemSpec:
+    """Read a system file (TOML); UsageError says why it cannot be read, or names the field that is wrong."""
+    try:
+        return parse_system(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"system file {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"system file {file}: not UTF-8 text; save it as UTF-8") from error
+
+
 def parse_system(text: str) -> SystemSpec:
-    """Read a system file (TOML); UsageError names the field that is not as it should be."""
+    """Read the text of a system file; UsageError names the field that is not as it should be."""
     try:
         value = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
