@@ -263,17 +263,10 @@ contract LineBook is AccessManaged {
         if (!line.opened) revert LineNotOpen(id);
         uint80 paid = line.paid;
         if (payableTotal <= paid) revert NothingNew(id, payableTotal, paid);
-        // all is computed first: so words that lie together are written once
-        uint72 paidNow = SafeCast.toUint72(payableTotal);
-        uint64 credit = SafeCast.toUint64(line.credit + (payableTotal - paid) - energy);
-        uint96 minted = line.minted + amount;
-        uint120 allPaid = _totalPaid + (payableTotal - paid);
-        uint120 allMinted = _totalMinted + amount;
         _keepSent(line, sent);
         _keepReceived(line, received);
-        (line.paid, line.credit, line.minted) = (paidNow, credit, minted);
-        (_totalPaid, _totalMinted) = (allPaid, allMinted);
-        total = allPaid;
+        _keepPaid(line, payableTotal, line.credit + (payableTotal - paid) - energy, line.minted + amount);
+        total = _count(payableTotal - paid, amount);
         emit Claimed(id, sent.until, payableTotal, payableTotal - paid);
         if (energy != 0) emit Paid(id, energy, amount);
     }
@@ -349,6 +342,19 @@ contract LineBook is AccessManaged {
 
     function _received(Kept storage line) private view returns (Reading memory) {
         return Reading(line.receivedTime, line.receivedRegister, line.receivedSeq, line.receivedKey, 0);
+    }
+
+    // what is kept together is computed first, and assigned at once: the word is then written once
+
+    function _keepPaid(Kept storage line, uint80 paid, uint80 credit, uint96 minted) private {
+        (uint72 paidNow, uint64 creditNow) = (SafeCast.toUint72(paid), SafeCast.toUint64(credit));
+        (line.paid, line.credit, line.minted) = (paidNow, creditNow, minted);
+    }
+
+    function _count(uint80 paid, uint96 minted) private returns (uint256) {
+        (uint120 allPaid, uint120 allMinted) = (_totalPaid + paid, _totalMinted + minted);
+        (_totalPaid, _totalMinted) = (allPaid, allMinted);
+        return allPaid;
     }
 
     function _keepSent(Kept storage line, Reading calldata reading) private {

@@ -24,5 +24,5 @@ def test_random_acts_break_no_invariant():
     )
     assert done.returncode == 0, done.stdout[-5_000:] + done.stderr[-2_000:]
     passed = re.findall(r"\[PASS\] (invariant_\w+)\(\) \(runs: \d+, calls: (\d+)", done.stdout)
-    assert len(passed) == 5
+    assert len(passed) == 5, done.stdout[-3_000:] + done.stderr[-3_000:]
     assert sum(int(calls) for _, calls in passed) >= LEAST_CALLS
