@@ -102,12 +102,12 @@ class Crew:
     def _knows_whose(self) -> bool:
         """Tell whether the group may go: how it is divided changes while no process has anything, for the order.
 
-        Where the first process has the last few and says nothing, the others do not wait for it.
+        Where the first process has the last few and does not finish them, or dies of them, the others do not wait.
         """
         if not any(member.waiting_bytes for member in self._members):
             self._divides = len(self._group) >= _FEW
         elif not self._divides:
-            self._divides = self._members[0].silent_s > _SLOW_S
+            self._divides = self._members[0].is_stuck
             return self._divides
         return True
 
@@ -134,6 +134,7 @@ class _Member:
         self._pipe: Connection | None = None
         self._ending = False
         self._deaths = 0  # in a row, with the same group under way
+        self._since_s = 0.0  # when it last got a group while it had none, or finished one
         self._process: multiprocessing.process.BaseProcess | None = None
         self._heard_s = 0.0
         self._begin_at_s = 0.0
@@ -144,6 +145,11 @@ class _Member:
         if self.trouble is None and self._sent and self.silent_s > _LATE_S:
             return f"judging process {self._number} has not been heard for {self.silent_s:.0f} s"
         return self.trouble
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has had a group for long, or ended over it."""
+        return bool(self._deaths) or time.monotonic() - self._since_s > _SLOW_S
 
     @property
     def silent_s(self) -> float:
@@ -170,6 +176,8 @@ class _Member:
     def hand_over(self, part: list[Incoming]) -> None:
         """Let the process have messages in their turn; those that wait become one group."""
         with self._room:
+            if not self._groups:
+                self._since_s = time.monotonic()
             if self._sent < len(self._groups) and len(self._groups[-1]) + len(part) <= GROUP:
                 self._groups[-1] = self._groups[-1] + part
             else:
@@ -272,6 +280,7 @@ class _Member:
                     if told.group_done:
                         self._sent -= 1
                         self._deaths = 0
+                        self._since_s = time.monotonic()
                         written = self._groups.popleft()
                         self.waiting_bytes -= _size(written)
                         self._source.acknowledge(written)

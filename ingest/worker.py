@@ -201,12 +201,13 @@ class Worker:
         )
         desk.kept.update(self._shelf.kept(places_to_ask(desk, opened)))
         judge = Judge(desk, self._shelf, rules, check_shares_of(opened, rules, self._pool))
+        was_due = [device for device, chain in desk.chains.items() if chain.due]  # another process may have been first
         for chain in desk.chains.values():
             if chain.due:
                 judge.go_on(chain)
         outcomes = [judge.handle(message, one, now_ms) for message, one in zip(group, opened, strict=True)]
         deserving = [outcome.device for outcome in outcomes if outcome.device is not None]
-        deserving = list(dict.fromkeys([*deserving, *(device for device in due if device in desk.chains)]))
+        deserving = list(dict.fromkeys([*deserving, *was_due]))
         waiting = self._shelf.seqs_waiting(
             {device: desk.chains[device].state.next_seq for device in deserving if desk.chains[device].waiting}, LIST
         )

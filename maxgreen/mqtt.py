@@ -427,7 +427,10 @@ class Connection:
             outgoing = [self._outbox.popleft() for _ in range(min(free, len(self._outbox)))]
         client.acknowledge(message.packet for message in answers)
         for one in outgoing:
-            self._in_flight[client.send(one.topic.encode(), one.payload, retain=one.retain)] = one.ticket
+            number = client.send(one.topic.encode(), one.payload, retain=one.retain)
+            if number in self._in_flight:
+                raise ConnectionError("the broker has not answered a message for 65,535 others")
+            self._in_flight[number] = one.ticket
 
     def _down(self, reason: str) -> None:
         with self._lock:
@@ -495,7 +498,7 @@ def _refusal(code: int) -> str:
         return ""
     try:
         return str(ReasonCode(PacketTypes.PUBACK, identifier=code))
-    except KeyError:
+    except (KeyError, ValueError):  # none of MQTT's, or none of this packet
         return f"reason code {code}"
 
 

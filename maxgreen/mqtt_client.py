@@ -72,7 +72,11 @@ class Client(mqtt.Client):
     def loop_write(self) -> MQTTErrorCode:
         """Write what waits, in as few parts as the socket takes."""
         code = super().loop_write()
-        self._flush()
+        try:
+            self._flush()
+        except OSError as error:
+            self._easy_log(mqtt.MQTT_LOG_ERR, "failed to send on socket: %s", error)
+            return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
         return code
 
     def ping_unheard(self) -> None:
@@ -90,8 +94,9 @@ class Client(mqtt.Client):
                     self._fill(_READ_AHEAD)
             except BlockingIOError:
                 return MQTTErrorCode.MQTT_ERR_AGAIN
-            except OSError:
-                pass  # paho meets it again, and says what it means
+            except OSError as error:
+                self._easy_log(mqtt.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
+                return MQTTErrorCode.MQTT_ERR_CONN_LOST
             if self._take():
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
         return super()._packet_read()

@@ -115,7 +115,8 @@ class SettlementService:
         self._clock = clock
         self._output_dir = output_dir
         self._store = store
-        self._closer = Closer(engine, store, SettlementContract(deployment), signer, deployment.network)
+        self._contract = SettlementContract(deployment)
+        self._closer = Closer(engine, store, self._contract, signer, deployment.network)
         self._payer = Payer(deployment, clock, operator, members, evidence)
 
     @classmethod
@@ -153,7 +154,9 @@ class SettlementService:
                 f"{period}: its order {there.order_id} is {there.status.label}"
                 f"{first if there.status is OrderStatus.POSTED else ''}"
             )
-        return self._settle(self._closer.revise(before, now_ms), wait=wait)
+        revised = self._closer.revise(before, now_ms)
+        rejections.over(self.engine, revised.until_s)
+        return self._settle(revised, wait=wait)
 
     def _settle(self, closed: Run, *, wait: bool) -> Settled:
         keep_run(self._store, closed, None)  # whoever sees an order finds its evidence
@@ -166,7 +169,6 @@ class SettlementService:
             votes = self._payer.votes(closed, posted)
             self._payer.claim(closed, posted)
             posted = self._payer.look(posted)
-            tell_devices(self.engine, closed, posted)
         folder = self._output_dir / closed.period
         folder.mkdir(parents=True, exist_ok=True)
         order = None if posted is None else self._payer.order_entry(closed, posted)
@@ -179,6 +181,8 @@ class SettlementService:
         statement = _write(folder / RUN, closed.data)
         page = _write(folder / "statement.html", self._page(closed, order).encode())
         _write(folder / "statement.csv", statement_csv(closed.period, closed.lines).encode())
+        if posted is not None:
+            tell_devices(self.engine, self._contract, closed, posted)
         return Settled(
             closed,
             posted,
@@ -208,13 +212,18 @@ class SettlementService:
         return statement_page(closed.period, self.deployment.network, lines, posted, owners)
 
 
-def tell_devices(engine: Engine, closed: Run, posted: Posted) -> None:
-    """Let the receipts of a run's devices say that the DAO rejected its order, or no more that it did."""
-    no = Rejection(closed.until_s, posted.code, posted.text) if posted.status is OrderStatus.REJECTED else None
-    tokens = {int(line[end]) for line in closed.lines for end in ("miner", "node")}
-    with engine.begin() as connection:
-        known = Book(connection).all_devices()
-        rejections.tell(connection, {one.record.device for one in known if one.token in tokens}, closed.until_s, no)
+def tell_devices(engine: Engine, contract: SettlementContract, closed: Run, posted: Posted) -> None:
+    """Let the receipts of a run's devices say that the DAO rejected its order, or nobody's any more that it did.
+
+    What was rejected is part of every later order: so one that was approved settles those before it.
+    """
+    if posted.status is OrderStatus.APPROVED:
+        rejections.over(engine, closed.until_s)
+    elif posted.status is OrderStatus.REJECTED and closed.until_s > contract.claimable_until_s():
+        tokens = {int(line[end]) for line in closed.lines for end in ("miner", "node")}
+        with reader(engine).begin() as connection:
+            devices = {one.record.device for one in Book(connection).all_devices() if one.token in tokens}
+        rejections.tell(engine, devices, Rejection(closed.until_s, posted.code, posted.text))
 
 
 def _holds(path: Path, data: bytes | None) -> bool:

@@ -258,6 +258,10 @@ class SettlementContract:
         """Return the number of the newest approved order, whose leaves can be claimed; 0 when there is none."""
         return int(self._chain.call(self._functions.current())[1])
 
+    def claimable_until_s(self) -> int:
+        """Return when the period of the newest approved order ends, unix s; 0 when there is none."""
+        return int(self._chain.call(self._functions.current())[3])
+
     def node_share_ppm(self) -> int:
         """Return which part of what is minted the node's owner gets; the miner's owner gets the rest."""
         return int(self._chain.call(self._functions.nodeSharePpm()))

@@ -165,7 +165,7 @@ class Story:
         payer.decide(closed, posted, wait=True)
         payer.claim(closed, posted)
         assert payer.refused == {}
-        tell_devices(self.engine, closed, payer.look(posted))
+        tell_devices(self.engine, self.world.contract, closed, payer.look(posted))
         assert self.told() == {None}
         keep_run(self.store, closed, payer.order_entry(closed, payer.look(posted)))
         pack = stored_pack(self.store, closed.period)
@@ -245,7 +245,7 @@ class Story:
         assert self.world.pass_(rejection) is ProposalState.EXECUTED
         posted = payer.look(posted)
         assert posted.status is OrderStatus.REJECTED
-        tell_devices(self.engine, closed, posted)
+        tell_devices(self.engine, self.world.contract, closed, posted)
         assert self.told() == {Rejection(closed.until_s, 62, "nobody looked at the seal")}
         assert "settle revise" in self.status().next
         with self.engine.begin() as connection:

@@ -148,6 +148,26 @@ def test_a_process_that_hangs_keeps_nobody_waiting(rig):
     rig.run(lambda: len(rig.wire.acknowledged) == len(others) + len(large))
 
 
+def test_a_process_that_dies_again_and_again_keeps_nobody_waiting(rig, monkeypatch):
+    """What kills it lies with it alone: the others' messages are divided at once, however soon it is begun again."""
+    rig.crew.start()
+    rig.wire.waiting += rig.messages[:8]
+    rig.run(lambda: len(rig.wire.acknowledged) == 8)
+    monkeypatch.setattr(crew, "_AGAIN_S", 0.0)
+    first = rig.crew._members[0]
+    poison = [Incoming(device_topic(LABS[0].device, "batch"), b"poison", packet=1, qos=1)]
+    rig.wire.waiting += poison
+    os.kill(first._process.pid, signal.SIGSTOP)
+    rig.crew.step()
+    for _ in range(2):
+        os.kill(first._process.pid, signal.SIGKILL)
+        rig.run(lambda: first._deaths > 0 and first._process is not None)
+    rig.wire.waiting += rig.messages[8:16]
+    assert rig.crew.step() == 8
+    assert rig.crew._divides
+    rig.run(lambda: len(rig.wire.acknowledged) == 17)
+
+
 def test_a_message_that_ends_who_judges_it_is_found_and_set_aside(rig):
     member, group = rig.crew._members[0], rig.messages[:5]
     member._groups.extend([list(group), rig.messages[5:8]])

@@ -202,25 +202,26 @@ def test_receipts_tell_what_the_dao_said_no_to_until_it_is_over(bench, engine):
     bench.run()
     no, later = Rejection(1_767_225_600, 63, "the loss is not explained"), Rejection(1_769_904_000, 62, "é" * 300)
 
-    def tell(until_s, rejection):
-        with engine.begin() as connection:
-            return rejections.tell(connection, {lab.device, b"a stranger's one"}, until_s, rejection)
+    def tell(rejection):
+        return rejections.tell(engine, {lab.device, b"a stranger's one"}, rejection)
 
-    assert tell(no.until_s, no) == 1
-    assert tell(no.until_s, no) == 0
+    assert tell(no) == 1
+    assert tell(no) == 0
     bench.settle()
     assert bench.receipt(lab.device).rejection == no
     assert bench.receipt(other.device).rejection is None
     bench.put(lab.next())
     bench.run()
     assert (bench.receipt(lab.device).next_seq, bench.receipt(lab.device).rejection) == (2, no)
-    assert tell(later.until_s, None) == 0  # another period's order is well
-    assert tell(later.until_s, later) == 1
-    assert tell(no.until_s, no) == 0  # older than what it knows
+    assert rejections.over(engine, no.until_s - 1) == 0  # an order before it is well
+    assert tell(later) == 1
+    assert tell(no) == 0  # older than what it knows
     bench.settle()
     assert bench.receipt(lab.device).rejection == Rejection(later.until_s, 62, "é" * 256)
-    assert tell(later.until_s, None) == 1
-    bench.settle()
+    assert rejections.over(engine, later.until_s + 2_678_400) == 1  # what came later was approved
+    forged = bytearray(lab.next())
+    forged[-1] ^= 1
+    bench.send(bytes(forged))  # what names the device and is rejected takes no receipt away
     assert bench.receipt(lab.device).rejection is None
     assert not bench.worker._shelf.due(1)
 

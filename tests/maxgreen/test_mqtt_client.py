@@ -189,6 +189,25 @@ def test_a_goodbye_is_written_before_the_end():
     assert client.socket() is None
 
 
+@pytest.mark.parametrize("doing", ["recv", "send"])
+def test_a_socket_that_breaks_ends_the_connection_with_its_reason(doing):
+    """The reason is what tells an expired certificate from a broker that restarts."""
+    wire, said, ended = Wire(), [], []
+    client, _ = ours(mqtt.MQTTv311, wire)
+    client.enable_logger(mqtt.logging.getLogger("paho"))
+    client.on_log = lambda _client, _data, _level, text: said.append(text)
+    client.on_disconnect = lambda *_: ended.append(1)
+
+    def broken(*_):
+        raise ConnectionResetError(104, "tlsv1 alert unknown ca")
+
+    setattr(wire, doing, broken)
+    client.send(b"t", b"x", retain=False)
+    (client.loop_read if doing == "recv" else client.loop_write)()
+    assert "tlsv1 alert unknown ca" in said[-1]
+    assert (ended, client.socket()) == ([1], None)
+
+
 def test_it_acknowledges_by_itself_where_nobody_else_does():
     wire = Wire([b"\x32\x06\x00\x01t\x00\x07x"])
     client, heard = ours(mqtt.MQTTv311, wire, manual_ack=False)
