@@ -17,7 +17,7 @@ from maxgreen.protocol.attestation import (
     possession_message,
     prove_possession,
 )
-from maxgreen.protocol.backend import Command, CommandKind, Receipt, sign_beacon, sign_command, sign_receipt
+from maxgreen.protocol.backend import Command, CommandKind, Receipt, Rejection, sign_beacon, sign_command, sign_receipt
 from maxgreen.protocol.batch import MAX_MESSAGE_BYTES, Event, Health, parse_batch
 from maxgreen.protocol.cose import parse
 from maxgreen.protocol.keys import MemorySigner, key_id
@@ -58,8 +58,9 @@ def messages() -> dict[str, Any]:
         events=(Event(0, 0), Event(1, 9_000, 4), Event(9, 9_500, 5, 7)),
     )
     receipt = Receipt(
-        lab.device, 1, hashlib.sha256(b"head").digest(), T0_MS, EASY, (3,), ((0, 0),), {0: (1, 2, 3)}, (1, 60)
-    )
+        lab.device, 1, hashlib.sha256(b"head").digest(), T0_MS, EASY, (3,), ((0, 0),), {0: (1, 2, 3)},
+        Rejection(T0_MS // 1000, 63, "the loss is not explained"),
+    )  # fmt: skip
     command = Command(lab.device, 9, T0_MS, T0_MS + 60_000, CommandKind.START_TRANSFER, {0: 1, 1: 60, 2: 1000})
     applicant = bytes(range(20))
     channels = (ChannelSpec(0, 0, 250_000, 5_000, 0), ChannelSpec(1, 1, 250_000, 5_000, 0))
