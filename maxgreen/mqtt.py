@@ -38,6 +38,8 @@ BACKEND_KEEPALIVE_S: Final = 10  # a broker that hangs is noticed after twice th
 SESSION_EXPIRY_S: Final = 60 * 86_400  # as persistent_client_expiration in broker_config/mosquitto.conf
 _MOST_UNWRITTEN: Final = 500  # packets that a peer does not read, before nothing more is read from it
 _REFUSED: Final = 0x80  # reason codes from here on refuse
+_MOST_TOPIC: Final = 65_535  # bytes
+_NO_TOPIC: Final = frozenset("+#\0")
 _DAY_S: Final = 86_400.0
 _FIRST_RETRY_S: Final = 1.0
 _GREETED_RETRY_S: Final = 60.0
@@ -237,7 +239,10 @@ class Connection:
         """Hand a QoS 1 message over; return its ticket, or None when not connected or too many wait.
 
         `session`: only over that connection, which a notice told of. `urgent`: before all that waits, however much.
+        ValueError for what is no topic to publish on (MQTT 5, 4.7): a broker would end the connection for it.
         """
+        if not topic or len(topic.encode()) > _MOST_TOPIC or not _NO_TOPIC.isdisjoint(topic):
+            raise ValueError(f"{topic!r}: no topic to publish on")
         with self._lock:
             full = len(self._outbox) >= self._most_waiting and not urgent
             if not self._open or full or session not in {None, self._session}:

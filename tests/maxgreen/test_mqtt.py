@@ -236,6 +236,12 @@ def test_publishing_goes_over_the_connection_that_was_meant():
     assert connection._outbox[0].payload == b"offline"
 
 
+@pytest.mark.parametrize("topic", ["", "a/+", "#", "a\0", "x" * 65_536])
+def test_what_is_no_topic_is_refused_here(topic):
+    with pytest.raises(ValueError, match="no topic"):
+        Connection(BrokerTable(port=1), "me", sink=lambda _notice: None).publish(topic, b"")
+
+
 def test_a_certificate_that_is_not_there_is_said_and_tried_again(tmp_path, caplog):
     notices = []
     settings = BrokerTable(port=1, ca=tmp_path / "none.pem")
