@@ -1,13 +1,21 @@
 """Reconnecting: a fleet spreads out, a stable connection begins afresh, a stop is a stop, and no bytes end the thread."""
 
+import contextlib
 import logging
 import os
 import random
 import socket
+import ssl
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from maxgreen import mqtt
 from maxgreen.mqtt import BrokerTable, Connected, Connection, Disconnected, Incoming
@@ -240,6 +248,59 @@ def test_publishing_goes_over_the_connection_that_was_meant():
 def test_what_is_no_topic_is_refused_here(topic):
     with pytest.raises(ValueError, match="no topic"):
         Connection(BrokerTable(port=1), "me", sink=lambda _notice: None).publish(topic, b"")
+
+
+def certificate(folder, name, issuer=None):
+    """Write a key and a certificate, of an issuer's or its own; return both as `issuer` of others."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    signing, by = issuer or (key, subject)
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(by, subject, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+    made = made.add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    signed = made.sign(signing, hashes.SHA256())
+    (folder / f"{name}.crt").write_bytes(signed.public_bytes(Encoding.PEM))
+    (folder / f"{name}.key").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    )
+    return key, subject
+
+
+def test_a_certificate_that_the_broker_does_not_take_is_said_each_time(tmp_path, monkeypatch):
+    """In TLS 1.3 the client hears of it after the handshake: at its first write, or at its first read."""
+    monkeypatch.setattr(mqtt, "_FIRST_RETRY_S", 0.01)
+    ours, _ = certificate(tmp_path, "ours"), certificate(tmp_path, "theirs")
+    for name in ("server", "client"):
+        certificate(tmp_path, name, ours)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    context.load_verify_locations(tmp_path / "theirs.crt")
+    context.verify_mode = ssl.CERT_REQUIRED
+    peer = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = peer.accept()
+                with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as secured:
+                    secured.recv(100)
+
+    threading.Thread(target=serve, daemon=True).start()
+    settings = BrokerTable(
+        host="localhost", port=peer.getsockname()[1], ca=tmp_path / "ours.crt",
+        certificate=tmp_path / "client.crt", key=tmp_path / "client.key",
+    )  # fmt: skip
+    notices = []
+    connection = Connection(settings, "me", sink=notices.append, max_retry_s=0.01)
+    connection.start()
+    wait_for(lambda: len(notices) >= 6, what="six attempts")
+    connection.stop()
+    peer.close()
+    for notice in notices[:6]:
+        assert isinstance(notice, Disconnected)
+        assert notice.refused, notice
+        assert "does it refuse this certificate?" in notice.reason
 
 
 def test_a_certificate_that_is_not_there_is_said_and_tried_again(tmp_path, caplog):
