@@ -15,13 +15,13 @@ from maxgreen.ledger.rulings import Rulings
 from maxgreen.ledger.schema import REVISION, batches, chains, counters, verdicts
 from maxgreen.ledger.sums import read_sums, replace_sums
 from maxgreen.ledger.writing import next_revision
-from maxgreen.protocol.batch import parse_batch
+from maxgreen.protocol.batch import SignedBatch, parse_batch
 from maxgreen.protocol.reasons import Reason, Rejected, Verdict
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.replay import Replay
 from maxgreen.verify.rules import DeviceRecord, Rules
 from maxgreen.verify.sums import Sums
-from maxgreen.verify.verdict import Judgement
+from maxgreen.verify.verdict import Judgement, verdict_of
 
 _MOST_WINDOW_S: Final = 2**40
 # of messages that took no place: what was rejected is trimmed, so its count cannot be counted again
@@ -74,7 +74,7 @@ def check(
         revision = book.revision()
         rules = Rulings(readers, network).rules(connection)
         known = {device.record.device: device.record for device in book.all_devices()}
-        states = book.states()
+        states = _states(connection)
         for device, record in known.items():
             devices += 1
             sums, damaged = Sums(), False
@@ -90,7 +90,7 @@ def check(
                 wrong_sums[device] = sums
             progress(count)
         wrong += _counters(connection)
-    if repair and wrong:
+    if repair and wrong and not damages:  # what is damaged may be what was counted rightly
         with engine.begin() as connection:
             if next_revision(connection, 1) != revision + 1:
                 raise UsageError(
@@ -102,8 +102,27 @@ def check(
     return Checked(devices, count, tuple(damages), tuple(differing), tuple(wrong))
 
 
+def _states(connection: Connection) -> dict[bytes, tuple[int, ChainState | None]]:
+    """Return where every chain stands, by its row's number and by its state; None for a state that is none."""
+    found: dict[bytes, tuple[int, ChainState | None]] = {}
+    for device, next_seq, data in connection.execute(select(chains.c.device, chains.c.next_seq, chains.c.state)):
+        try:
+            found[bytes(device)] = int(next_seq), ChainState.from_bytes(bytes(data))
+        except Exception:  # noqa: BLE001 - whatever its bytes are now
+            found[bytes(device)] = int(next_seq), None
+    return found
+
+
+class _DamageError(Exception):
+    """A chain cannot be judged any further."""
+
+    def __init__(self, seq: int, text: str) -> None:
+        super().__init__(text)
+        self.seq = seq
+
+
 def _chain(
-    book: Book, record: DeviceRecord, stated: ChainState | None, rules: Rules, sums: Sums
+    book: Book, record: DeviceRecord, stands: tuple[int, ChainState | None] | None, rules: Rules, sums: Sums
 ) -> Iterator[tuple[int, str, str]]:
     """Yield (seq, "", "") for each batch of a chain, and (seq, kind, text) for what is wrong with it.
 
@@ -112,35 +131,18 @@ def _chain(
     replay = Replay(ChainState.start(rules.network), record, rules)
     said: dict[int, Any] = {}
     judged: dict[int, Judgement] = {}
-    for row in book.chain_of(record.device):
-        yield row.seq, "", ""
-        message = bytes(row.message)
-        if hashlib.sha256(message).digest() != bytes(row.digest):
-            yield row.seq, "damage", _OTHER_BYTES if message else _NO_BYTES
-            return
-        try:
-            signed = parse_batch(message)
-            signed.envelope.check(record.verifier, rules.network, "batch")
-        except Rejected as error:
-            yield row.seq, "damage", str(error)
-            return
-        expected = replay.state.next_seq
-        if signed.batch.seq != row.seq or (row.seq != expected and not row.skipped_to):
-            yield row.seq, "damage", f"the chain is at {expected}: a batch is missing, or stands elsewhere"
-            return
-        if not row.skipped_to and signed.batch.prev != replay.state.head:
-            yield row.seq, "damage", "it does not follow from the batch before"
-            return
-        said[row.seq] = (row.reason, row.t0_ms, row.shares, int(row.hashes))
-        for judgement in replay.take(signed, row.received_ms, skipped_to=row.skipped_to):
-            judged[judgement.seq] = judgement
-    ended = replay.state
-    if stated is None:
-        if ended.next_seq:
-            yield ended.next_seq, "damage", "batches without a chain"
-        return
-    if (stated.next_seq, stated.head) != (ended.next_seq, ended.head):
-        yield stated.next_seq, "damage", f"the chain's state ends there, its batches at {ended.next_seq}"
+    try:
+        for row in book.chain_of(record.device):
+            yield row.seq, "", ""
+            signed = _signed(row, record, replay.state, rules.network)
+            said[row.seq] = (row.reason, row.t0_ms, row.shares, int(row.hashes))
+            for judgement in replay.take(signed, row.received_ms, skipped_to=row.skipped_to):
+                judged[judgement.seq] = judgement
+        for row in book.ahead_of(record.device, replay.state.next_seq):
+            _require_bytes(row)
+        stated = _state(stands, replay.state)
+    except _DamageError as damage:
+        yield damage.seq, "damage", str(damage)
         return
     for seq, judgement in judged.items():
         reason, t0_ms, shares, hashes = said[seq]
@@ -150,8 +152,46 @@ def _chain(
         if said[seq] != again and not waits:
             was, now = Reason(said[seq][0]).label, judgement.reason.label
             yield seq, "differs", f"judged {was} then, {now} now"
-    if not stated.dating and replace(stated, halted=False) != ended:
+    if not stated.dating and replace(stated, halted=False) != replay.state:
         yield stated.next_seq, "differs", "the chain's state is another when it is judged again"
+
+
+def _require_bytes(row: Any) -> None:
+    message = bytes(row.message)
+    if hashlib.sha256(message).digest() != bytes(row.digest):
+        raise _DamageError(row.seq, _OTHER_BYTES if message else _NO_BYTES)
+
+
+def _signed(row: Any, record: DeviceRecord, state: ChainState, network: str) -> SignedBatch:
+    """Return the batch of a row that goes on with a chain; _DamageError when it does not."""
+    _require_bytes(row)
+    try:
+        signed = parse_batch(bytes(row.message))
+        signed.envelope.check(record.verifier, network, "batch")
+    except Rejected as error:
+        raise _DamageError(row.seq, str(error)) from error
+    if signed.batch.seq != row.seq or (row.seq != state.next_seq and not row.skipped_to):
+        raise _DamageError(row.seq, f"the chain is at {state.next_seq}: a batch is missing, or stands elsewhere")
+    if not row.skipped_to and signed.batch.prev != state.head:
+        raise _DamageError(row.seq, "it does not follow from the batch before")
+    if row.verdict != verdict_of(Reason(row.reason)).value:
+        raise _DamageError(row.seq, f"its verdict is {row.verdict}, its reason {Reason(row.reason).label}")
+    return signed
+
+
+def _state(stands: tuple[int, ChainState | None] | None, ended: ChainState) -> ChainState:
+    """Return a chain's state, which stands where its batches end; _DamageError when it does not."""
+    if stands is None:
+        if ended.next_seq:
+            raise _DamageError(ended.next_seq, "batches without a chain")
+        return ended
+    numbered, stated = stands
+    if stated is None:
+        raise _DamageError(numbered, "the chain's state cannot be read")
+    if not (numbered == stated.next_seq == ended.next_seq) or stated.head != ended.head:
+        text = f"the chain's state ends there, its row at {numbered}, its batches at {ended.next_seq}"
+        raise _DamageError(stated.next_seq, text)
+    return stated
 
 
 def _sums_differ(counted: Sums, kept: Sums) -> str:

@@ -137,7 +137,7 @@ def check(
         for text in found.damages:
             print(f"damaged: {text}")
         for text in found.counters:
-            print(f"{'counted again' if repair else 'counter'}: {text}")
+            print(f"{'counted again' if repair and not found.damages else 'counter'}: {text}")
         for text in found.differing:
             print(f"judged otherwise today: {text}")
         whole = "whole" if found.whole else "not whole"

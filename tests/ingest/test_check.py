@@ -27,6 +27,8 @@ def full(bench, engine):
     bench.decide(Action.SKIP, 0, 1, device=other.device)
     other.next()
     bench.send(other.next(), lost)
+    other.next()
+    bench.send(other.next())  # it waits for the one before
     bench.send(broken.next())
     bench.send(Lab(secret=4).next([(1, 6_000)]), broken.next())
     return engine
@@ -46,6 +48,10 @@ def test_a_sound_ledger_is_whole(full):
         ("UPDATE batches SET digest = message WHERE seq = 2", "damage"),
         ("DELETE FROM batches WHERE seq = 1", "damage"),
         ("DELETE FROM chains", "damage"),
+        ("UPDATE chains SET next_seq = 0", "damage"),
+        ("UPDATE chains SET state = device", "damage"),
+        ("UPDATE batches SET digest = message WHERE NOT in_chain", "damage"),
+        ("UPDATE batches SET verdict = 'rejected' WHERE seq = 4", "damage"),
         ("UPDATE batches SET reason = 9, verdict = 'rejected' WHERE seq = 4", "differs"),
         ("UPDATE batches SET shares = 3 WHERE seq = 4", "differs"),
         ("UPDATE verdicts SET count = count + 1", "counter"),
@@ -58,6 +64,8 @@ def test_every_kind_of_damage_is_found_and_counters_are_mended(full, damage, kin
         connection.execute(text(damage))
     found = check(full, NETWORK, repair=True)
     assert bool(found.damages) == (kind == "damage")
+    if kind == "damage":  # what is counted now may be what is damaged
+        assert check(full, NETWORK).counters == found.counters
     if kind == "counter":
         assert found.counters
         assert check(full, NETWORK).whole
