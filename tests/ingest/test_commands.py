@@ -42,7 +42,7 @@ class Station:
         self.clock_file = folder / "clock"
         self.config = folder / "ingest.toml"
         self.config.write_text(
-            f'ledger = "sqlite:///{folder}/ledger.db"\nkey_file = "{folder}/backend.pem"\n'
+            f'ledger = "{engine.url.render_as_string(hide_password=False)}"\nkey_file = "{folder}/backend.pem"\n'
             f'clock_file = "{self.clock_file}"\n[chain]\ndeployment = "{folder}/deployment.json"\n'
         )
         self.wire, self.clock, self.bench = Wire(), Clock(), Bench(engine)
@@ -68,8 +68,8 @@ class Station:
 
 
 @pytest.fixture
-def engine(tmp_path):
-    return made(f"sqlite:///{tmp_path / 'ledger.db'}")
+def engine(ledger_url):
+    return made(ledger_url)
 
 
 @pytest.fixture

@@ -8,16 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
+from ingest.check import check
 from maxgreen.chain.orders import Ends, Line, LossTerms, Reading
 from maxgreen.errors import Retryable
+from maxgreen.ledger import rejections
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine, reader
 from maxgreen.ledger.lease import TERM_S, Lease
 from maxgreen.ledger.registry import KnownDevice, put_devices
-from maxgreen.ledger.schema import batches, beacons, metadata
-from maxgreen.protocol.backend import sign_beacon
+from maxgreen.ledger.schema import batches, beacons, chains, commands, metadata, periods, replaced_periods, segments
+from maxgreen.protocol.backend import Rejection, sign_beacon
 from maxgreen.protocol.batch import Role
 from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason
@@ -28,6 +30,7 @@ from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
 from tests.conftest import served
 from tests.ingest.desks import BACKEND, NOBODY, Bench, reasons, register, rows
 from tests.ingest.site import Site
+from tests.ingest.test_worker import poison
 from tests.services import free_port, mosquitto_server, stop, wait_for
 
 pytestmark = pytest.mark.services
@@ -216,6 +219,92 @@ def test_a_lease_of_a_process_that_is_no_more_is_free(engine):
     dead._holder = dead._holder.rsplit(":", 2)[0] + ":4194300:gone"
     assert dead.held()
     assert Lease(engine, "x").held()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_poison_ends_no_service_now_or_after_a_restart(site, processes):
+    """Every message that ever broke one, before and after it is killed; the device that sent it is served on."""
+    lab, port = site.lab(1), free_port()
+    bad = list(poison(site.lab(1), site.network))
+    good = [lab.sign(lab.batch([(1, 1)]), network=site.network) for _ in range(3)]
+    site.subscribed("ingest")
+    client, topic = site.client("publisher"), device_topic(lab.device, "batch")
+
+    def send(*messages):
+        for message in messages:
+            client.publish(topic, message, qos=1).wait_for_publish(30)
+
+    def kept():
+        with reader(site.engine).begin() as connection:
+            return {bytes(row.message) for row in Book(connection).all_evidence(1_000)}
+
+    service = site.service(http=port, processes=processes)
+    try:
+        send(*bad[::2], good[0])
+        wait_for(lambda: judged(site) == 1 and kept() >= set(bad[::2]), what="the first half")
+        service.kill()
+        service.wait()
+        send(*bad[1::2], *good[1:])
+        service = site.service(http=port, processes=processes)
+        wait_for(lambda: judged(site) == 3 and kept() >= set(bad), what="the rest")
+        assert reasons(site.engine, lab.device) == [Reason.NONE] * 3
+        wait_for(lambda: site.ready(port) == '{"status":"ok"}', what="readiness")
+        assert service.poll() is None
+        assert "Traceback" not in site.log()
+    finally:
+        stop(service)
+        client.disconnect()
+        client.loop_stop()
+
+
+def test_a_ledger_with_everything_in_it_goes_down_and_up_again(ledger_url):
+    """What an earlier version knows stays, and the ledger is whole and goes on."""
+    from importlib.resources import files
+
+    from alembic import command
+    from alembic.config import Config
+
+    engine = open_engine(ledger_url)
+    register(engine, Lab())
+    with engine.begin() as connection:
+        Book(connection).set_limits(0, Limits(pow_nbits_min=EASY, late_s=10**8))
+    bench, lab = Bench(engine), Lab()
+    bench.send(lab.next(), lab.next())
+    lab.next()
+    bench.send(lab.next())  # it waits for the one before
+    assert rejections.tell(engine, [lab.device], Rejection(1_767_225_600, 63, "why")) == 1
+    with engine.begin() as connection:
+        some = {"device": lab.device, "number": 1}
+        connection.execute(insert(commands).values(**some, expires_ms=1, who="x", message=b"1", obeyed=True, told_ms=2))
+        connection.execute(
+            insert(segments).values(**some, first_seq=0, next_seq=2, digest=b"1", first_ms=1, last_ms=2, state=b"s")
+        )
+        period = {"until_s": 1, "period": "2026-01", "run": b"r", "document": "{}", "closed_ms": 1}
+        connection.execute(insert(periods).values(**period, claims="[]", revision=3))
+        connection.execute(insert(replaced_periods).values(**period, replaced_ms=4))
+
+    def stands():
+        with engine.begin() as connection:
+            known = [column for column in chains.c if column is not chains.c.rejection]
+            return (
+                connection.execute(select(*known)).all(),
+                connection.execute(select(batches).order_by(batches.c.seq)).all(),
+                connection.execute(select(commands)).all(),
+            )
+
+    bench.settle()
+    before = stands()
+    config = Config()
+    config.set_main_option("script_location", str(files("maxgreen.ledger").joinpath("migrations")))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        for _ in range(3):
+            command.downgrade(config, "-1")
+        command.upgrade(config, "head")
+    assert stands() == before
+    found = check(engine, NETWORK)
+    assert (found.damages, found.counters) == ((), ())
+    assert Bench(engine).send(lab.sign(lab.batch(seq=9))).reason is Reason.GAP_BEFORE
 
 
 def test_the_schema_goes_up_and_down(ledger_url):

@@ -249,7 +249,7 @@ def test_the_ledger_keeps_the_signed_bytes_verbatim(bench, engine):
     assert bytes(row.message) == message
 
 
-def poison(lab):
+def poison(lab, network=NETWORK):
     """Messages that broke a service: huge numbers as keys and values, foreign text, deep nesting, odd topics."""
     huge = 10**5_000
     payloads = [
@@ -262,10 +262,10 @@ def poison(lab):
         b"\x00" * 65_537,
     ]
     for payload in payloads:
-        yield cose.sign(payload, lab.signer, NETWORK, "batch")
+        yield cose.sign(payload, lab.signer, network, "batch")
         yield payload
-    yield lab.sign(lab.batch(t0_boot_ms=2**64 - 1))
-    yield lab.sign(replace(lab.batch(), seq=2**63))
+    yield lab.sign(lab.batch(t0_boot_ms=2**64 - 1), network=network)
+    yield lab.sign(replace(lab.batch(), seq=2**63), network=network)
 
 
 def test_no_message_ends_ingest_and_each_is_kept(bench, engine):
