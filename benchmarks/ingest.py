@@ -11,7 +11,8 @@ runs from the service's connection to the last commit.
 latency: batches that come at a steady rate; from the publish to the receipt at a subscriber.
 growth: processor time a batch, in one process and without a broker, by the number of devices and of batches held; in
 groups of a hundred, each device once, as they come from a fleet.
-memory: of the service, after a batch of each of `--fleet` devices; the largest of its processes.
+memory: of the service, after a batch of each of `--fleet` devices, which name as many beacons, in a ledger that has
+those of a year; the largest of its processes.
 view: as ledger, until every sample is in InfluxDB; with --telegraf in turn with Telegraf, which reads the same
 samples as line protocol and verifies nothing.
 """
@@ -57,6 +58,7 @@ from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import open_engine
 from maxgreen.ledger.registry import KnownDevice, put_devices
 from maxgreen.ledger.schema import REVISION, counters
+from maxgreen.ledger.schema import beacons as beacons_table
 from maxgreen.ledger.schema import chains as chains_table
 from maxgreen.mqtt import Incoming
 from maxgreen.protocol.backend import decode_receipt, sign_beacon
@@ -74,6 +76,7 @@ WHAT = ("ledger", "latency", "growth", "memory", "view", "all")
 FIRST_SECRET = 1_000
 SAMPLES = 60
 _TOGETHER = 100
+YEAR_OF_BEACONS = 525_600
 SYSTEM = {"kind": "miner", "channels": [], "place_deci": None, "since_ms": 0}
 
 
@@ -276,6 +279,7 @@ class Bench:
         self.options.devices = fleet = self.options.fleet
         messages = self.messages(fleet, fleet)
         engine = self.fresh(database)
+        self.put_a_year_of_beacons(engine)
         self.queue("ingest", [(device_topic(device, "batch"), message) for device, message in messages])
         with self.service(engine) as process:
             self.connected(process)
@@ -378,7 +382,12 @@ class Bench:
             each = -(-count // devices)
             chains = []
             with ProcessPoolExecutor() as pool:
-                jobs = [pool.submit(signed, FIRST_SECRET + k, each, self.network) for k in range(devices)]
+                number = beacon().number
+                jobs = [
+                    # where each device has one batch only, each has a beacon of its own
+                    pool.submit(signed, FIRST_SECRET + k, each, self.network, work=number + (k if each == 1 else 0))
+                    for k in range(devices)
+                ]
                 for job in jobs:
                     chains.append(job.result())
                     self.progress.advance(task)
@@ -413,6 +422,17 @@ class Bench:
             book.set_limits(0, Limits(pow_nbits_min=EASY, late_s=10**8))
             book.add_beacon(challenge, sign_beacon(challenge, self.signer, self.network))
         return engine
+
+    def put_a_year_of_beacons(self, engine: Engine) -> None:
+        """Let the ledger have as many beacons as a year brings, one a minute."""
+        rows = []
+        for number in range(beacon().number + 1, beacon().number + YEAR_OF_BEACONS):
+            one = replace(beacon(number), block_number=0)
+            message = sign_beacon(one, self.signer, self.network)
+            rows.append({"number": number, "issued_s": one.issued_s, "message": message})
+        with engine.begin() as connection:
+            for start in range(0, len(rows), 10_000):
+                connection.execute(insert(beacons_table), rows[start : start + 10_000])
 
     def client(self, name: str) -> mqtt.Client:
         """Return a connected client."""
@@ -477,10 +497,15 @@ class Bench:
 READINGS = tuple((18_000_000 + 1_000 * (k % 7), 1_000_000 + 500 * k) for k in range(SAMPLES))
 
 
-def signed(secret: int, count: int, network: str, seq: int = 0, head: bytes | None = None) -> list[bytes]:
-    """Return batches of a device from a seq on: 60 one-second samples of one channel, one share each."""
+def signed(
+    secret: int, count: int, network: str, seq: int = 0, head: bytes | None = None, work: int | None = None
+) -> list[bytes]:
+    """Return batches of a device from a seq on: 60 one-second samples of one channel, one share each.
+
+    `work`: the number of the beacon that it is done on.
+    """
     lab = Lab(secret, roles=(Role.GENERATION,), seq=seq, head=head or network_digest(network))
-    challenge = beacon()
+    challenge = beacon() if work is None else beacon(work)
     return [lab.sign(lab.batch(READINGS, work=lab.work(challenge, shares=1)), network=network) for _ in range(count)]
 
 
