@@ -41,7 +41,7 @@ class InfluxSink:
                 self._token = token
             return self._api
 
-    def write(self, lines: str) -> None:
+    def write(self, lines: bytes) -> None:
         """Write lines; BadLinesError, TooLargeError, TooOldError, Retryable or Fatal say what was not taken."""
         try:
             self._connected().write(self._settings.bucket, self._settings.org, lines, write_precision="ns")

@@ -20,40 +20,42 @@ _MINUTE_MS: Final = 60_000
 
 def batch_lines(row: Any) -> list[str]:
     """Return the lines of a row of `batches`: its verdict, and when it is accepted its samples and registers."""
-    return batch_text(row)[0].split("\n")
+    return batch_text(row)[0].decode().split("\n")
 
 
-def batch_text(row: Any) -> tuple[str, int]:
+def batch_text(row: Any) -> tuple[bytes, int]:
     """Return the same as one text, and how many lines it has."""
-    text = "\n".join(_batch_parts(row))
-    return text, text.count("\n") + 1
+    text = b"".join(_batch_parts(row))[:-1]
+    return text, text.count(b"\n") + 1
 
 
-def _batch_parts(row: Any) -> Iterator[str]:
+def _batch_parts(row: Any) -> Iterator[bytes]:
+    """Yield lines, or some at once; each ends in a new line."""
     device = bytes(row.device).hex()
     reason = Reason(row.reason)
     yield (
         f'batch,device={device} verdict="{row.verdict}",reason="{reason.label}",seq={row.seq}i,shares={row.shares}i,'
-        f"hashes={float(row.hashes)} {row.received_ms * NS_PER_MS + row.seq % NS_PER_MS}"
-    )
+        f"hashes={float(row.hashes)} {row.received_ms * NS_PER_MS + row.seq % NS_PER_MS}\n"
+    ).encode()
     if row.verdict != Verdict.ACCEPTED.value or row.t0_ms is None:
         return
     if row.shares:
-        yield f"work,device={device} shares={row.shares}i,hashes={float(row.hashes)} {row.t0_ms * NS_PER_MS}"
+        work = f"work,device={device} shares={row.shares}i,hashes={float(row.hashes)} {row.t0_ms * NS_PER_MS}\n"
+        yield work.encode()
     channels, events = contents_of(bytes(row.message))
     for place, event in enumerate(events):
         t_ns = (row.t0_ms + event.offset_ms) * NS_PER_MS + row.seq % 1_000 * 1_000 + place % 1_000
-        yield f'event,device={device} text="{_event_name(event.kind)}",kind={event.kind}i {t_ns}'
+        yield f'event,device={device} text="{_event_name(event.kind)}",kind={event.kind}i {t_ns}\n'.encode()
     for channel in channels:
         tags = f"device={device},channel={channel.number},role={role_name(channel.role)}"
         arrays = (channel.voltage, channel.current, channel.offsets)
-        yield sample_lines(tags, *arrays, row.t0_ms).decode()[:-1]
-        yield minute_lines(tags, *arrays, row.t0_ms, row.seq % NS_PER_MS).decode()[:-1]
+        yield sample_lines(tags, *arrays, row.t0_ms)
+        yield minute_lines(tags, *arrays, row.t0_ms, row.seq % NS_PER_MS)
         last_ns = (row.t0_ms + channel.last_offset_ms) * NS_PER_MS
         yield (
             f"register,{tags} forward_kwh={channel.register_mws / 3.6e9},reverse_kwh={channel.reverse_mws / 3.6e9},"
-            f"gap_s={decimal(channel.gap_ms, 3)} {last_ns}"
-        )
+            f"gap_s={decimal(channel.gap_ms, 3)} {last_ns}\n"
+        ).encode()
 
 
 def _event_name(kind: int) -> str:

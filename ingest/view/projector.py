@@ -43,7 +43,7 @@ class Item:
     at: int  # where it stands among what its position counts: its revision, or the evidence's id
     device: bytes  # empty for a rejected message
     number: int  # its seq, or the evidence's id
-    text: str
+    text: bytes
     lines: int
 
 
@@ -52,7 +52,7 @@ def _batch(row: Any) -> Item:
 
 
 def _rejected(row: Any) -> Item:
-    return Item(int(row.id), b"", int(row.id), rejected_line(row), 1)
+    return Item(int(row.id), b"", int(row.id), rejected_line(row).encode(), 1)
 
 
 class _Attempt:
@@ -208,7 +208,7 @@ class Projector:
     def _write(self, items: Sequence[Item]) -> list[tuple[Item, str]]:
         """Write items; return those that the database refuses for what they are."""
         try:
-            self._sink.write("\n".join(item.text for item in items))
+            self._sink.write(b"\n".join([item.text for item in items]))
         except TooOldError as error:
             _LOG.info("not in the view, the database keeps nothing that old: %s", error)
         except TooLargeError as error:

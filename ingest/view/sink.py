@@ -36,7 +36,7 @@ def target_of(settings: InfluxSettings) -> str:
 class Sink(Protocol):
     """Where lines go."""
 
-    def write(self, lines: str) -> None:
+    def write(self, lines: bytes) -> None:
         """Write lines; BadLinesError, TooLargeError, TooOldError, Retryable or Fatal say what was not taken."""
         ...
 
@@ -60,7 +60,7 @@ def write_lines(sink: Sink, lines: Sequence[str]) -> None:
     Retryable and Fatal when the database is away or does not let us in.
     """
     try:
-        sink.write("\n".join(lines))
+        sink.write("\n".join(lines).encode())
     except TooOldError as error:
         _LOG.info("not in the view, the database keeps nothing that old: %s", error)
     except (BadLinesError, TooLargeError) as error:

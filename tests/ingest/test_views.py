@@ -48,7 +48,7 @@ class FakeSink:
         self.lines, self.error, self.bad, self.requests, self.most = {}, None, "", 0, 10**9
 
     def write(self, text):
-        lines = text.split("\n")
+        lines = text.decode().split("\n")
         self.requests += 1
         if self.error:
             raise self.error
@@ -277,7 +277,7 @@ def test_a_request_that_fails_for_ever_is_made_smaller(engine):
     write, fails = fake.write, [0]
 
     def chokes(lines):
-        if lines.count("\n") >= 100:
+        if lines.count(b"\n") >= 100:
             fails[0] += 1
             raise Retryable("InfluxDB answered 500")
         write(lines)
