@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.progress import Progress, SpinnerColumn
@@ -31,6 +31,7 @@ from maxgreen.store import open_store
 from maxgreen.units import MWS_PER_KWH, counted
 from maxgreen.verify.rules import Action, Decision
 
+_MOST_ASIDE: Final = 1_000  # lines of text
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Verify batches, keep the ledger, answer receipts.")
 
 DEFAULT_CONFIG = Path("/etc/maxgreen/ingest.toml")
@@ -240,14 +241,16 @@ def aside(
     with reader(engine).begin() as connection:
         rows = [
             {"device": bytes(row.device).hex(), "number": row.number, "text": row.text}
-            for row in Book(connection).all_aside()
+            for row in Book(connection).all_aside(None if as_json else _MOST_ASIDE + 1)
         ]
     if as_json:
         print(json.dumps(rows))
         return
-    for row in rows:
+    for row in rows[:_MOST_ASIDE]:
         what = f"{row['device']} seq {row['number']}" if row["device"] else f"rejected message {row['number']}"
         print(f"{what}: {row['text']}")
+    if len(rows) > _MOST_ASIDE:
+        print("… and more; --json lists all")
     if not rows:
         print("InfluxDB refused nothing")
 

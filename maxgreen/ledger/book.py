@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, or_, select, update
 
+from maxgreen.ledger.bulk import portions
 from maxgreen.ledger.desk import Due
 from maxgreen.ledger.registry import KnownDevice, known_device
 from maxgreen.ledger.schema import (
@@ -170,13 +171,14 @@ class Book:
         row = update(batches).where(batches.c.device == device, batches.c.seq == seq)
         self._db.execute(row.values(revision=next_revision(self._db, 1)))
 
-    def all_aside(self, limit: int = 1_000) -> list[Any]:
+    def all_aside(self, limit: int | None = None) -> list[Any]:
         """Return what the view refused, oldest first."""
         return list(self._db.execute(select(aside).order_by(aside.c.id).limit(limit)))
 
     def clear_aside(self, ids: list[int]) -> None:
         """Forget that the view refused these."""
-        self._db.execute(delete(aside).where(aside.c.id.in_(ids)))
+        for some in portions(ids):
+            self._db.execute(delete(aside).where(aside.c.id.in_(some)))
 
     # beacons, receipts, decisions, limits
 

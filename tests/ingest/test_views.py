@@ -13,7 +13,9 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert
+from typer.testing import CliRunner
 
+from ingest.cli import app
 from ingest.config import InfluxSettings
 from ingest.http import make_app
 from ingest.metrics import Metrics
@@ -172,6 +174,34 @@ def test_rejected_messages_are_replayed_too(engine):
     assert Projector(engine, fake).replay() == (0, 2)
     assert all_aside(engine) == []
     assert len(fake.lines) == 2
+
+
+def test_the_command_lists_what_was_set_aside_and_writes_all_of_it_again(engine, influx, tmp_path):
+    """More than a screen of it, into a real InfluxDB."""
+    url, token, org, name = bucket_of(influx, f"aside{uuid.uuid4().hex}")
+    Bench(engine).send(*[b"noise %d" % k for k in range(1_500)])
+    with engine.begin() as connection:
+        book = Book(connection)
+        for row in book.all_evidence(2_000):
+            book.set_aside(b"", row.id, "field type conflict")
+    (tmp_path / "token").write_text(token)
+    config = tmp_path / "ingest.toml"
+    config.write_text(
+        f'ledger = "{engine.url.render_as_string(hide_password=False)}"\n[influx]\nurl = "{url}"\norg = "{org}"\n'
+        f'token_file = "{tmp_path}/token"\nbucket = "{name}"\n'
+    )
+
+    def run(*options):
+        done = CliRunner().invoke(app, ["aside", "--config", str(config), *options])
+        assert done.exit_code == 0, (done.output, done.exception)
+        return done.output
+
+    assert "… and more; --json lists all" in run()
+    assert len(json.loads(run("--json"))) == 1_500
+    assert run("--replay") == "the running service writes 0 batches again; 1500 rejected messages are written\n"
+    assert run() == "InfluxDB refused nothing\n"
+    [series] = query((url, token, org, name), 'SELECT count("id") FROM "rejected"')
+    assert series["values"][0][1] == 1_500
 
 
 def test_good_rows_that_were_set_aside_with_bad_ones_are_written_in_the_end(engine):
