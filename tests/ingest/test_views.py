@@ -555,11 +555,11 @@ def test_a_wrong_token_or_bucket_holds_the_view(engine, influx, tmp_path):
     url, _token, org, bucket = influx
     (tmp_path / "bad").write_text("wrong")
     with pytest.raises(Fatal, match="check url, token and bucket"):
-        InfluxSink(InfluxSettings(url=url, token_file=tmp_path / "bad", org=org, bucket=bucket)).write("a b=1 1")
+        InfluxSink(InfluxSettings(url=url, token_file=tmp_path / "bad", org=org, bucket=bucket)).write(b"a b=1 1")
     with pytest.raises(BadLinesError):
         sink(influx, tmp_path).write("not line protocol")
     with pytest.raises(Retryable):
-        InfluxSink(InfluxSettings(url="http://127.0.0.1:9", org=org, bucket=bucket)).write("a b=1 1")
+        InfluxSink(InfluxSettings(url="http://127.0.0.1:9", org=org, bucket=bucket)).write(b"a b=1 1")
 
 
 def test_gauges_of_readiness_need_nobody_who_asks_for_health():
