@@ -21,10 +21,10 @@ _NAMED: Final = 10_000  # values of one statement, or pairs of them
 T = TypeVar("T")
 
 
-def portions(items: Sequence[T]) -> Iterator[list[T]]:
-    """Return items in parts that one statement can name."""
-    for start in range(0, len(items), _NAMED):
-        yield list(items[start : start + _NAMED])
+def portions(items: Sequence[T], most: int = _NAMED) -> Iterator[list[T]]:
+    """Yield items in parts of at most so many: as many as one statement can name, where nothing else is said."""
+    for start in range(0, len(items), most):
+        yield list(items[start : start + most])
 
 
 def insert_many(connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[_Row]) -> None:

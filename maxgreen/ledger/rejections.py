@@ -5,6 +5,7 @@ from typing import Final
 
 from sqlalchemy import Engine, case, select, update
 
+from maxgreen.ledger.bulk import portions
 from maxgreen.ledger.desk import Due
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.schema import chains
@@ -40,9 +41,8 @@ def _told(engine: Engine) -> dict[bytes, Rejection]:
 
 def _set(engine: Engine, devices: Collection[bytes], wanted: bytes | None) -> int:
     values = {"rejection": wanted, "due": _DUE, "version": chains.c.version + 1}
-    ordered, changed = sorted(devices), 0
-    for start in range(0, len(ordered), _AT_ONCE):
-        some = ordered[start : start + _AT_ONCE]
+    changed = 0
+    for some in portions(sorted(devices), _AT_ONCE):
         with engine.begin() as connection:
             changed += connection.execute(update(chains).where(chains.c.device.in_(some)).values(values)).rowcount
     return changed

@@ -114,11 +114,10 @@ def test_a_command_that_is_killed_anywhere_is_run_again_and_counts_once(desk, mo
     record = hand.file("record.json", ["hashes"])
     registry = world.deployment.registry.functions
     hand(lambda: world.ask(registry.recordOf(1, 1))[1], "operator", "operator record", 1, "pool", record)
-    suspended = world.functions("MinerRegistry")
     hand(
         lambda: len([p for p in proposals() if "suspended" in p["description"]]) == 1,
         "m1", "dao status", 1, "suspended", "look at it",
     )  # fmt: skip
-    assert world.ask(suspended.statusOf(1)) == 1
+    assert world.ask(registry.statusOf(1)) == 1
     assert hand.commands == COMMANDS
     assert hand.kills >= COMMANDS
