@@ -13,6 +13,7 @@ from maxgreen.ledger.schema import devices
 from maxgreen.verify.rules import DeviceRecord
 
 _KNOWN: Final = 100_000  # devices that are remembered, about 1 kB each
+_AT_ONCE: Final = 10_000  # a database takes so many parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def _record(system: Mapping[str, Any]) -> DeviceRecord:
 def put_devices(connection: Connection, known: Iterable[KnownDevice]) -> int:
     """Mirror registry entries; return how many were new or had changed."""
     wanted = list({device.record.device: _values(device) for device in known}.items())
-    return sum(_put(connection, dict(part)) for part in portions(wanted))
+    return sum(_put(connection, dict(part)) for part in portions(wanted, _AT_ONCE))
 
 
 def _put(connection: Connection, wanted: dict[bytes, dict[str, Any]]) -> int:
