@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book, Verbatim
+from maxgreen.ledger.bulk import Bulk
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.rulings import Rulings
 from maxgreen.ledger.schema import REVISION, batches, chains, counters, verdicts
@@ -92,13 +93,15 @@ def check(
         wrong += _counters(connection)
     if repair and wrong and not damages:  # what is damaged may be what was counted rightly
         with engine.begin() as connection:
-            if next_revision(connection, 1) != revision + 1:
+            with Bulk(connection) as bulk:
+                taken = next_revision(bulk, 1 + len(wrong_sums))
+            if taken != revision + 1 + len(wrong_sums):
                 raise UsageError(
                     "the ledger changed while it was checked: stop every service that writes it, and check again"
                 )
             _count_again(connection)
-            for device, sums in wrong_sums.items():
-                replace_sums(connection, device, sums, next_revision(connection, 1))
+            for number, (device, sums) in enumerate(wrong_sums.items(), revision + 2):
+                replace_sums(connection, device, sums, number)
     return Checked(devices, count, tuple(damages), tuple(differing), tuple(wrong))
 
 

@@ -20,7 +20,7 @@ from ingest.source import Source
 from maxgreen.clock import Clock
 from maxgreen.errors import Retryable
 from maxgreen.ledger.desk import NOBODY, Desk, Evidence
-from maxgreen.ledger.engine import ConflictError, LedgerAwayError, reader
+from maxgreen.ledger.engine import ConflictError, LedgerAwayError, glance
 from maxgreen.ledger.rulings import Rulings
 from maxgreen.ledger.shelf import Shelf
 from maxgreen.ledger.writing import write
@@ -70,7 +70,7 @@ class Worker:
     ) -> None:
         """Signatures and shares are checked on `threads`: as many as the machine has processors."""
         self._engine = engine
-        self._readers = reader(engine)
+        self._readers = glance(engine)
         self._source = source
         self._network = network
         self._signer = signer

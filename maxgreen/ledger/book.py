@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, insert, or_, select, update
 
-from maxgreen.ledger.bulk import portions
+from maxgreen.ledger.bulk import Bulk, portions
 from maxgreen.ledger.desk import Due
 from maxgreen.ledger.registry import KnownDevice, known_device
 from maxgreen.ledger.schema import (
@@ -168,8 +168,10 @@ class Book:
 
     def show_again(self, device: bytes, seq: int) -> None:
         """Give a batch a new revision, so that every reader of changes takes it once more."""
+        with Bulk(self._db) as bulk:
+            revision = next_revision(bulk, 1)
         row = update(batches).where(batches.c.device == device, batches.c.seq == seq)
-        self._db.execute(row.values(revision=next_revision(self._db, 1)))
+        self._db.execute(row.values(revision=revision))
 
     def all_aside(self, limit: int | None = None) -> list[Any]:
         """Return what the view refused, oldest first."""

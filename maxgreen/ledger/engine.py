@@ -28,6 +28,7 @@ from sqlalchemy.exc import (
 )
 
 from maxgreen.errors import Fatal, Retryable
+from maxgreen.ledger.arrays import Array, dumper
 
 _BUSY_MS: Final = 30_000
 _CACHE_KIB: Final = 16_384
@@ -121,6 +122,11 @@ def reader(engine: Engine) -> Engine:
     return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
+def glance(engine: Engine) -> Engine:
+    """Return an engine for those whose statements stand alone: PostgreSQL is asked for no transaction around each."""
+    return reader(engine) if engine.dialect.name == "sqlite" else engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
 def close(engine: Engine) -> None:
     """Close what an engine and its readers have open: the last connection of a SQLite file leaves it in one file."""
     with _reading:
@@ -139,6 +145,7 @@ def _engine(url: str, *, read_only: bool = False) -> Engine:
         if address.drivername == "postgresql":  # SQLAlchemy would look for psycopg2
             address = address.set(drivername="postgresql+psycopg")
         engine = create_engine(address, connect_args=_POSTGRES)
+        event.listen(engine, "connect", _prepare_postgres)
         event.listen(engine, "checkin", _note_use)
         event.listen(engine, "checkout", partial(_ping, engine.dialect))
     event.listen(engine, "handle_error", _translate)
@@ -165,6 +172,10 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    connection.adapters.register_dumper(Array, dumper())
 
 
 def _begin_writing(connection: Any) -> None:

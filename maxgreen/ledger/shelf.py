@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, and_, bindparam, func, or_, select, tuple_
 
-from maxgreen.ledger.bulk import portions
+from maxgreen.ledger.bulk import one_of, portions
 from maxgreen.ledger.desk import Chain, Desk, Due, Kept
 from maxgreen.ledger.registry import Records
 from maxgreen.ledger.schema import RULES, batches, chains, counters, devices
@@ -24,7 +24,6 @@ _KNOWN: Final = (
         select(counters.c.value).where(counters.c.name == RULES).scalar_subquery(),
     )
     .join(chains, chains.c.device == devices.c.device, isouter=True)
-    .where(devices.c.device.in_(bindparam("ids", expanding=True)))
 )  # fmt: skip
 _KEPT: Final = select(batches.c.device, batches.c.seq, batches.c.digest).where(
     tuple_(batches.c.device, batches.c.seq).in_(bindparam("places", expanding=True))
@@ -42,6 +41,7 @@ class Shelf:
     def __init__(self, engine: Engine, network: str) -> None:
         """`engine` is one for readers."""
         self._engine = engine
+        self._known = _KNOWN.where(one_of(engine.dialect, devices.c.device, "ids"))
         self._records = Records()
         self._start = ChainState.start(network)
         self._states: OrderedDict[bytes, tuple[int, ChainState]] = OrderedDict()  # by device, with the row's version
@@ -54,7 +54,7 @@ class Shelf:
         found: dict[bytes, Chain] = {}
         change: int | None = None
         for some in portions(list(ids)):
-            rows = connection.execute(_KNOWN, {"ids": some})
+            rows = connection.execute(self._known, {"ids": some})
             for device, system, version, state, waiting, waiting_bytes, due, credited, rejection, change_now in rows:
                 change = change_now
                 record = self._records.record(device, system)

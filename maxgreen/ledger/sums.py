@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, delete, func, select
 
-from maxgreen.ledger.bulk import ADD, MOST, NEW, OR, upsert_many
+from maxgreen.ledger.bulk import ADD, MOST, NEW, OR, Bulk
 from maxgreen.ledger.schema import SQUARE_UNIT, batches, sums, windows
 from maxgreen.verify.sums import Break, ChannelSum, DeviceSum, Sums
 
@@ -30,7 +30,7 @@ _SUM_MERGES: Final = {
 }
 
 
-def add_sums(connection: Connection, added: Sums, revision: int) -> None:
+def add_sums(bulk: Bulk, added: Sums, revision: int) -> None:
     """Add what batches add up to; the windows that they touch get a revision."""
     whole = [
         (
@@ -39,7 +39,7 @@ def add_sums(connection: Connection, added: Sums, revision: int) -> None:
         )
         for (device, window_s), one in sorted(added.devices.items())
     ]  # fmt: skip
-    upsert_many(connection, windows, _WINDOW_MERGES, whole)
+    bulk.upsert(windows, _WINDOW_MERGES, whole)
     channels = [
         (
             *place, one.energy_mws, one.reverse_mws, *divmod(one.square_current, SQUARE_UNIT), one.counted_ms,
@@ -47,7 +47,7 @@ def add_sums(connection: Connection, added: Sums, revision: int) -> None:
         )
         for place, one in sorted(added.channels.items())
     ]  # fmt: skip
-    upsert_many(connection, sums, _SUM_MERGES, channels)
+    bulk.upsert(sums, _SUM_MERGES, channels)
 
 
 def read_sums(connection: Connection, device: bytes, from_s: int, until_s: int) -> Sums:
@@ -132,4 +132,5 @@ def replace_sums(connection: Connection, device: bytes, counted: Sums, revision:
     """Let a device's sums be these."""
     for table in (windows, sums):
         connection.execute(delete(table).where(table.c.device == device))
-    add_sums(connection, counted, revision)
+    with Bulk(connection) as bulk:
+        add_sums(bulk, counted, revision)

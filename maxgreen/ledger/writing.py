@@ -1,12 +1,13 @@
 """Writing a desk: one transaction, a few statements, nothing where another process was first."""
 
 import hashlib
+from collections import Counter
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from maxgreen.ledger.bulk import ADD, NEW, insert_many, update_many, upsert_many
+from maxgreen.ledger.bulk import ADD, NEW, Bulk
 from maxgreen.ledger.desk import Chain, Desk
 from maxgreen.ledger.engine import ConflictError
 from maxgreen.ledger.schema import REVISION, RULES, batches, chains, commands, counters, evidence, receipts, verdicts
@@ -19,10 +20,8 @@ EVIDENCE_MESSAGES: Final = 10_000  # kept of one device, and of all that name no
 EVIDENCE_BYTES: Final = 64 * 2**20
 _DAY_MS: Final = 86_400_000
 _TAKE_REVISIONS: Final = (
-    update(counters)
-    .where(counters.c.name.in_([REVISION, RULES]))
-    .values(value=counters.c.value + case((counters.c.name == REVISION, bindparam("count")), else_=0))
-    .returning(counters.c.name, counters.c.value)
+    f"UPDATE {counters.name} SET value = value + CASE WHEN name = '{REVISION}' THEN ? ELSE 0 END "  # noqa: S608
+    f"WHERE name IN ('{REVISION}', '{RULES}') RETURNING name, value"
 )
 # what was obeyed stays obeyed: a device that has forgotten refuses a number that comes again
 _NOTE_FATE: Final = (
@@ -49,20 +48,18 @@ _ROW: Final = ("device", "seq", "digest", "message", "received_ms", *_JUDGED)
 
 
 def _write(connection: Connection, desk: Desk) -> int:
-    changed = desk.changed()
-    old = [(*_chain_values(chain), chain.device, chain.version) for chain in changed if chain.version]
-    new = [(chain.device, *_chain_values(chain)) for chain in changed if not chain.version]
-    if old and update_many(connection, chains, _CHAIN, ("device", "version"), old) != len(old):
-        raise ConflictError
-    if new:
-        insert_many(connection, chains, ("device", *_CHAIN), new)
-    count = len(desk.rows) + len(desk.judged)
     if desk.removed:
         _remove(connection, desk)
-    # also of evidence alone: its rows are read in the order of their numbers
-    last = next_revision(connection, count, desk.rules_change) if count or desk.evidence else 0
-    revisions = iter(range(last - count + 1, last + 1))
-    if desk.rows:
+    changed = desk.changed()
+    count = len(desk.rows) + len(desk.judged)
+    with Bulk(connection) as bulk:
+        old = [(*_chain_values(chain), chain.device, chain.version) for chain in changed if chain.version]
+        bulk.update(chains, _CHAIN, ("device", "version"), old)
+        new = [(chain.device, *_chain_values(chain)) for chain in changed if not chain.version]
+        bulk.insert(chains, ("device", *_CHAIN), new)
+        # also of evidence alone: its rows are read in the order of their numbers
+        last = next_revision(bulk, count, desk.rules_change) if count or desk.evidence else 0
+        revisions = iter(range(last - count + 1, last + 1))
         rows = [
             (
                 row.device, row.seq, row.digest, row.message, row.received_ms,
@@ -70,14 +67,18 @@ def _write(connection: Connection, desk: Desk) -> int:
             )
             for row in desk.rows.values()
         ]  # fmt: skip
-        insert_many(connection, batches, _ROW, rows)
-    if desk.judged:
+        bulk.insert(batches, _ROW, rows)
         judged = [
             (*_judged_values(judgement, Reason.NONE, before, next(revisions)), device, seq)
             for (device, seq), (judgement, before) in desk.judged.items()
         ]
-        update_many(connection, batches, _JUDGED, ("device", "seq"), judged)
-    add_sums(connection, desk.sums, last)
+        bulk.update(batches, _JUDGED, ("device", "seq"), judged)
+        add_sums(bulk, desk.sums, last)
+        _count(bulk, desk.counts)
+        kept = [
+            (device, server_ms // _DAY_MS, server_ms, message) for device, server_ms, message in sorted(desk.receipts)
+        ]
+        bulk.upsert(receipts, {"server_ms": NEW, "message": NEW}, kept, newest="server_ms")
     if desk.evidence:
         _add_evidence(connection, desk)
     if desk.fates:
@@ -86,20 +87,21 @@ def _write(connection: Connection, desk: Desk) -> int:
             for f in desk.fates
         ]
         connection.execute(_NOTE_FATE, told)
-    moved = [(verdict, reason, number) for (verdict, reason), number in sorted(desk.counts.items()) if number]
-    upsert_many(connection, verdicts, {"count": ADD}, moved)
-    kept = [(device, server_ms // _DAY_MS, server_ms, message) for device, server_ms, message in sorted(desk.receipts)]
-    upsert_many(connection, receipts, {"server_ms": NEW, "message": NEW}, kept, newest="server_ms")
     return last
 
 
-def next_revision(connection: Connection, count: int, rules_change: int | None = None) -> int:
+def _count(bulk: Bulk, counts: Counter[tuple[str, int]]) -> None:
+    moved = [(verdict, reason, number) for (verdict, reason), number in sorted(counts.items()) if number]
+    bulk.upsert(verdicts, {"count": ADD}, moved)
+
+
+def next_revision(bulk: Bulk, count: int, rules_change: int | None = None) -> int:
     """Take `count` revisions and return the last; until the commit no other transaction takes any.
 
     So whoever sees a revision sees every one below it. ConflictError when the rules have changed since `rules_change`;
     until the commit nobody changes them.
     """
-    values = {name: int(value) for name, value in connection.execute(_TAKE_REVISIONS, {"count": count})}
+    values = {name: int(value) for name, value in bulk.rows(_TAKE_REVISIONS, (count,))}
     if rules_change is not None and values[RULES] != rules_change:
         raise ConflictError("the rules have changed")
     return values[REVISION]
@@ -179,8 +181,9 @@ def _add_evidence(connection: Connection, desk: Desk) -> None:
                 "received_ms": item.received_ms,
             }
         )
-        desk.counts[Verdict.REJECTED.value, int(item.error.reason)] += 1
     connection.execute(insert(evidence), rows)
+    with Bulk(connection) as bulk:
+        _count(bulk, Counter((Verdict.REJECTED.value, int(item.error.reason)) for item in fresh.values()))
     old = or_(
         evidence.c.number <= bindparam("last_number") - EVIDENCE_MESSAGES,
         evidence.c.bytes <= bindparam("last_bytes") - EVIDENCE_BYTES,

@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import field, replace
-from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 from maxgreen.protocol import cbor
-from maxgreen.protocol.batch import Batch, Birth, decode_birth, encode_birth
+from maxgreen.protocol.batch import Batch, Birth, decode_birth, encode_birth, known_birth
 from maxgreen.protocol.cose import network_digest
 from maxgreen.values import value
 from maxgreen.verify.meter import Sample
-
-_BIRTHS: Final = 2_048  # kept decoded, about 2 kB each
-_birth_of = lru_cache(_BIRTHS)(decode_birth)
 
 
 @value(frozen=True, slots=True)
@@ -152,7 +148,7 @@ class ChainState:
             wall_ms,
             earlier_wall_ms,
             boot_date_ms,
-            _birth_of(birth) if birth is not None else None,
+            known_birth(birth) if birth is not None else None,
             {
                 number: ChannelState(number, role, register, reverse, gap, Sample(*last) if last else None)
                 for number, role, register, reverse, gap, *last in channels

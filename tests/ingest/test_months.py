@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import text
 
-from maxgreen.ledger.bulk import insert_many
+from maxgreen.ledger.bulk import Bulk
 from maxgreen.ledger.engine import ConflictError
 from maxgreen.ledger.months import make_months
 from maxgreen.ledger.schema import batches
@@ -65,8 +65,8 @@ def test_a_place_is_taken_once_in_whatever_month_its_batch_comes_again(postgres)
     found = rows(postgres, lab.device)
     assert [(row.seq, row.verdict, row.in_chain) for row in found] == [(k, "accepted", True) for k in range(3)]
     assert places(postgres) == {"batches_2030_11": 2, "batches_2031_01": 1}
-    with postgres.begin() as connection, pytest.raises(ConflictError):
-        insert_many(connection, batches, _ROW, [tuple(getattr(found[0], name) for name in _ROW)])
+    with postgres.begin() as connection, pytest.raises(ConflictError), Bulk(connection) as bulk:
+        bulk.insert(batches, _ROW, [tuple(getattr(found[0], name) for name in _ROW)])
 
 
 def test_a_ledger_with_batches_becomes_one_with_months_and_back(postgres):

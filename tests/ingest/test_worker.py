@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import cbor2
+import psycopg
 import pytest
 from sqlalchemy import event
 
@@ -12,7 +13,7 @@ from ingest import judging
 from ingest.judging import FOLLOW
 from ingest.worker import GROUP
 from maxgreen.errors import Retryable
-from maxgreen.ledger import bulk, rejections, writing
+from maxgreen.ledger import rejections, writing
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import ConflictError, LedgerAwayError
 from maxgreen.protocol import cose
@@ -395,12 +396,14 @@ def test_a_group_takes_at_most_eight_statements(bench, engine, monkeypatch):
         if not text.startswith("BEGIN") and "chains.due > " not in text:
             statements.append(text)
 
-    def noted(connection, statement, rows):  # of PostgreSQL, by its driver alone
-        statements.append(statement)
-        return copy(connection, statement, rows)
+    if engine.dialect.name == "postgresql":  # those that go to its driver alone
+        execute = psycopg.Connection.execute
 
-    copy = bulk._copy
-    monkeypatch.setattr(bulk, "_copy", noted)
+        def noted(connection, statement, values):
+            statements.append(statement)
+            return execute(connection, statement, values)
+
+        monkeypatch.setattr(psycopg.Connection, "execute", noted)
     event.listen(engine, "before_cursor_execute", note)
     if engine.dialect.name == "sqlite":  # the reading engine is another one there
         event.listen(bench.worker._shelf._engine, "before_cursor_execute", note)

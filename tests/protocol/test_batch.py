@@ -19,7 +19,10 @@ from maxgreen.protocol.batch import (
     Sensor,
     Work,
     decode_batch,
+    decode_birth,
     encode_batch,
+    encode_birth,
+    known_birth,
     parse_batch,
     sign_batch,
 )
@@ -165,6 +168,15 @@ def test_any_cbor_value_is_decoded_or_malformed(value):
         decode_batch(cbor.encode(value))
     except Malformed:
         pass
+
+
+@given(births, st.booleans())
+def test_a_known_birth_is_read_as_a_checked_one(birth, has_kernel):
+    birth = birth if has_kernel else replace(birth, kernel=None, hash_rate=None)
+    known = known_birth(encode_birth(birth))
+    assert known == decode_birth(encode_birth(birth)) == birth
+    assert known.encoded == encode_birth(birth)
+    assert [known.sensor(sensor.channel) for sensor in birth.sensors] == list(birth.sensors)
 
 
 @pytest.mark.rule("P-SIG-1")
