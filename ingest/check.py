@@ -9,7 +9,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from maxgreen.errors import UsageError
-from maxgreen.ledger.book import Book, Verbatim
+from maxgreen.ledger.batches import Verbatim
+from maxgreen.ledger.book import Book
 from maxgreen.ledger.bulk import Bulk
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.rulings import Rulings

@@ -14,7 +14,8 @@ from ingest.view.days import day_lines, days_position, hour_lines
 from ingest.view.lines import NS_PER_MS, batch_lines
 from ingest.view.sink import token_of
 from maxgreen.errors import Fatal, Retryable
-from maxgreen.ledger.book import Book, Verbatim
+from maxgreen.ledger.batches import Verbatim
+from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.sums import DAY_S, days_of
 

@@ -13,7 +13,8 @@ from ingest.config import InfluxSettings
 from ingest.view.lines import batch_text, rejected_line
 from ingest.view.sink import MAX_LINES, BadLinesError, Sink, TooLargeError, TooOldError, patiently, target_of
 from maxgreen.errors import Retryable
-from maxgreen.ledger.book import Book, Verbatim
+from maxgreen.ledger.batches import Verbatim
+from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 
 _LOG: Final = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, select
 
-from maxgreen.ledger.book import Book, beacon_of
+from maxgreen.ledger.messages import beacon_of
+from maxgreen.ledger.rules import RuleBook
 from maxgreen.ledger.schema import beacons
 from maxgreen.protocol.backend import Beacon
 from maxgreen.verify.rules import Rules
@@ -73,7 +74,7 @@ class Rulings:
 
         `change` is where they stand by this connection's snapshot, where that is known.
         """
-        book = Book(connection)
+        book = RuleBook(connection)
         if change is None:
             change = book.rules_change()
         if change != self._change:

@@ -11,7 +11,8 @@ from sqlalchemy import Connection, Engine, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from maxgreen.errors import Fatal
-from maxgreen.ledger.book import Book, chain_rows, dated
+from maxgreen.ledger.batches import chain_rows, dated
+from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.schema import batches, beacons, segments
 from maxgreen.protocol.backend import decode_receipt
