@@ -7,6 +7,7 @@ from sqlalchemy import text
 
 from ingest.check import check
 from maxgreen.errors import UsageError
+from maxgreen.ledger.bulk import Bulk
 from maxgreen.ledger.sums import add_sums, read_sums, sums_revision
 from maxgreen.protocol.work import window_of
 from maxgreen.verify.rules import Action
@@ -148,7 +149,8 @@ def test_q_carries_beyond_any_column(bench, engine):
     device, most = Lab().device, 2**62 * 315_576_000_000
     with engine.begin() as connection:
         for _ in range(40):
-            add_sums(connection, Sums(channels={(device, DAY_S, 0): ChannelSum(square_current=most + 7)}), 1)
+            with Bulk(connection) as bulk:
+                add_sums(bulk, Sums(channels={(device, DAY_S, 0): ChannelSum(square_current=most + 7)}), 1)
         found = read_sums(connection, device, DAY_S, DAY_S + 1)
     assert found.channels[device, DAY_S, 0].square_current == 40 * (most + 7)
 
