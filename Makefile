@@ -43,6 +43,7 @@ check: venv ## what CI checks besides the tests: format, lint, types, imports, c
 	$(BIN)/python scripts/rules.py
 	$(BIN)/python scripts/dashboards.py --check
 	$(BIN)/python scripts/alarms.py --check
+	$(BIN)/python scripts/contract_pages.py --check
 	scripts/contracts check
 	scripts/web check
 
@@ -66,8 +67,9 @@ pi: venv services ## install the agent on an emulated 64-bit Pi (20 minutes, as 
 
 fuzz: venv ## fuzz the decoder and judging, ten million runs each (hours)
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'atheris>=3'
-	@$(BIN)/python -m tests.ingest.fuzz decode -runs=10000000 -max_len=2000 tests/ingest/corpus/decode
-	@$(BIN)/python -m tests.ingest.fuzz judge -runs=10000000 -max_len=400 tests/ingest/corpus/judge
+	@mkdir -p build/fuzz/decode build/fuzz/judge
+	@$(BIN)/python -m tests.ingest.fuzz decode -runs=10000000 -max_len=2000 build/fuzz/decode tests/ingest/corpus/decode
+	@$(BIN)/python -m tests.ingest.fuzz judge -runs=10000000 -max_len=400 build/fuzz/judge tests/ingest/corpus/judge
 
 chaos: venv services ## trouble ingest's servers, networks, disk and clock 200 times, on each database and broker (an hour)
 	@$(BIN)/python -m tests.ingest.chaos /tmp/maxgreen-chaos 200 sqlite
@@ -85,8 +87,12 @@ proofs: ## prove roles and soul-bound badges for every caller and call with halm
 	@test -x build/halmos/bin/halmos || { $(PYTHON) -m venv build/halmos && build/halmos/bin/pip install --quiet --disable-pip-version-check halmos==0.3.3; }
 	@PATH="$(CURDIR)/build/halmos/bin:$$PATH" scripts/contracts proofs
 
-contracts: ## compile the contracts into maxgreen/chain/artifacts
+mutants: venv ## count which changed guards and operators of the contracts the tests notice (an hour)
+	@$(BIN)/python -m tests.chain.mutants --json build/mutants.json
+
+contracts: venv ## compile the contracts into maxgreen/chain/artifacts, and make their pages
 	@scripts/contracts build
+	@$(BIN)/python scripts/contract_pages.py
 
 web: venv ## bundle the pages' scripts and styles into dapp/static
 	@scripts/web build

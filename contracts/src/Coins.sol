@@ -14,6 +14,7 @@ abstract contract Coin is ERC20Permit, ERC20Burnable, AccessManaged {
         address authority
     ) ERC20(name, symbol) ERC20Permit(name) AccessManaged(authority) {}
 
+    /// Mint what a swept kWh brings.
     function mint(address to, uint256 amount) external restricted {
         _mint(to, amount);
     }

@@ -38,6 +38,7 @@ contract DaoBadge is SoulBound, Votes, AccessManaged {
         address authority
     ) ERC721("MaxCoin Technical DAO", "MGDAO") EIP712("MaxCoin Technical DAO", "1") AccessManaged(authority) {}
 
+    /// The DAO takes a member in.
     function grant(address member) external restricted returns (uint256 tokenId) {
         if (balanceOf(member) != 0 || lapsedOf[member] != 0) revert AlreadyMember(member);
         tokenId = ++_lastId;
@@ -84,6 +85,7 @@ contract DaoBadge is SoulBound, Votes, AccessManaged {
         _note(_badgeOf[msg.sender]);
     }
 
+    /// The owner of a lapsed badge votes again.
     function takeUp() external returns (uint256 tokenId) {
         tokenId = lapsedOf[msg.sender];
         if (tokenId == 0) revert NotLapsed(msg.sender);

@@ -128,6 +128,7 @@ contract EnergyExchange is AccessManaged {
 
     // storage: a miner asks, a node answers
 
+    /// A miner's owner asks a node to store so much energy, until a time.
     function requestStorage(
         uint64 minerToken,
         uint64 nodeToken,
@@ -268,6 +269,7 @@ contract EnergyExchange is AccessManaged {
         token.safeTransfer(msg.sender, amount);
     }
 
+    /// The DAO sets how much CarbonToken is burned with a delivered kWh.
     function setCarbon(uint256 carbonPerKwh_) external restricted {
         if (carbonPerKwh_ > 1_000e18) revert TooMuch(carbonPerKwh_, 1_000e18);
         carbonPerKwh = carbonPerKwh_;

@@ -107,6 +107,7 @@ contract EnergyPool is ERC20, AccessManaged {
         return _worth(Math.mulDiv(amountIn, KWH, perKwh(tokenIn)), tokenOut);
     }
 
+    /// Put one of the pool's tokens in, for shares of all of it.
     function deposit(
         address token,
         uint256 amount,
@@ -155,6 +156,7 @@ contract EnergyPool is ERC20, AccessManaged {
         emit Redeemed(msg.sender, shares, amounts);
     }
 
+    /// Exchange one token for another at the parity, for the fee, which stays with the shares.
     function swap(
         address tokenIn,
         uint256 amountIn,

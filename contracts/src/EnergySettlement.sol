@@ -197,6 +197,7 @@ contract EnergySettlement is AccessManaged {
         _hold(exclusion);
     }
 
+    /// The DAO lets a held line be paid again.
     function release(bytes32 line) external restricted {
         book.release(line);
     }
@@ -311,6 +312,7 @@ contract EnergySettlement is AccessManaged {
         book.forfeit(line);
     }
 
+    /// The DAO sets the node's share, what of its peak a meter may have measured, and how long an order lives.
     function setParameters(uint256 nodeSharePpm_, uint256 capacityPpm_, uint64 orderLife_) external restricted {
         if (nodeSharePpm_ > PPM) revert OutOfRange(nodeSharePpm_);
         if (capacityPpm_ > type(uint40).max) revert OutOfRange(capacityPpm_);

@@ -154,6 +154,7 @@ contract LineBook is AccessManaged {
         registry = registry_;
     }
 
+    /// The DAO says which contract pays.
     function setWriter(address writer_) external restricted {
         writer = writer_;
         emit WriterSet(writer_);
@@ -173,6 +174,7 @@ contract LineBook is AccessManaged {
         emit LineApproved(id, ends, loss);
     }
 
+    /// A line begins, with the readings that are its bases.
     function open(bytes32 id, Reading calldata sent, Reading calldata received) external onlyWriter {
         Kept storage line = _line(id);
         if (line.opened) revert LineExists(id);
@@ -213,12 +215,14 @@ contract LineBook is AccessManaged {
         emit LineClosingTakenBack(id, msg.sender);
     }
 
+    /// Nothing of a line is paid until it is released.
     function hold(bytes32 id, uint8 code, string calldata text) external onlyWriter {
         Kept storage line = _line(id);
         (line.held, line.holdCode, line.heldBlock) = (true, code, uint64(block.number));
         emit LineHeld(id, code, text);
     }
 
+    /// A held line is paid again.
     function release(bytes32 id) external onlyWriter {
         Kept storage line = _lines[id];
         (line.held, line.holdCode, line.heldBlock) = (false, 0, 0);

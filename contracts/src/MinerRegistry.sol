@@ -186,6 +186,7 @@ contract MinerRegistry is SoulBound, AccessManaged {
         if (application.system.kind == Kind.StorageNode) _makeEnergyToken(tokenId);
     }
 
+    /// The DAO suspends, reinstates or ends a system, and says why.
     function setStatus(uint256 tokenId, Status status, string calldata reason) external restricted {
         _requireOwned(tokenId);
         if (status == Status.None) revert NotAStatus(status);
@@ -225,6 +226,7 @@ contract MinerRegistry is SoulBound, AccessManaged {
         emit KeyRequested(tokenId, newKey.deviceId());
     }
 
+    /// The DAO gives a system the key that its owner asked for, where the old one cannot hand over.
     function replaceKey(uint256 tokenId, bytes16 newDevice) external restricted {
         DeviceKey memory newKey = _requestedKey[tokenId];
         if (newKey.x == 0 || newKey.deviceId() != newDevice) revert KeyNotRequested(tokenId, newDevice);

@@ -122,6 +122,7 @@ contract ModuleRegistry is AccessManaged {
 
     constructor(address authority) AccessManaged(authority) {}
 
+    /// A version and its digest are the ones to run from now on.
     function set(
         string calldata name,
         string calldata version,
