@@ -33,11 +33,11 @@ from settlement.explain import explain
 from settlement.inputs import Inputs, entry
 from settlement.orders import open_line
 from settlement.packs import Pack, open_pack, stored_pack, write_pack_of
-from settlement.page import statement_csv, statement_page, statement_pdf
+from settlement.page import signed_parts, statement_csv, statement_page, statement_pdf
 from settlement.periods import month_before, period_bounds
 from settlement.reports import VERSION, Check, check_line, check_neighbours, yield_of
 from settlement.service import Settled, SettlementService
-from settlement.statement import STATEMENT, LineResult, derive, read_windows
+from settlement.statement import SIGNATURE, STATEMENT, LineResult, derive, read_windows
 from settlement.status import look
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Close a period, order, vote and mint.")
@@ -250,11 +250,16 @@ def statement(
     pack: Annotated[Path | None, typer.Option(help="an evidence pack, instead of the store")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Write a statement for people, of all lines of a period or of one: page, PDF, CSV, or JSON as it was signed."""
+    """Write a statement for people, of all lines of a period or of one: page, PDF, CSV, or JSON as it was signed.
+
+    Beside JSON goes its signature (.cose); a PDF has both attached.
+    """
     try:
         opened = _opened(pack, period, config)
         names = [opened.line(_digits(line))] if line else sorted(opened.lines)
         out.write_bytes(_statement(opened, names, out))
+        if out.suffix == ".json":
+            out.with_suffix(".cose").write_bytes(entry(opened.entries(names[0]), SIGNATURE))
     except PackError as error:
         raise UsageError(str(error)) from error
     except OSError as error:
@@ -280,7 +285,10 @@ def _statement(pack: Pack, names: Sequence[str], out: Path) -> bytes:
                 order = {"order": read.number, "contracts": read.contracts, "transactions": read.transactions}
             lines = [(one, read_windows(pack.entries(one["line"]))) for one in said]
             page = statement_page(run.period, run.document["network"], lines, order)
-            return statement_pdf(page) if out.suffix == ".pdf" else page.encode()
+            if out.suffix == ".html":
+                return page.encode()
+            signed = [signed_parts(name, pack.entries(name)) for name in names]
+            return statement_pdf(page, {name: data for parts in signed for name, data in parts.items()})
     raise UsageError(f"--out {out}: expected a name that ends in .html, .pdf, .csv or .json")
 
 

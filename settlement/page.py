@@ -13,7 +13,9 @@ from jinja2 import Environment, FunctionLoader, select_autoescape
 from maxgreen.errors import UsageError
 from maxgreen.units import kwh
 from settlement.explain import Slot, explain
+from settlement.inputs import entry
 from settlement.periods import period_bounds
+from settlement.statement import SIGNATURE, STATEMENT
 from settlement.windows import Window
 
 Line = tuple[Mapping[str, Any], Sequence[Window]]  # statement and windows
@@ -60,15 +62,25 @@ def statement_page(
     )
 
 
-def statement_pdf(page: str) -> bytes:
-    """Return the same as PDF; UsageError when WeasyPrint, or what it needs of the system, is not there."""
+def signed_parts(line: str, entries: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return a line's statement as it was signed, and its signature, as files; PackError when one is missing."""
+    name = f"statement-{line[:8]}"
+    return {f"{name}.json": entry(entries, STATEMENT), f"{name}.cose": entry(entries, SIGNATURE)}
+
+
+def statement_pdf(page: str, signed: Mapping[str, bytes]) -> bytes:
+    """Return the same as PDF; `signed`: files that go along, the statements as they were signed.
+
+    UsageError when WeasyPrint, or what it needs of the system, is not there.
+    """
     try:
-        from weasyprint import HTML  # noqa: PLC0415 - an extra
+        from weasyprint import HTML, Attachment  # noqa: PLC0415 - an extra
     except (ImportError, OSError) as error:
         raise UsageError(
             "a PDF needs WeasyPrint: install maxgreen[pdf], and its libraries (apt-get install libpangoft2-1.0-0)"
         ) from error
-    made: bytes = HTML(string=page).write_pdf()
+    attachments = [Attachment(string=data, name=name, relationship="Source") for name, data in signed.items()]
+    made: bytes = HTML(string=page).write_pdf(attachments=attachments)
     return made
 
 

@@ -21,7 +21,7 @@ from maxgreen.actions.samples import sample_text
 from maxgreen.errors import UsageError
 from maxgreen.protocol.batch import Role
 from settlement.packs import line_entries
-from settlement.page import statement_page, statement_pdf
+from settlement.page import signed_parts, statement_page, statement_pdf
 from settlement.statement import read_windows
 
 Number = Annotated[int, Path(ge=0, le=2**48)]
@@ -204,12 +204,15 @@ def _statements(visit: Visit, system: int, period: str) -> list[dict[str, Any]]:
 def pdf(visit: Visitor, system: int, period: str) -> Response:
     world = visit.world
     lines = _statements(visit, system, period)
-    windows = [(line, read_windows(line_entries(world.store, bytes.fromhex(line["manifest"])))) for line in lines]
+    entries = [line_entries(world.store, bytes.fromhex(line["manifest"])) for line in lines]
+    windows = [(line, read_windows(of_line)) for line, of_line in zip(lines, entries, strict=True)]
     owners = {str(token): known.owner for token, known in world.systems.items()}
     share_ppm = visit.softly(world.contract.node_share_ppm, None)
     page = statement_page(period, world.deployment.network, windows, None, owners, share_ppm)
     name = f"attachment; filename=statement-{period}-{system}.pdf"
-    return Response(statement_pdf(page), media_type="application/pdf", headers={"Content-Disposition": name})
+    parts = [signed_parts(line["line"], of_line) for line, of_line in zip(lines, entries, strict=True)]
+    signed = {name: data for found in parts for name, data in found.items()}
+    return Response(statement_pdf(page, signed), media_type="application/pdf", headers={"Content-Disposition": name})
 
 
 @router.get("/systems/{system}/statements/{period}")

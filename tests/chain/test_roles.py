@@ -4,6 +4,7 @@ import pytest
 
 from maxgreen.chain import roles
 from maxgreen.chain.artifacts import artifact
+from maxgreen.chain.deploying import selector_of
 from maxgreen.chain.deployment import FIELDS
 from maxgreen.chain.explain import ChainRefusedError
 from tests.chain.world import embedded
@@ -88,6 +89,23 @@ def test_a_stranger_changes_nothing_that_the_table_does_not_give_it(world, contr
             world.chain.call(call, sender=world.stranger.address)
         assert caught.value.name in SHUT, f"{contract}.{signature}: {caught.value}"
     assert OPEN.get(contract, set()) | everybody <= seen
+
+
+def test_what_the_guardian_stops_nobody_does(world):
+    authority = world.functions("Authority")
+    for right in roles.RIGHTS:
+        for name in right.functions if right.stoppable else ():
+            target, selector = world.deployment.address_of(right.target), selector_of(right.contract, name)
+            abi = next(entry for known, entry in changing(right.contract) if known == name)
+            functions = world.functions(right.contract, world.places[right.contract])
+            call = functions[name](*map(nothing, abi["inputs"]))
+            if right.role == roles.PUBLIC and right.contract != "Rewards":  # these may always be swept
+                with pytest.raises(ChainRefusedError) as caught:
+                    world.chain.call(call, sender=world.stranger.address)
+                assert caught.value.name not in SHUT, f"{right.contract}.{name}: {caught.value}"
+            world.send(world.guardian, authority.stop(target, selector))
+            with pytest.raises(ChainRefusedError, match="AccessManagedUnauthorized"):
+                world.chain.call(call, sender=world.stranger.address)
 
 
 def typed(parameter):

@@ -15,6 +15,7 @@ import pytest
 from edge_agent.sensors.trace import read_trace
 from maxgreen.chain.claims import claim_json
 from maxgreen.keyfile import load_key_file
+from maxgreen.protocol.backend import BackendKeys
 from maxgreen.protocol.pack import RUN, PackError, canonical_json, read_pack, write_pack
 from settlement.audit import audit
 from settlement.audit_cli import open_chain
@@ -93,6 +94,9 @@ def test_status_and_explanation_say_where_everything_is(demo, tmp_path):
         written = run("settle", "statement", "--pack", result["pack"], "--line", line[:6], "--out", tmp_path / name)
         assert written.returncode == 0, written.stderr
         assert (tmp_path / name).read_text().startswith(begins)
+    inputs = Inputs.from_entries(open_pack(Path(result["pack"])).entries(line))
+    keys = BackendKeys(inputs.backend_keys, inputs.network)
+    keys.open((tmp_path / "s.cose").read_bytes(), "statement", detached_payload=(tmp_path / "s.json").read_bytes())
     assert run("settle", "statement", "--pack", result["pack"], "--out", tmp_path / "s.doc").returncode == 2
     told = run("settle", "explain", "ffff", "--pack", result["pack"])
     assert told.returncode == 2

@@ -2,14 +2,15 @@
 
 import csv
 import io
+import zlib
 
 import pytest
 
 from maxgreen.errors import UsageError
 from maxgreen.protocol.reasons import RELEASABLE, Reason
 from settlement.explain import WHY, explain
-from settlement.page import statement_csv, statement_page, statement_pdf
-from settlement.statement import read_windows
+from settlement.page import signed_parts, statement_csv, statement_page, statement_pdf
+from settlement.statement import SIGNATURE, STATEMENT, read_windows
 from simulator.lab import NETWORK
 from tests.settlement.test_statement import PERIOD
 from tests.settlement.test_thieves import CURRENT_UA, Thieves
@@ -73,15 +74,21 @@ def test_a_month_without_energy_looks_like_what_it_is():
 def test_the_page_names_order_and_owner_and_prints(tmp_path):
     line, _ = told(story())
     order = {"order": 7, "contracts": {"settlement": "0x" + "ab" * 20}, "transactions": {"post": "0x" + "cd" * 32}}
+    signed = signed_parts(line[0]["line"], {STATEMENT: b'{"signed": 1}', SIGNATURE: b"of the statement"})
     page = statement_page(PERIOD, NETWORK, [line], order, {"1": "0x" + "ef" * 20})
     for said in ("Order 7", "0x" + "ab" * 20, "posted by transaction", "0x" + "cd" * 32, "Owner", "0x" + "ef" * 20):
         assert said in page
     try:
-        made = statement_pdf(page)
+        made = statement_pdf(page, signed)
     except UsageError as error:
         pytest.skip(str(error))
     assert made.startswith(b"%PDF-")
     assert len(made) > 5_000
+    streams = [part.partition(b"endstream")[0].strip(b"\r\n") for part in made.split(b"stream\n")[1::2]]
+    found = {zlib.decompress(stream) for stream in streams if stream[:1] == b"x"} | set(streams)
+    assert set(signed.values()) <= found
+    for name in signed:
+        assert any(name.encode() in part for part in found)
 
 
 def test_what_is_all_held_says_so():
