@@ -27,8 +27,10 @@ from tests.conftest import running_anvil
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTANTS = ROOT / "contracts" / "mutants.mjs"
-SUITES = [ROOT / "tests" / "chain" / name for name in ("test_contracts.py", "test_market.py", "test_roles.py")]
-OF_THE_MARKET = {"EnergyExchange.sol", "EnergyPool.sol", "EnergyToken.sol", "Coins.sol", "Rewards.sol"}
+EDGES, CONTRACTS, MARKET, ROLES = (
+    ROOT / "tests" / "chain" / f"test_{name}.py" for name in ("edges", "contracts", "market", "roles")
+)
+OF_THE_MARKET = {"EnergyExchange.sol", "EnergyPool.sol", "Coins.sol", "Rewards.sol"}  # what no other suite touches
 LONGEST_S = 600
 
 
@@ -42,9 +44,9 @@ def likely(mutant):
     """Return the tests that are likely to kill a mutant, as pytest names them: those that name its guard's error."""
     error = mutant.get("error")
     if mutant.get("before") in {"restricted", "onlyAuthorized"}:
-        return [SUITES[-1]]
+        return [ROLES]
     found = []
-    for suite in SUITES if error else ():
+    for suite in (EDGES, CONTRACTS, MARKET) if error else ():
         for part in re.split(r"\n(?=def |@)", suite.read_text()):
             name = re.search(r"^def (test_\w+)", part, re.MULTILINE)
             if name and re.search(rf"\b{error}\b", part):
@@ -68,7 +70,7 @@ def is_killed(task):
             if report.failed:
                 failed.append(report.nodeid.rpartition("::")[2])
 
-    suites = sorted(SUITES, key=lambda suite: ("market" in suite.name) != (mutant["file"] in OF_THE_MARKET))
+    suites = [EDGES, MARKET, ROLES] + ([] if mutant["file"] in OF_THE_MARKET else [CONTRACTS])
     # the compiler that is quicker makes larger contracts than a chain takes
     with running_anvil("--hardfork", "osaka", "--code-size-limit", "100000") as url:
         try:
@@ -127,14 +129,16 @@ def main():
     """Try the mutants, and print the score and who survived; exit status 1 where a survivor is not known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="of contracts/src; all of them otherwise")
+    parser.add_argument("--kinds", nargs="*", help="guard, comparison, logic, arithmetic; all of them otherwise")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--part", default="1/1", help="K/N: of every N mutants the Kth")
     parser.add_argument("--numbers", type=int, nargs="*", help="these mutants alone")
     parser.add_argument("--json", type=Path, help="where every mutant's fate is written")
     options = parser.parse_args()
     known = {mutant["number"]: mutant for mutant in mutants()}
-    part, parts = map(int, options.part.split("/"))
     wanted = [m for m in known.values() if not options.files or m["file"] in options.files]
+    wanted = [m for m in wanted if not options.kinds or m["kind"] in options.kinds]
+    part, parts = map(int, options.part.split("/"))
     wanted = sorted((m for k, m in enumerate(wanted) if k % parts == part % parts), key=lambda m: m["kind"] != "guard")
     if options.numbers is not None:
         wanted = [known[number] for number in options.numbers]
