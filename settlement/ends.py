@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from maxgreen.chain.orders import Closing
 from maxgreen.protocol.attestation import Attestation
@@ -28,12 +29,13 @@ class End:
 
     def cuts(self, until_s: int) -> dict[int, Fact]:
         """Return the accepted batch of each key's last attestation before `until`, by the key's number."""
-        found = {}
-        for fact in self.facts:
-            attestation = self.attestation(fact)
-            if attestation is not None and attestation.unix_s < until_s:
-                found[fact.key_number] = fact
-        return found
+        return {fact.key_number: fact for fact, unix_s in self._attesting if unix_s < until_s}
+
+    @cached_property
+    def _attesting(self) -> list[tuple[Fact, int]]:
+        """The accepted batches that attest the channel, in their order, and of when."""
+        found = ((fact, self.attestation(fact)) for fact in self.facts if fact.attestations)
+        return [(fact, attestation.unix_s) for fact, attestation in found if attestation is not None]
 
     def cut(self, until_s: int) -> Fact | None:
         """Return the batch of the last attestation before `until`: of the newest key that attested."""

@@ -305,3 +305,65 @@ def test_a_claim_is_of_the_past_and_of_both_ends(tmp_path):
     [claim] = world.approved(world.claim(KWH, 1, ahead_s))
     with refused("AttestationInFuture"):
         world.contract.claim(world.stranger, claim)
+
+
+def test_an_order_asks_for_no_more_than_a_word_holds(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    world.pass_time(DAY_S)
+    functions, ask = world.functions("EnergySettlement"), Asking(world)
+    for total, refusal in ((2**96 - 1, None), (2**96, "OutOfRange")):
+        posting, _ = world.period(world.claim(KWH, 1, 80_000), total_mws=total)
+        if refusal is None:
+            ask.by(world.operator, functions.post(posting.values))
+            continue
+        with refused(refusal):
+            ask.by(world.operator, functions.post(posting.values))
+
+
+def test_an_order_of_before_is_not_approved_when_orders_live_longer(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    functions, ask = world.functions("EnergySettlement"), Asking(world)
+    world.pass_(Proposal((functions.setParameters(10**5, 1_250_000, DAY_S),), "Orders live a day"))
+    world.pass_time(DAY_S)
+    old, _ = world.period(world.claim(KWH, 1, 80_000))
+    assert world.contract.post(world.operator, old) == 1
+    world.pass_time(2 * DAY_S)
+    with refused("OrderLapsed"):
+        ask.by_dao(world.contract.approval(1, old).calls[0])
+    world.approved(world.claim(KWH, 1, 80_000))
+    world.pass_(Proposal((functions.setParameters(10**5, 1_250_000, 60 * DAY_S),), "Orders live two months"))
+    with refused("PeriodNotNew"):
+        ask.by_dao(world.contract.approval(1, old).calls[0])
+
+
+def test_what_is_said_of_an_order_is_of_that_order_and_short(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    functions, ask = world.functions("EnergySettlement"), Asking(world)
+    world.pass_time(DAY_S)
+    posting, _ = world.period(world.claim(KWH, 1, 80_000), evidence="x" * 512)
+    long, _ = world.period(world.claim(KWH, 1, 80_000), evidence="x" * 513)
+    with refused("TextTooLong"):
+        ask.by(world.operator, functions.post(long.values))
+    world.contract.post(world.operator, posting)
+    content = posting.content(1)
+    ask.by_dao(functions.reject(1, content, 64, "x" * 1_024))
+    with refused("TextTooLong"):
+        ask.by_dao(functions.reject(1, content, 64, "x" * 1_025))
+    with refused("ContentChanged"):
+        ask.by_dao(functions.reject(1, bytes(32), 64, ""))
+    with refused("NoSuchOrder"):
+        ask.by_dao(functions.reject(2, content, 64, ""))
+    with refused("NoSuchOrder"):
+        ask.by(world.operator, functions.withdraw(2))
+    line = world.ends.line_id
+    ask.by_dao(functions.hold((line, 1, "x" * 1_024)))
+    with refused("TextTooLong"):
+        ask.by_dao(functions.hold((line, 1, "x" * 1_025)))
+    with refused("NoSuchLine"):
+        ask.by_dao(functions.hold((bytes(32), 1, "")))
+    world.pass_(world.contract.approval(1, posting))
+    for again in (functions.reject(1, content, 64, ""), functions.approve(1, posting.values, [])):
+        with refused("OrderNotOpen|PeriodNotNew"):
+            ask.by_dao(again)
+    with refused("OrderNotOpen"):
+        ask.by(world.operator, functions.withdraw(1))

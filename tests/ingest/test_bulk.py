@@ -4,6 +4,7 @@ import random
 
 import pytest
 from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary, String, Text, func, select, update
+from sqlalchemy.exc import IntegrityError
 
 from maxgreen.ledger.arrays import array_of
 from maxgreen.ledger.bulk import Bulk
@@ -99,3 +100,14 @@ def test_who_glances_sees_what_is_committed_now_and_a_reader_one_state(engine):
         assert reading.scalar(value) == before
     with reader(engine).begin() as reading:
         assert reading.scalar(select(func.count()).select_from(batches)) == 0
+
+
+def test_a_row_that_is_there_already_is_a_conflict_also_where_more_follows(engine):
+    with engine.begin() as connection, Bulk(connection) as bulk:
+        bulk.insert(verdicts, ("verdict", "reason", "count"), [("held", 1, 5)])
+    with pytest.raises((ConflictError, IntegrityError)), engine.begin() as connection, Bulk(connection) as bulk:
+        bulk.insert(verdicts, ("verdict", "reason", "count"), [("held", 1, 6)])
+        next_revision(bulk, 1)
+        bulk.upsert(verdicts, {"count": "excluded.{column}"}, [("held", 2, 1)])
+    with engine.begin() as connection:
+        assert list(connection.execute(select(verdicts.c.reason, verdicts.c.count))) == [(1, 5)]
