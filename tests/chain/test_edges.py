@@ -10,6 +10,7 @@ from maxgreen.chain.registry import apply_for, key_words
 from maxgreen.protocol.attestation import attest, hand_over, prove_possession
 from maxgreen.protocol.keys import MemorySigner, key_id
 from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
+from tests.chain.test_contracts import Rotation
 from tests.chain.test_market import CAP, DELIVERED, ERROR_PPM, RECEIVED, Market, under_way
 from tests.chain.world import DAY_S, KWH, PEAK_MW, embedded, refused
 
@@ -367,3 +368,20 @@ def test_what_is_said_of_an_order_is_of_that_order_and_short(tmp_path):
             ask.by_dao(again)
     with refused("OrderNotOpen"):
         ask.by(world.operator, functions.withdraw(1))
+
+
+def test_a_closed_line_goes_on_with_no_key_of_afterwards(tmp_path):
+    world = embedded(tmp_path)
+    rotation = Rotation(world)
+    world.pass_(world.contract.closing(world.ends.line_id))
+    world.pass_time(DAY_S)
+    rotation.rotate()
+    with refused("ReadingAfterClosing"):
+        world.contract.next_key(world.stranger, world.ends.line_id, miner_end=True)
+
+
+def test_the_present_key_is_closed_by_nobody(tmp_path):
+    world = embedded(tmp_path)
+    rotation = Rotation(world)
+    with refused("OtherKey"):  # its register would be carried, and counted twice
+        world.contract.show_closing(world.stranger, world.ends.line_id, rotation.closing, miner_end=True)

@@ -4,6 +4,7 @@ import pytest
 
 from maxgreen.chain import roles
 from maxgreen.chain.artifacts import artifact
+from maxgreen.chain.dao import Proposal
 from maxgreen.chain.deploying import selector_of
 from maxgreen.chain.deployment import FIELDS
 from maxgreen.chain.explain import ChainRefusedError
@@ -106,6 +107,12 @@ def test_what_the_guardian_stops_nobody_does(world):
             world.send(world.guardian, authority.stop(target, selector))
             with pytest.raises(ChainRefusedError, match="AccessManagedUnauthorized"):
                 world.chain.call(call, sender=world.stranger.address)
+    settlement = world.deployment.address_of("EnergySettlement")
+    world.pass_(Proposal((authority.setTargetClosed(settlement, True),), "Close what pays"))
+    for name, abi in changing("EnergySettlement"):
+        call = world.functions("EnergySettlement")[name](*map(nothing, abi["inputs"]))
+        with pytest.raises(ChainRefusedError, match="AccessManagedUnauthorized"):
+            world.chain.call(call, sender=world.stranger.address)
 
 
 def typed(parameter):
