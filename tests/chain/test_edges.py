@@ -1,18 +1,20 @@
 """One unit to each side of what the contracts take: bounds, times, registers, states; by questions, not transactions."""
 
+from dataclasses import replace
+
 import pytest
 from hexbytes import HexBytes
 
 from maxgreen.chain.dao import Proposal
 from maxgreen.chain.market import KWH_WEI, Pool, RequestStatus, coin, pool_opening
 from maxgreen.chain.orders import attestation_values
-from maxgreen.chain.registry import apply_for, key_words
+from maxgreen.chain.registry import apply_for, key_words, read_systems
 from maxgreen.protocol.attestation import attest, hand_over, prove_possession
 from maxgreen.protocol.keys import MemorySigner, key_id
 from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
-from tests.chain.test_contracts import Rotation
+from tests.chain.test_contracts import Rotation, halves
 from tests.chain.test_market import CAP, DELIVERED, ERROR_PPM, RECEIVED, Market, under_way
-from tests.chain.world import DAY_S, KWH, PEAK_MW, embedded, refused
+from tests.chain.world import DAY_S, KWH, PEAK_MW, TERMS, embedded, refused
 
 NOBODY = 99  # no system has this number
 
@@ -385,3 +387,49 @@ def test_the_present_key_is_closed_by_nobody(tmp_path):
     rotation = Rotation(world)
     with refused("OtherKey"):  # its register would be carried, and counted twice
         world.contract.show_closing(world.stranger, world.ends.line_id, rotation.closing, miner_end=True)
+
+
+def test_credit_waits_while_its_line_is_held_or_an_end_is_suspended(tmp_path):
+    world = embedded(tmp_path).enrol(battery_wh=500, efficiency_ppm=10**6).open()
+    world.pass_time(DAY_S)
+    [claim] = world.approved(world.claim(KWH, 1, 80_000))
+    world.contract.claim(world.stranger, claim)
+    functions, ask = world.functions("EnergySettlement"), Asking(world)
+    line = world.ends.line_id
+    collect = functions.collect(line)
+    with refused("NoRoom"):
+        ask.by(world.stranger, collect)
+    world.pass_(Proposal((functions.hold((line, 60, "look at it")),), "Hold"))
+    with refused("LineIsHeld"):
+        ask.by(world.stranger, collect)
+    world.pass_(Proposal((functions.release(line),), "Release"))
+    for token in (1, 2):
+        world.pass_(ask_status(world, token, 2))
+        with refused("SystemNotActive"):
+            ask.by(world.stranger, collect)
+        world.pass_(ask_status(world, token, 1))
+    with refused("NoRoom"):
+        ask.by(world.stranger, collect)
+    with refused("NoSuchLine"):
+        ask.by(world.stranger, functions.collect(bytes(32)))
+
+
+def test_a_key_from_before_the_line_measured_nothing_for_it(tmp_path):
+    world = embedded(tmp_path).enrol()
+    old, new = world.miner, MemorySigner.from_secret(21)
+    functions, owner, network = world.deployment.registry.functions, world.accounts[5], world.deployment.network
+    world.pass_time(DAY_S)
+    before, _ = world.attest(KWH, 7, 80_000)
+    spec = read_systems(world.deployment)[key_id(old.spki)].spec
+    proof = prove_possession(new, network, bytes.fromhex(owner.address[2:]), 0, spec.digest)
+    pairs = [halves(signature) for signature in (hand_over(old, network, key_id(new.spki)), proof)]
+    world.send(owner, functions.rotateKey(1, key_words(new.spki), *pairs))
+    world.pass_time(60)
+    at_s = world.chain.newest_block(fresh=True).time_s - world.time_s
+    world.miner = new
+    world.pass_(world.contract.line_approval([(world.ends, TERMS)]))
+    world.contract.open_line(world.operator, world.ends, *world.attest(0, 0, at_s))
+    world.pass_time(DAY_S)
+    [claim] = world.approved(replace(world.claim(KWH, 9, at_s + 80_000), sent=before))
+    with refused("OtherKey"):
+        world.contract.claim(world.stranger, claim)
