@@ -433,3 +433,33 @@ def test_a_key_from_before_the_line_measured_nothing_for_it(tmp_path):
     [claim] = world.approved(replace(world.claim(KWH, 9, at_s + 80_000), sent=before))
     with refused("OtherKey"):
         world.contract.claim(world.stranger, claim)
+
+
+def test_what_pays_pays_open_lines_and_only_more(tmp_path):
+    world = embedded(tmp_path).enrol()
+    book, ask = world.functions("LineBook"), Asking(world)
+    world.pass_(world.contract.line_approval([(world.ends, TERMS)]))
+    world.pass_(Proposal((book.setWriter(world.stranger.address),), "Another pays"))
+    line, reading = world.ends.line_id, (10, 10, 1, 0, 0)
+
+    def claim(total, energy=0, of=line):
+        return ask.by(world.stranger, book.claim(of, total, reading, reading, energy, energy))
+
+    with refused("LineNotOpen"):
+        claim(5)
+    with refused("NoSuchLine"):
+        claim(5, of=bytes(32))
+    world.send(world.stranger, book.open(line, (1, 0, 0, 0, 0), (1, 0, 0, 0, 0)))
+    with refused("LineExists"):
+        ask.by(world.stranger, book.open(line, reading, reading))
+    claim(1)
+    world.send(world.stranger, book.claim(line, 5, reading, reading, 2, 2))
+    with refused("NothingNew"):
+        claim(5)
+    claim(6)
+    ask.by(world.stranger, book.pay(line, 3, 3))
+    with refused("Panic|reverted|SafeCastOverflowedUintDowncast"):  # more than its credit
+        ask.by(world.stranger, book.pay(line, 4, 4))
+    for call in (book.pay(line, 1, 1), book.claim(line, 9, reading, reading, 0, 0), book.forfeit(line)):
+        with refused("NotWriter"):
+            ask.by(world.operator, call)
