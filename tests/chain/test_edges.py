@@ -389,6 +389,22 @@ def test_the_present_key_is_closed_by_nobody(tmp_path):
         world.contract.show_closing(world.stranger, world.ends.line_id, rotation.closing, miner_end=True)
 
 
+def test_a_line_is_closed_once(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    book, ask = world.functions("LineBook"), Asking(world)
+    world.pass_(world.contract.closing(world.ends.line_id))
+    for call in (
+        lambda: ask.by_dao(book.close(world.ends.line_id)),
+        lambda: ask.by(world.accounts[5], book.agreeToClose(world.ends.line_id)),
+    ):
+        with refused("LineNotOpen"):
+            call()
+    with refused("NoSuchLine"):
+        ask.by_dao(book.close(bytes(32)))
+    with refused("NotAnOwner"):
+        ask.by(world.stranger, book.agreeToClose(world.ends.line_id))
+
+
 def test_credit_waits_while_its_line_is_held_or_an_end_is_suspended(tmp_path):
     world = embedded(tmp_path).enrol(battery_wh=500, efficiency_ppm=10**6).open()
     world.pass_time(DAY_S)
