@@ -259,7 +259,7 @@ contract EnergySettlement is AccessManaged {
         // what others were paid beyond this order, by one before it, is left for a later one
         uint256 left = terms.total - Math.min(terms.total, line.totalPaid);
         if (left == 0 && wanted.payableTotal > line.paid) revert OrderExceeded(terms.orderId, terms.total);
-        uint80 payableTotal = _toUint80(Math.min(wanted.payableTotal, line.paid + left));
+        uint80 payableTotal = SafeCast.toUint80(Math.min(wanted.payableTotal, line.paid + left));
         uint80 credit = line.credit + (payableTotal > line.paid ? payableTotal - line.paid : 0);
         (uint80 energy, uint96 amount, , ) = _payable(line, credit, store);
         sent.until = terms.until;
@@ -452,11 +452,6 @@ contract EnergySettlement is AccessManaged {
     function _mint(EnergyToken token, address miner, address node, uint256 amount, uint256 sharePpm) private {
         uint256 toNode = (amount * sharePpm) / PPM;
         token.mint(miner, amount - toNode, node, toNode);
-    }
-
-    function _toUint80(uint256 value) private pure returns (uint80) {
-        if (value > type(uint80).max) revert OutOfRange(value);
-        return uint80(value);
     }
 
     /// A reading follows the known one: by the same key, not earlier, not lower, and not faster than the panel allows

@@ -281,7 +281,7 @@ contract MinerRegistry is SoulBound, AccessManaged {
 
     /// The registered system behind a token, with its present key.
     function systemOf(uint256 tokenId) public view returns (System memory system) {
-        system = _system(tokenId);
+        system = _applications[_applicationOf[tokenId]].system;
         system.key = keyAt(tokenId, keyCount(tokenId) - 1).key;
     }
 
@@ -416,11 +416,6 @@ contract MinerRegistry is SoulBound, AccessManaged {
     function _skip(uint256 applicationId, string memory why) private returns (uint256) {
         emit ApplicationSkipped(applicationId, why);
         return 0;
-    }
-
-    function _system(uint256 tokenId) private view returns (System storage) {
-        if (_applicationOf[tokenId] == 0) revert NotRegistered(tokenId);
-        return _applications[_applicationOf[tokenId]].system;
     }
 
     function _requireNew(bytes16 device) private view {

@@ -3,8 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from eth_utils.abi import function_signature_to_4byte_selector
 from hexbytes import HexBytes
+from web3 import HTTPProvider, Web3
+from web3.exceptions import Web3Exception
 
+from maxgreen.chain.artifacts import artifact
 from maxgreen.chain.dao import Proposal
 from maxgreen.chain.market import KWH_WEI, Pool, RequestStatus, coin, pool_opening
 from maxgreen.chain.orders import attestation_values
@@ -15,6 +19,7 @@ from maxgreen.protocol.system import ChannelSpec, Kind, SystemSpec
 from tests.chain.test_contracts import Rotation, halves
 from tests.chain.test_market import CAP, DELIVERED, ERROR_PPM, RECEIVED, Market, under_way
 from tests.chain.world import DAY_S, KWH, PEAK_MW, TERMS, embedded, refused
+from tests.conftest import running_anvil
 
 NOBODY = 99  # no system has this number
 
@@ -479,3 +484,22 @@ def test_what_pays_pays_open_lines_and_only_more(tmp_path):
     for call in (book.pay(line, 1, 1), book.claim(line, 9, reading, reading, 0, 0), book.forfeit(line)):
         with refused("NotWriter"):
             ask.by(world.operator, call)
+
+
+@pytest.mark.services
+def test_a_daos_times_have_floors_on_every_chain_that_is_not_of_a_trial():
+    selector = function_signature_to_4byte_selector("TooShort(uint256,uint256)").hex()
+    governor = artifact("TechGovernor")
+    with running_anvil("--chain-id", "77001", "--hardfork", "osaka", "--code-size-limit", "100000") as url:
+        web3 = Web3(HTTPProvider(url))
+        account = web3.eth.accounts[0]
+        made = web3.eth.contract(abi=governor["abi"], bytecode=governor["bytecode"])
+
+        def make(delay_s, period_s):
+            made.constructor(account, account, account, delay_s, period_s).estimate_gas({"from": account})
+
+        make(60, 3_600)
+        for short in ((59, 3_600), (60, 3_599)):
+            with pytest.raises(Web3Exception) as caught:
+                make(*short)
+            assert selector in str(caught.value)
