@@ -692,6 +692,7 @@ def test_the_operator_keeps_records_of_a_system(tmp_path):
     world.send(world.operator, functions.setRecord(1, 1, b"\5" * 32, "https://pool.example/1"))
     digest, _, uri = world.ask(functions.recordOf(1, 1))
     assert (digest, uri) == (b"\5" * 32, "https://pool.example/1")
+    world.send(world.operator, functions.setRecord(1, 0, bytes(32), "x" * 512))
     with refused("UriTooLong"):
         world.send(world.operator, functions.setRecord(1, 0, bytes(32), "x" * 513))
     with refused("AccessManagedUnauthorized"):

@@ -11,7 +11,7 @@ from web3.exceptions import Web3Exception
 from maxgreen.chain.artifacts import artifact
 from maxgreen.chain.dao import Proposal
 from maxgreen.chain.market import KWH_WEI, Pool, RequestStatus, coin, pool_opening
-from maxgreen.chain.orders import attestation_values
+from maxgreen.chain.orders import Ends, attestation_values
 from maxgreen.chain.registry import apply_for, key_words, read_systems
 from maxgreen.protocol.attestation import attest, hand_over, prove_possession
 from maxgreen.protocol.keys import MemorySigner, key_id
@@ -503,3 +503,21 @@ def test_a_daos_times_have_floors_on_every_chain_that_is_not_of_a_trial():
             with pytest.raises(Web3Exception) as caught:
                 make(*short)
             assert selector in str(caught.value)
+
+
+def test_a_line_begins_from_the_second_on_in_which_the_one_before_was_closed(tmp_path):
+    world = embedded(tmp_path).enrol().open()
+    book, ask = world.functions("LineBook"), Asking(world)
+    world.pass_(world.contract.closing(world.ends.line_id))
+    closed_s = world.ask(book.closedAt(1, 1))
+    other = Ends(1, 1, 2, 0, 1)
+    world.pass_(world.contract.line_approval([(other, TERMS)]))
+    world.pass_(Proposal((book.setWriter(world.stranger.address),), "Another pays"))
+
+    def begin(sent_s, received_s):
+        return ask.by(world.stranger, book.open(other.line_id, (sent_s, 0, 0, 0, 0), (received_s, 0, 0, 0, 0)))
+
+    begin(closed_s, closed_s)
+    for early in ((closed_s - 1, closed_s), (closed_s, closed_s - 1)):
+        with refused("ReadingBeforeClosing"):
+            begin(*early)
