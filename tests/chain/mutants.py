@@ -27,8 +27,8 @@ from tests.conftest import running_anvil
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTANTS = ROOT / "contracts" / "mutants.mjs"
-EDGES, CONTRACTS, MARKET, ROLES = (
-    ROOT / "tests" / "chain" / f"test_{name}.py" for name in ("edges", "contracts", "market", "roles")
+EDGES, SECONDS, CONTRACTS, MARKET, ROLES = (
+    ROOT / "tests" / "chain" / f"test_{name}.py" for name in ("edges", "seconds", "contracts", "market", "roles")
 )
 OF_THE_MARKET = {"EnergyExchange.sol", "EnergyPool.sol", "Coins.sol", "Rewards.sol"}  # what no other suite touches
 LONGEST_S = 600
@@ -70,7 +70,7 @@ def is_killed(task):
             if report.failed:
                 failed.append(report.nodeid.rpartition("::")[2])
 
-    suites = [EDGES, MARKET, ROLES] + ([] if mutant["file"] in OF_THE_MARKET else [CONTRACTS])
+    suites = [EDGES, SECONDS, MARKET, ROLES] + ([] if mutant["file"] in OF_THE_MARKET else [CONTRACTS])
     # the compiler that is quicker makes larger contracts than a chain takes
     with running_anvil("--hardfork", "osaka", "--code-size-limit", "100000") as url:
         try:
