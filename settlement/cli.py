@@ -287,8 +287,7 @@ def _statement(pack: Pack, names: Sequence[str], out: Path) -> bytes:
             page = statement_page(run.period, run.document["network"], lines, order)
             if out.suffix == ".html":
                 return page.encode()
-            signed = [signed_parts(name, pack.entries(name)) for name in names]
-            return statement_pdf(page, {name: data for parts in signed for name, data in parts.items()})
+            return statement_pdf(page, signed_parts({name: pack.entries(name) for name in names}))
     raise UsageError(f"--out {out}: expected a name that ends in .html, .pdf, .csv or .json")
 
 

@@ -62,10 +62,16 @@ def statement_page(
     )
 
 
-def signed_parts(line: str, entries: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return a line's statement as it was signed, and its signature, as files; PackError when one is missing."""
-    name = f"statement-{line[:8]}"
-    return {f"{name}.json": entry(entries, STATEMENT), f"{name}.cose": entry(entries, SIGNATURE)}
+def signed_parts(lines: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:
+    """Return the statements of lines as they were signed, and the signatures, as files; PackError when one is missing.
+
+    `lines`: entries by the line's id in hex.
+    """
+    found: dict[str, bytes] = {}
+    for line, entries in lines.items():
+        name = f"statement-{line[:16]}"
+        found |= {f"{name}.json": entry(entries, STATEMENT), f"{name}.cose": entry(entries, SIGNATURE)}
+    return found
 
 
 def statement_pdf(page: str, signed: Mapping[str, bytes]) -> bytes:

@@ -204,15 +204,14 @@ def _statements(visit: Visit, system: int, period: str) -> list[dict[str, Any]]:
 def pdf(visit: Visitor, system: int, period: str) -> Response:
     world = visit.world
     lines = _statements(visit, system, period)
-    entries = [line_entries(world.store, bytes.fromhex(line["manifest"])) for line in lines]
-    windows = [(line, read_windows(of_line)) for line, of_line in zip(lines, entries, strict=True)]
+    entries = {line["line"]: line_entries(world.store, bytes.fromhex(line["manifest"])) for line in lines}
+    windows = [(line, read_windows(entries[line["line"]])) for line in lines]
     owners = {str(token): known.owner for token, known in world.systems.items()}
     share_ppm = visit.softly(world.contract.node_share_ppm, None)
     page = statement_page(period, world.deployment.network, windows, None, owners, share_ppm)
     name = f"attachment; filename=statement-{period}-{system}.pdf"
-    parts = [signed_parts(line["line"], of_line) for line, of_line in zip(lines, entries, strict=True)]
-    signed = {name: data for found in parts for name, data in found.items()}
-    return Response(statement_pdf(page, signed), media_type="application/pdf", headers={"Content-Disposition": name})
+    made = statement_pdf(page, signed_parts(entries))
+    return Response(made, media_type="application/pdf", headers={"Content-Disposition": name})
 
 
 @router.get("/systems/{system}/statements/{period}")

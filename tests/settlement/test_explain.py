@@ -74,7 +74,7 @@ def test_a_month_without_energy_looks_like_what_it_is():
 def test_the_page_names_order_and_owner_and_prints(tmp_path):
     line, _ = told(story())
     order = {"order": 7, "contracts": {"settlement": "0x" + "ab" * 20}, "transactions": {"post": "0x" + "cd" * 32}}
-    signed = signed_parts(line[0]["line"], {STATEMENT: b'{"signed": 1}', SIGNATURE: b"of the statement"})
+    signed = signed_parts({line[0]["line"]: {STATEMENT: b'{"signed": 1}', SIGNATURE: b"of the statement"}})
     page = statement_page(PERIOD, NETWORK, [line], order, {"1": "0x" + "ef" * 20})
     for said in ("Order 7", "0x" + "ab" * 20, "posted by transaction", "0x" + "cd" * 32, "Owner", "0x" + "ef" * 20):
         assert said in page
