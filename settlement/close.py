@@ -28,7 +28,7 @@ from settlement.inputs import Inputs
 from settlement.packs import line_entries, line_name, seal
 from settlement.periods import period_bounds
 from settlement.run import Run, make_run
-from settlement.statement import LineResult, derive
+from settlement.statement import LineOutcome, derive
 from settlement.windows import DAY_S
 
 _log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class Closer:
         manifest = bytes.fromhex(said["manifest"])
         return Before.of(line_entries(self.store, manifest), manifest, revision, trouble=bool(said["trouble"]))
 
-    def _keep_line(self, result: LineResult) -> tuple[Mapping[str, Any], Claim | None]:
+    def _keep_line(self, result: LineOutcome) -> tuple[Mapping[str, Any], Claim | None]:
         """Keep a line's evidence in the store; return its statement with its manifest, and what it claims."""
         sealed = seal(result, self._signer)
         self.store.put(line_name(sealed.manifest), write_pack(sealed.entries))

@@ -1,9 +1,10 @@
 """One end of a line: which of a device's batches count for it, and when it metered."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from maxgreen.chain.orders import Closing
 from maxgreen.protocol.attestation import Attestation
@@ -11,6 +12,47 @@ from settlement.facts import Fact, Span
 from settlement.inputs import Base, ChannelTerms, KnownRegister, Party
 
 Spans = list[Span]  # ascending and apart
+
+
+class Attested(NamedTuple):
+    """What an accepted batch attests of a line's channel."""
+
+    key_number: int
+    seq: int
+    attestation: Attestation
+
+
+@dataclass(frozen=True)
+class Registers:
+    """What one end of a line attested, in the order of its keys and chains."""
+
+    base: Base
+    attested: tuple[Attested, ...]
+
+    def cuts(self, until_s: int) -> dict[int, Attested]:
+        """Return each key's last attestation before `until`, by the key's number."""
+        return {one.key_number: one for one in self.attested if one.attestation.unix_s < until_s}
+
+    def cut(self, until_s: int) -> Attestation | None:
+        """Return the last attestation before `until`: of the newest key that attested."""
+        cuts = self.cuts(until_s)
+        return cuts[max(cuts)].attestation if cuts else None
+
+    def closings(self, until_s: int, *, miner_end: bool) -> tuple[Closing, ...]:
+        """Return the last registers that the keys before that of the cut attested."""
+        cuts = self.cuts(until_s)
+        keys = range(self.base.key_number, max(cuts, default=self.base.key_number))
+        return tuple(
+            Closing(miner_end, number, cuts[number].attestation if number in cuts else None) for number in keys
+        )
+
+    def register_mws(self, until_s: int, known: KnownRegister) -> int:
+        """Return the line's register at the cut: what was carried when keys changed, and all since (P-BAT-3)."""
+        registers = {known.key_number: known.register_mws}
+        for number, one in self.cuts(until_s).items():
+            if number >= known.key_number:
+                registers[number] = max(registers.get(number, 0), one.attestation.register_mws)
+        return known.carried_mws + sum(registers.values())
 
 
 @dataclass(frozen=True)
@@ -27,41 +69,18 @@ class End:
         """Return the channel's registration; one without it meters nothing."""
         return self.party.terms(self.channel, t_ms) or ChannelTerms(0, self.channel, 0, 0, 0, 0)
 
-    def cuts(self, until_s: int) -> dict[int, Fact]:
-        """Return the accepted batch of each key's last attestation before `until`, by the key's number."""
-        return {fact.key_number: fact for fact, unix_s in self._attesting if unix_s < until_s}
-
     @cached_property
-    def _attesting(self) -> list[tuple[Fact, int]]:
-        """The accepted batches that attest the channel, in their order, and of when."""
-        found = ((fact, self.attestation(fact)) for fact in self.facts if fact.attestations)
-        return [(fact, attestation.unix_s) for fact, attestation in found if attestation is not None]
+    def registers(self) -> Registers:
+        """What was attested of the channel."""
+        return Registers(self.base, tuple(self.attested(self.facts)))
 
-    def cut(self, until_s: int) -> Fact | None:
-        """Return the batch of the last attestation before `until`: of the newest key that attested."""
-        cuts = self.cuts(until_s)
-        return cuts[max(cuts)] if cuts else None
-
-    def attestation(self, fact: Fact) -> Attestation | None:
-        """Return what an accepted batch attests of the channel."""
-        return next((a for a in fact.attestations if a.channel == self.channel), None)
-
-    def closings(self, until_s: int, *, miner_end: bool) -> tuple[Closing, ...]:
-        """Return the last registers that the keys before that of the cut attested."""
-        cuts = self.cuts(until_s)
-        keys = range(self.base.key_number, max(cuts, default=self.base.key_number))
-        return tuple(
-            Closing(miner_end, number, self.attestation(cuts[number]) if number in cuts else None) for number in keys
-        )
-
-    def register_mws(self, until_s: int, known: KnownRegister) -> int:
-        """Return the line's register at the cut: what was carried when keys changed, and all since (P-BAT-3)."""
-        registers = {known.key_number: known.register_mws}
-        for number, fact in self.cuts(until_s).items():
-            attestation = self.attestation(fact)
-            if attestation is not None and number >= known.key_number:
-                registers[number] = max(registers.get(number, 0), attestation.register_mws)
-        return known.carried_mws + sum(registers.values())
+    def attested(self, facts: Iterable[Fact]) -> Iterator[Attested]:
+        """Yield what batches attest of the channel."""
+        for fact in facts:
+            for attestation in fact.attestations:
+                if attestation.channel == self.channel:
+                    yield Attested(fact.key_number, fact.seq, attestation)
+                    break
 
     def windows(self) -> dict[int, list[Fact]]:
         """Return the facts that count for the line, by window: what came after its base, by seq and by time."""

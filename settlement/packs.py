@@ -28,7 +28,7 @@ from maxgreen.store import AbsentError, FolderStore, Store
 from maxgreen.verify.segment import segment_name
 from settlement.inputs import entry, read_manifest
 from settlement.run import Run, read_run
-from settlement.statement import SIGNATURE, STATEMENT, LineResult
+from settlement.statement import SIGNATURE, STATEMENT, LineOutcome
 
 _LINE: Final = re.compile(r"([0-9a-f]{64})/(.+)")
 _RUN_NAME: Final = re.compile(r"runs/(\d{4}-\d{2}(?:-\d{2})?)/(\d{5})-([0-9a-f]{64})\.json")
@@ -151,7 +151,7 @@ class Sealed(NamedTuple):
     claim: Claim | None  # without a proof
 
 
-def seal(result: LineResult, signer: Signer) -> Sealed:
+def seal(result: LineOutcome, signer: Signer) -> Sealed:
     """Return the evidence of a line: inputs, what follows from them, signature, manifest."""
     entries = {**result.inputs.entries(), **result.entries}
     network = result.inputs.network

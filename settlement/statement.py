@@ -1,7 +1,7 @@
 """From windows to pay: a line's sums, statement and claim. Pure; the audit runs the same code on the evidence."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,20 +9,13 @@ from maxgreen.chain.orders import Claim, Closing
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.pack import PackError, canonical_json
 from maxgreen.protocol.reasons import Reason
-from settlement.ends import End
+from maxgreen.verify.rules import Decision
+from settlement.days import Account, LineDay, account_of
 from settlement.evidence import Evidence
 from settlement.inputs import WINDOWS, Inputs, LineBase, decision_json, entry
 from settlement.loss import Measured
-from settlement.windows import (
-    LineWindows,
-    State,
-    Window,
-    line_end,
-    line_windows,
-    online_windows,
-    period_start,
-    sums_of,
-)
+from settlement.sums import Sums
+from settlement.windows import DAY_S, LineWindows, Window, line_end, line_windows, period_start, sums_of
 
 WINDOWS_HEADER: Final = (
     "window_s,sent_mws,received_mws,q,expected_mws,error_mws,edge_mws,sent_dark_ms,received_dark_ms,"
@@ -44,11 +37,10 @@ class Cuts:
 
 
 @dataclass(frozen=True)
-class LineResult:
+class LineOutcome:
     """A line's statement, and what it follows from."""
 
     inputs: Inputs
-    windows: LineWindows
     statement: dict[str, Any]
     cuts: Cuts | None  # None when nothing can be claimed
     entries: dict[str, bytes]  # the output entries of the line's evidence
@@ -66,6 +58,13 @@ class LineResult:
         return Claim(self.line, total_mws, manifest, (), self.cuts.sent, self.cuts.received, self.cuts.closings)
 
 
+@dataclass(frozen=True)
+class LineResult(LineOutcome):
+    """A line's statement, derived from all of its evidence."""
+
+    windows: LineWindows
+
+
 def derive(inputs: Inputs, evidence: Evidence) -> LineResult:
     """Return what follows from a line's inputs and evidence, the same on every machine."""
     line = inputs.line
@@ -73,11 +72,17 @@ def derive(inputs: Inputs, evidence: Evidence) -> LineResult:
     # of a line in trouble nothing is paid now, and the next close reads all of it again
     facts = dict.fromkeys((party.device for party in inputs.parties), ()) if trouble else evidence.facts
     found = line_windows(inputs, facts)
-    statement = _statement(inputs, found, trouble)
-    rows = _windows_before_csv(inputs) if trouble else _windows_csv(inputs, found.windows)
+    outcome = settle(inputs, account_of(inputs, found), _decided(inputs, found), trouble)
+    return LineResult(inputs, outcome.statement, outcome.cuts, outcome.entries, found)
+
+
+def settle(inputs: Inputs, account: Account, decided: Sequence[Decision] = (), trouble: str = "") -> LineOutcome:
+    """Return what a line is due for an account; `decided`: the decisions that it went by."""
+    statement = _statement(inputs, account, decided, trouble)
+    rows = _windows_before_csv(inputs) if trouble else _windows_csv(inputs, account.days)
     document = {"period": inputs.period, "until": inputs.until_s, **statement}
-    cuts = _cuts(inputs, found) if int(statement["payable_mws"]) else None
-    return LineResult(inputs, found, statement, cuts, {WINDOWS: rows, STATEMENT: canonical_json(document)})
+    cuts = _cuts(account, line_end(inputs)) if int(statement["payable_mws"]) else None
+    return LineOutcome(inputs, statement, cuts, {WINDOWS: rows, STATEMENT: canonical_json(document)})
 
 
 def fold(base: LineBase, windows: Sequence[Window], until_s: int) -> LineBase:
@@ -90,16 +95,14 @@ def mint_wei(payable_mws: int, efficiency_ppm: int, acc: int) -> int:
     return (payable_mws * efficiency_ppm * WEI_NUMERATOR + acc) // WEI_DENOMINATOR
 
 
-def _statement(inputs: Inputs, found: LineWindows, trouble: str) -> dict[str, Any]:
+def _statement(inputs: Inputs, account: Account, decided: Sequence[Decision], trouble: str) -> dict[str, Any]:
     line, begin_s, end_s = inputs.line, period_start(inputs), line_end(inputs)
-    total = line.paid_mws if trouble else (line.base.sums + sums_of(found.windows)).payable_mws
+    period = [day for day in account.days if begin_s <= day.day_s < inputs.until_s]
+    whole = sum((day.sums for day in account.days), line.base.sums)
+    total = line.paid_mws if trouble else whole.payable_mws
     payable = max(0, total - line.paid_mws)
-    period = [w for w in found.windows if w.window_s >= begin_s]
-    counting = [w.measured for w in period if w.counts]
-    sums = sums_of(period)
-    sent, received = sum(w.sent_mws for w in counting), sum(w.received_mws for w in counting)
-    miner_facts = [f for f in found.miner.facts if begin_s <= f.window_s < inputs.until_s]
-    online = {w for w in online_windows(found.miner.facts) if begin_s <= w < inputs.until_s}
+    sums = sum((day.sums for day in period), Sums())
+    sent, received = sum(day.sent_mws for day in period), sum(day.received_mws for day in period)
     efficiency_ppm = inputs.party(line.node).efficiency_ppm
     return {
         "line": line.line.hex(),
@@ -110,58 +113,47 @@ def _statement(inputs: Inputs, found: LineWindows, trouble: str) -> dict[str, An
         "loss_mws": str(sent - received),
         "expected_loss_mws": str(sums.expected_mws),
         "error_mws": str(sums.error_mws),
-        "counted_windows": len(counting),
-        "held": _by_reason(period, State.HELD),
-        "disputed": _by_reason(period, State.DISPUTED),
-        "sent_reverse_mws": str(_reverse_mws(found.miner, begin_s, inputs.until_s)),
-        "received_reverse_mws": str(_reverse_mws(found.node, begin_s, inputs.until_s)),
+        "counted_windows": sum(day.counted_windows for day in period),
+        "held": _by_reason(day.held for day in period),
+        "disputed": _by_reason(day.disputed for day in period),
+        "sent_reverse_mws": str(sum(day.sent_reverse_mws for day in period)),
+        "received_reverse_mws": str(sum(day.received_reverse_mws for day in period)),
         "payable_total_mws": str(total),
         "paid_before_mws": str(line.paid_mws),
         "payable_mws": str(payable),
         "mint_wei": str(mint_wei(payable, efficiency_ppm, line.acc)),
-        "online_windows": len(online),
-        "hashes": str(sum(fact.hashes for fact in miner_facts)),
-        "to_register": str(found.miner.register_mws(end_s, line.known_sent)),
-        "received_to": str(found.node.register_mws(end_s, line.known_received)),
-        "decisions": _decisions(inputs, (found.miner, found.node)),
+        "online_windows": sum(day.online_windows for day in period),
+        "hashes": str(sum(day.hashes for day in period)),
+        "to_register": str(account.sent.register_mws(end_s, line.known_sent)),
+        "received_to": str(account.received.register_mws(end_s, line.known_received)),
+        "decisions": [decision_json(decision) for decision in decided],
         "trouble": trouble,
     }
 
 
-def _cuts(inputs: Inputs, found: LineWindows) -> Cuts | None:
-    end_s = line_end(inputs)
-    sent, received = _attested(found.miner, end_s), _attested(found.node, end_s)
+def _cuts(account: Account, end_s: int) -> Cuts | None:
+    sent, received = account.sent.cut(end_s), account.received.cut(end_s)
     if sent is None or received is None:
         return None
-    closings = (*found.miner.closings(end_s, miner_end=True), *found.node.closings(end_s, miner_end=False))
+    closings = (*account.sent.closings(end_s, miner_end=True), *account.received.closings(end_s, miner_end=False))
     return Cuts(sent, received, closings)
 
 
-def _reverse_mws(end: End, begin_s: int, until_s: int) -> int:
-    return sum(fact.channel(end.channel).reverse_mws for fact in end.facts if begin_s <= fact.window_s < until_s)
-
-
-def _attested(end: End, until_s: int) -> Attestation | None:
-    cut = end.cut(until_s)
-    return None if cut is None else end.attestation(cut)
-
-
-def _decisions(inputs: Inputs, ends: tuple[End, End]) -> list[dict[str, Any]]:
+def _decided(inputs: Inputs, found: LineWindows) -> list[Decision]:
     """Return the decisions that speak of a batch of the pack, at either end."""
     return [
-        decision_json(decision)
-        for end in ends
+        decision
+        for end in (found.miner, found.node)
         for decision in inputs.rules.decisions
         if any(fact.device == decision.device and decision.covers(fact.seq) for fact in end.facts)
     ]
 
 
-def _by_reason(windows: Sequence[Window], state: State) -> dict[str, str]:
-    sums: defaultdict[str, int] = defaultdict(int)
-    for window in windows:
-        if window.state is state:
-            sums[str(int(window.reasons[0]))] += max(window.measured.sent_mws, window.measured.received_mws)
-    return {reason: str(energy) for reason, energy in sorted(sums.items())}
+def _by_reason(days: Iterable[Mapping[int, int]]) -> dict[str, str]:
+    sums: Counter[int] = Counter()
+    for day in days:
+        sums.update(day)
+    return {str(reason): str(energy) for reason, energy in sorted(sums.items(), key=lambda item: str(item[0]))}
 
 
 def read_windows(entries: Mapping[str, bytes]) -> tuple[Window, ...]:
@@ -197,16 +189,19 @@ def _windows_before_csv(inputs: Inputs) -> bytes:
     return ("\n".join([WINDOWS_HEADER, *rows]) + "\n").encode()
 
 
-def _windows_csv(inputs: Inputs, windows: Sequence[Window]) -> bytes:
-    before = inputs.windows_before
-    rows = [WINDOWS_HEADER]
-    for window in windows:
-        w = window.measured
-        state_before, dispute_before = before.get(w.window_s, ("", ""))
-        reasons, dispute = (" ".join(str(int(r)) for r in found) for found in (window.reasons, window.dispute))
-        rows.append(
-            f"{w.window_s},{w.sent_mws},{w.received_mws},{w.square_current},{w.expected_mws},{w.error_mws},"
-            f"{w.edge_mws},{w.sent_dark_ms},{w.received_dark_ms},"
-            f"{state_before},{dispute_before},{window.state.value},{reasons},{dispute}"
-        )
-    return ("\n".join(rows) + "\n").encode()
+def _windows_csv(inputs: Inputs, days: Sequence[LineDay]) -> bytes:
+    before: dict[int, list[int]] = defaultdict(list)  # the windows of a day that stood before
+    for window_s in inputs.windows_before:
+        before[window_s // DAY_S * DAY_S].append(window_s)
+    parts = [f"{WINDOWS_HEADER}\n"]
+    for day in days:
+        parts += _with_before(inputs.windows_before, day.rows) if day.day_s in before else [day.rows]
+    return "".join(parts).encode()
+
+
+def _with_before(before: Mapping[int, tuple[str, str]], rows: str) -> Iterator[str]:
+    """Yield a day's rows with state and dispute as they stood before."""
+    for row in rows.splitlines(keepends=True):
+        window_s = int(row[: row.index(",")])
+        numbers, after = row.split(",,,")
+        yield f"{numbers},{','.join(before.get(window_s, ('', '')))},{after}"

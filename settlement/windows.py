@@ -195,7 +195,7 @@ def _hold_by_batches(held: Held, end: End) -> None:
 
 
 def _hold_unattested(held: Held, end: End, until_s: int) -> None:
-    attested = {key: fact.seq for key, fact in end.cuts(until_s).items()}
+    attested = {key: one.seq for key, one in end.registers.cuts(until_s).items()}
     for fact in end.facts:
         above = fact.seq > attested.get(fact.key_number, -1)
         if fact.dated and fact.window_s < until_s and above:
