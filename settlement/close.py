@@ -23,12 +23,21 @@ from maxgreen.protocol.pack import PackError, canonical_json, write_pack
 from maxgreen.store import AbsentError, Store
 from maxgreen.verify.segment import segment_name
 from settlement.evidence import Evidence, Judge
-from settlement.gather import Before, Gatherer, limits_now
+from settlement.gather import Before, Gathered, Gatherer, limits_now
 from settlement.inputs import Inputs
+from settlement.kept_days import (
+    Fingerprint,
+    KeptDay,
+    account_of_days,
+    day_inputs,
+    decode_day,
+    derive_day,
+    encode_day,
+)
 from settlement.packs import line_entries, line_name, seal
 from settlement.periods import period_bounds
 from settlement.run import Run, make_run
-from settlement.statement import LineOutcome, derive
+from settlement.statement import LineOutcome, derive, settle
 from settlement.windows import DAY_S
 
 _log = logging.getLogger(__name__)
@@ -124,16 +133,42 @@ class Closer:
             gatherer = Gatherer(book, self._network, period, (self._signer.spki,))
             for line in sorted(lines, key=lambda line: (line.ends.node_token, line.ends.line_id)):
                 before = None if past is None else self._before(past, int(row.revision), line)
-                inputs = gatherer.inputs(line, before)
-                evidence = self._evidence(judge, inputs)
-                for device, text in evidence.troubles.items():
-                    _log.error("line %s: device %s: %s", line.ends.line_id.hex(), device.hex(), text)
-                statement, claim = self._keep_line(derive(inputs, evidence))
+                statement, claim = self._keep_line(self._outcome(judge, book, gatherer.gather(line, before)))
                 statements.append(statement)
                 claims += [claim] if claim is not None else []
         previous = None if past is None else past.digest
         run = make_run(self._network, period, until_s, previous, statements, claims, revision=times)
         return run, revision
+
+    def _outcome(self, judge: Judge, book: Book, gathered: Gathered) -> LineOutcome:
+        """Return what a line comes to: from its days where it follows from them, else from all of its evidence."""
+        inputs = gathered.inputs
+        account = account_of_days(inputs, self._days(judge, book, gathered)) if gathered.by_days else None
+        if account is not None:
+            return settle(inputs, account)
+        evidence = self._evidence(judge, inputs)
+        for device, text in evidence.troubles.items():
+            _log.error("line %s: device %s: %s", inputs.line.line.hex(), device.hex(), text)
+        return derive(inputs, evidence)
+
+    def _days(self, judge: Judge, book: Book, gathered: Gathered) -> dict[int, KeptDay]:
+        """Return a line's days, by their midnight; those that are not kept, or not so, are derived and kept."""
+        inputs, line = gathered.inputs, gathered.inputs.line.line
+        fingerprint, found, fresh = Fingerprint(inputs), {}, []
+        kept = book.line_days(line, inputs.start_s // DAY_S, inputs.until_s // DAY_S)
+        for day_s, segments in gathered.days.items():
+            wanted = fingerprint.of(day_s, segments)
+            known, data = kept.get(day_s // DAY_S, (b"", b""))
+            if known == wanted:
+                found[day_s] = decode_day(data)
+                continue
+            of_day = day_inputs(inputs, day_s, segments)
+            found[day_s] = derive_day(of_day, self._evidence(judge, of_day))
+            fresh.append((line, day_s // DAY_S, wanted, encode_day(found[day_s])))
+        if fresh:
+            with self._engine.begin() as connection:
+                Book(connection).keep_line_days(fresh)
+        return found
 
     def _segment(self, digest: bytes) -> bytes:
         try:

@@ -4,10 +4,12 @@ Tasks depend on nothing but their own bytes and rules, so that they run on as ma
 that the segments of a chain lead from one to the next is checked afterwards.
 """
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from maxgreen.protocol.backend import BackendKeys, Beacon
 from maxgreen.protocol.batch import SignedBatch
@@ -59,6 +61,44 @@ class Judged:
     trouble: str = ""
 
 
+class Tip(NamedTuple):
+    """Where a chain stands."""
+
+    next_seq: int
+    head: bytes
+    wall_ms: int
+
+    @classmethod
+    def of(cls, state: ChainState) -> "Tip":
+        """Return the tip of a chain in a state."""
+        return cls(state.next_seq, state.head, state.wall_ms)
+
+
+class Link(NamedTuple):
+    """What a segment leads from and to: all that tells whether it follows the one before it; states by SHA-256."""
+
+    digest: bytes
+    previous: bytes | None
+    start: bytes
+    end: bytes
+    tip: Tip  # at its end
+    predecessor: Tip | None  # the chain that it succeeds, with its first batch
+    trouble: str = ""
+
+    @classmethod
+    def of(cls, judged: Judged) -> "Link":
+        """Return the link of a judged segment."""
+        return cls(
+            judged.digest,
+            judged.previous,
+            _state_digest(judged.start),
+            _state_digest(judged.end),
+            Tip.of(judged.end),
+            None if judged.predecessor is None else Tip.of(judged.predecessor),
+            judged.trouble,
+        )
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What the batches of a line's devices are; and what does not hold together, by device."""
@@ -91,10 +131,7 @@ class Judge:
         found: dict[bytes, list[Judged]] = {party.device: [] for party in inputs.parties}
         for task, judged in self._judged(list(_tasks(inputs))):
             found[task.record.device].append(judged)
-        troubles = {device: said for device, chain in found.items() if (said := _broken(inputs, device, chain))}
-        for party in inputs.parties:
-            if party.device not in troubles and (said := _unlinked(party, found)):
-                troubles[party.device] = said
+        troubles = troubles_of(inputs, {device: [*map(Link.of, chain)] for device, chain in found.items()})
         return Evidence(
             {
                 party.device: tuple(_facts(inputs, party, found[party.device]))
@@ -199,25 +236,37 @@ def _beacons(judged: Iterable[Judged]) -> dict[int, Beacon]:
     return found
 
 
-def _broken(inputs: Inputs, device: bytes, chain: Sequence[Judged]) -> str:
+def troubles_of(inputs: Inputs, links: Mapping[bytes, Sequence[Link]]) -> dict[bytes, str]:
+    """Return what does not hold together in the segments of a line's devices, by device."""
+    troubles = {device: said for device, chain in links.items() if (said := _broken(inputs.network, chain))}
+    for party in inputs.parties:
+        if party.device not in troubles and (said := _unlinked(party, links)):
+            troubles[party.device] = said
+    return troubles
+
+
+def _state_digest(state: ChainState) -> bytes:
+    return hashlib.sha256(json.dumps(state.to_json(), sort_keys=True).encode()).digest()
+
+
+def _broken(network: str, chain: Sequence[Link]) -> str:
     """Return what is wrong with a device's segments, or that one does not lead to the next."""
-    digests = inputs.segments.get(device, ())
-    for number, judged in enumerate(chain):
-        if judged.trouble:
-            return judged.trouble
-        if number and (judged.previous != digests[number - 1] or judged.start != chain[number - 1].end):
-            return f"segment {digests[number].hex()}: the one before it does not lead to it"
-    if chain and chain[0].previous is None and chain[0].start != ChainState.start(inputs.network):
-        return f"segment {digests[0].hex()}: it is the first of its chain, and does not begin where chains do"
+    for number, link in enumerate(chain):
+        if link.trouble:
+            return link.trouble
+        if number and (link.previous, link.start) != (chain[number - 1].digest, chain[number - 1].end):
+            return f"segment {link.digest.hex()}: the one before it does not lead to it"
+    if chain and chain[0].previous is None and chain[0].start != _state_digest(ChainState.start(network)):
+        return f"segment {chain[0].digest.hex()}: it is the first of its chain, and does not begin where chains do"
     return ""
 
 
-def _unlinked(party: Party, found: Mapping[bytes, Sequence[Judged]]) -> str:
+def _unlinked(party: Party, links: Mapping[bytes, Sequence[Link]]) -> str:
     """Return what is wrong with where a key takes over from the one before it."""
-    chain, before = found[party.device], found.get(party.record.predecessor or b"", ())
+    chain, before = links.get(party.device, ()), links.get(party.record.predecessor or b"", ())
     if not chain or chain[0].predecessor is None or not before:
         return ""
-    said, last = chain[0].predecessor, before[-1].end
+    said, last = chain[0].predecessor, before[-1].tip
     if said.next_seq == last.next_seq and (said.head, said.wall_ms) != (last.head, last.wall_ms):
         return f"device {party.device.hex()}: the chain that it succeeds ended otherwise"
     return ""

@@ -24,6 +24,7 @@ from settlement.inputs import (
     read_manifest,
     read_states,
 )
+from settlement.kept_days import Segments, is_by_days
 from settlement.loss import WINDOW_S
 from settlement.periods import period_bounds
 from settlement.statement import WEI_DENOMINATOR, WEI_NUMERATOR, fold, read_windows
@@ -60,6 +61,15 @@ class Before:
         )
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """A line's inputs, and which of its segments each of its days follows from."""
+
+    inputs: Inputs
+    by_days: bool  # whether its account follows from its days
+    days: Mapping[int, Segments]  # by midnight, unix s; those that nothing reaches are left out
+
+
 class Gatherer:
     """Gathers the inputs of the lines of one period from one state of the ledger."""
 
@@ -78,23 +88,22 @@ class Gatherer:
         """Return the devices of both ends, a device for each key."""
         return [party.device for party in self._of(line)]
 
-    def inputs(self, line: Line, before: Before | None) -> Inputs:
-        """Return the inputs of a line's statement; `before`: the last period that has it, closed."""
+    def gather(self, line: Line, before: Before | None) -> Gathered:
+        """Return what a line's statement follows from; `before`: the last period that has it, closed."""
         parties = self._of(line)
         start_s, base = self._start(line, before, parties)
         # what is judged by what was before: whether a reading stays the same, whether a neighbour is online
         context_s = max(limits.stuck_s for _, limits in self._limits) + WINDOW_S
-        segments: dict[bytes, tuple[bytes, ...]] = {}
+        reaching: dict[bytes, Sequence[Cut]] = {}
         waiting: dict[bytes, tuple[Ahead, ...]] = {}
         for party in parties:
             cuts = cuts_of(self._book.connection, party.device)
-            wanted = _reaching(cuts, (start_s - context_s) * 1000, (self._until_s + WINDOW_S) * 1000)
-            segments[party.device] = tuple(cut.digest for cut in wanted)
+            reaching[party.device] = _reaching(cuts, start_s - context_s, self._until_s)
             ahead = self._ahead(party, cuts)
             if ahead:
                 waiting[party.device] = ahead
         node = max((p for p in parties if p.token == line.ends.node_token), key=lambda p: p.key_number)
-        return Inputs(
+        inputs = Inputs(
             network=self._network,
             period=self._period,
             until_s=self._until_s,
@@ -108,10 +117,17 @@ class Gatherer:
                 decisions=[d for party in parties for d in self._decisions.get(party.device, ())],
             ),
             backend_keys=self._backend_keys,
-            segments=segments,
+            segments={device: _digests(cuts) for device, cuts in reaching.items()},
             waiting=waiting,
             windows_before=before.states if before is not None else {},
         )
+        seqs = {device: (cuts[0].first_seq, cuts[-1].next_seq) for device, cuts in reaching.items() if cuts}
+        days: dict[int, Segments] = {}
+        for day_s in range(start_s, self._until_s, DAY_S):
+            found = {d: _digests(_reaching(cuts, day_s - context_s, day_s + DAY_S)) for d, cuts in reaching.items()}
+            if any(found.values()):
+                days[day_s] = found
+        return Gathered(inputs, is_by_days(inputs, seqs), days)
 
     def _of(self, line: Line) -> list[Party]:
         tokens = {line.ends.miner_token, line.ends.node_token}
@@ -149,8 +165,13 @@ class Gatherer:
         return tuple(found)
 
 
-def _reaching(cuts: Sequence[Cut], from_ms: int, to_ms: int) -> Sequence[Cut]:
-    """Return the segments from the first to the last with a batch of from ≤ t0 < to."""
+def _digests(cuts: Sequence[Cut]) -> tuple[bytes, ...]:
+    return tuple(cut.digest for cut in cuts)
+
+
+def _reaching(cuts: Sequence[Cut], from_s: int, until_s: int) -> Sequence[Cut]:
+    """Return the segments from the first to the last with a batch from a time on until a window after another."""
+    from_ms, to_ms = from_s * 1000, (until_s + WINDOW_S) * 1000
     hits = [
         k
         for k, cut in enumerate(cuts)

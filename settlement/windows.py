@@ -75,8 +75,11 @@ class LineWindows:
     windows: tuple[Window, ...]
 
 
-def line_windows(inputs: Inputs, facts: Mapping[bytes, Sequence[Fact]]) -> LineWindows:
-    """Return every window of a line from the start of its evidence to the period's end, judged."""
+def line_windows(inputs: Inputs, facts: Mapping[bytes, Sequence[Fact]], *, attested: bool = False) -> LineWindows:
+    """Return every window of a line from the start of its evidence to the period's end, judged.
+
+    `attested`: as if everything were attested, by what comes later.
+    """
     line, node_party = inputs.line, inputs.party(inputs.line.node)
     sent_facts, received_facts = (
         tuple(fact for party in inputs.keys(token) for fact in facts[party.device]) for token in (line.miner, line.node)
@@ -91,7 +94,9 @@ def line_windows(inputs: Inputs, facts: Mapping[bytes, Sequence[Fact]]) -> LineW
     measured = [
         measure(line, (miner, node), w, (sent.get(w, []), received.get(w, [])), limits(w).edge_ms) for w in seconds
     ]
-    held = _held(inputs, (miner, node), seconds, limits)
+    held = _held((miner, node), seconds, limits)
+    for end in () if attested else (miner, node):
+        _hold_unattested(held, end, line_end(inputs))
     released = _released(inputs, (miner, node))
     for window_s in held:
         held[window_s] -= released[window_s]
@@ -135,13 +140,12 @@ def _limits_by_day(inputs: Inputs) -> Callable[[int], Limits]:
     return lambda window_s: inputs.rules.limits_at((window_s // DAY_S + 1) * DAY_S * 1000)
 
 
-def _held(inputs: Inputs, ends: tuple[End, End], seconds: Sequence[int], limits: Callable[[int], Limits]) -> Held:
+def _held(ends: tuple[End, End], seconds: Sequence[int], limits: Callable[[int], Limits]) -> Held:
     """Return every reason to hold a window that does not come from comparing both ends."""
     held: Held = defaultdict(set)
     sums = [channel_sums(end.facts, end.channel) for end in ends]
     for end, own in zip(ends, sums, strict=True):
         _hold_by_batches(held, end)
-        _hold_unattested(held, end, line_end(inputs))
         _hold_incomplete(held, end, seconds)
         if end.online_required:
             _hold_offline(held, end)

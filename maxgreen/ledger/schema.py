@@ -244,6 +244,17 @@ segments: Final = Table(
     Column("state", Bytes, nullable=False),
 )
 
+# what settlement derived of a line for a day: nothing is lost when it is not there
+line_days: Final = Table(
+    "line_days",
+    metadata,
+    Column("line", Bytes, primary_key=True),
+    Column("day", Integer, primary_key=True),  # since the epoch
+    Column("inputs", Bytes, nullable=False),  # SHA-256 of what it follows from
+    Column("value", Bytes, nullable=False),
+    Index("line_days_by_day", "day"),
+)
+
 periods: Final = Table(
     "periods",
     metadata,

@@ -41,7 +41,12 @@ class Cut(NamedTuple):
     digest: bytes
     first_ms: int | None
     last_ms: int | None
-    state: ChainState  # of the chain after it
+    state_data: bytes  # ChainState.to_bytes of the chain after it
+
+    @property
+    def state(self) -> ChainState:
+        """The chain's state after it."""
+        return ChainState.from_bytes(self.state_data)
 
     @property
     def name(self) -> str:
@@ -200,7 +205,7 @@ def _next(engine: Engine, store: Store, network: str, device: bytes) -> tuple[Se
         times = [row.t0_ms for row in rows if row.t0_ms is not None and dated(row)]
         number = 0 if last is None else last.number + 1
         first_ms, last_ms = min(times, default=None), max(times, default=None)
-        return segment, Cut(number, rows[0].seq, end.next_seq, segment.digest, first_ms, last_ms, end)
+        return segment, Cut(number, rows[0].seq, end.next_seq, segment.digest, first_ms, last_ms, end.to_bytes())
 
 
 def _most(connection: Connection, device: bytes, first: int, until: int) -> int:
@@ -291,9 +296,9 @@ def _receipts(book: Book, device: bytes, first_seq: int, next_seq: int) -> Itera
 
 
 def _values(cut: Cut) -> dict[str, Any]:
-    return {**cut._asdict(), "state": cut.state.to_bytes()}
+    values = cut._asdict()
+    return {"state": values.pop("state_data"), **values}
 
 
 def _cut(row: Any) -> Cut:
-    state = ChainState.from_bytes(bytes(row.state))
-    return Cut(row.number, row.first_seq, row.next_seq, bytes(row.digest), row.first_ms, row.last_ms, state)
+    return Cut(row.number, row.first_seq, row.next_seq, bytes(row.digest), row.first_ms, row.last_ms, bytes(row.state))

@@ -30,8 +30,10 @@ MUTANTS = ROOT / "contracts" / "mutants.mjs"
 EDGES, SECONDS, CONTRACTS, MARKET, ROLES = (
     ROOT / "tests" / "chain" / f"test_{name}.py" for name in ("edges", "seconds", "contracts", "market", "roles")
 )
+SUITES = (CONTRACTS, SECONDS, EDGES, ROLES, MARKET)
 OF_THE_MARKET = {"EnergyExchange.sol", "EnergyPool.sol", "Coins.sol", "Rewards.sol"}  # what no other suite touches
 LONGEST_S = 600
+MOST_LIKELY = 12
 
 
 def mutants():
@@ -41,17 +43,19 @@ def mutants():
 
 
 def likely(mutant):
-    """Return the tests that are likely to kill a mutant, as pytest names them: those that name its guard's error."""
-    error = mutant.get("error")
+    """Return the tests that are likely to kill a mutant, as pytest names them: those that name its error or function."""
     if mutant.get("before") in {"restricted", "onlyAuthorized"}:
         return [ROLES]
+    function = mutant["where"].rpartition(".")[2].lstrip("_")
+    in_python = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", function).lower()
+    word = mutant.get("error") or f"{function}|{in_python}"
     found = []
-    for suite in (EDGES, CONTRACTS, MARKET) if error else ():
+    for suite in SUITES:
         for part in re.split(r"\n(?=def |@)", suite.read_text()):
             name = re.search(r"^def (test_\w+)", part, re.MULTILINE)
-            if name and re.search(rf"\b{error}\b", part):
+            if name and re.search(rf"\b({word})\b", part):
                 found.append(f"{suite}::{name[1]}")
-    return found
+    return found if len(found) < MOST_LIKELY else []
 
 
 def is_killed(task):
@@ -70,7 +74,7 @@ def is_killed(task):
             if report.failed:
                 failed.append(report.nodeid.rpartition("::")[2])
 
-    suites = [EDGES, SECONDS, MARKET, ROLES] + ([] if mutant["file"] in OF_THE_MARKET else [CONTRACTS])
+    suites = [MARKET, EDGES, SECONDS, ROLES] if mutant["file"] in OF_THE_MARKET else list(SUITES)
     # the compiler that is quicker makes larger contracts than a chain takes
     with running_anvil("--hardfork", "osaka", "--code-size-limit", "100000") as url:
         try:

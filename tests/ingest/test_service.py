@@ -386,11 +386,12 @@ def test_what_is_committed_around_a_close_is_paid_once(engine, monkeypatch, when
     base = Reading(T0_MS // 1000, 0, 0)
     line = Line(Ends(1, 1, 2, 0), LossTerms(150_000, 0, 200_000), base.time_s, 0, *[base] * 4, *[0] * 7)
     contract = type("Contract", (), {"opened_lines": lambda _: [line]})()
-    derive, closer = close.derive, close.Closer(engine, FolderStore(tmp_path / "evidence"), contract, BACKEND, NETWORK)
+    closer = close.Closer(engine, FolderStore(tmp_path / "evidence"), contract, BACKEND, NETWORK)
+    account_of_days = close.account_of_days
     if when == "before":
         late()
     if when == "during":
-        monkeypatch.setattr(close, "derive", lambda *inputs: (late(), derive(*inputs))[1])
+        monkeypatch.setattr(close, "account_of_days", lambda *days: (late(), account_of_days(*days))[1])
     january = closer.close("2026-01", T0_MS + 39 * 86_400_000)
     monkeypatch.undo()
     if when == "after":

@@ -2,12 +2,14 @@
 
 import pytest
 
-from settlement import loss, statement, windows
-from tests.settlement.worlds import run
+from settlement import days, loss, windows
+from tests.settlement.worlds import COUNTS, run
 
 
 def test_windows_and_what_is_payable_are_the_oracles():
+    COUNTS.clear()
     assert run(2_000, seed=3) > 700
+    assert COUNTS["by days"] > 150
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,7 @@ def test_windows_and_what_is_payable_are_the_oracles():
         (windows, "not_generated_days", lambda *_: set()),
         (windows, "overfull_windows", lambda *_: set()),
         (windows, "online_windows", lambda facts: {f.window_s for f in facts if f.accepted and f.shares}),
-        (statement, "sums_of", lambda found: windows.add_up(w.measured for w in found if w.counts)),
+        (days, "sums_of", lambda found: windows.add_up(w.measured for w in found)),
     ],
 )
 def test_the_oracle_sees_what_is_wrong(monkeypatch, module, name, wrong):

@@ -1,0 +1,22 @@
+"""Line-days: they are derived again where they are not there."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008_line_days"
+down_revision = "0007_rejections"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "line_days",
+        sa.Column("line", sa.LargeBinary, primary_key=True),
+        sa.Column("day", sa.Integer, primary_key=True),
+        sa.Column("inputs", sa.LargeBinary, nullable=False),
+        sa.Column("value", sa.LargeBinary, nullable=False),
+        sa.Index("line_days_by_day", "day"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("line_days")
