@@ -1,4 +1,4 @@
-"""`maxgreen settle`: run, revise, status, statement, pack, explain, checks, modules, open-line, config."""
+"""`maxgreen settle`: run, revise, days, status, statement, pack, explain, checks, modules, open-line, config."""
 
 import json
 import time
@@ -134,6 +134,21 @@ def _alone(folder: Path) -> FolderLock:
         return FolderLock(folder, "maxgreen settle")
     except Retryable as error:
         raise NotReadyError(f"another run is under way: {error}") from error
+
+
+@app.command()
+def days(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Derive what each line comes to on the days that are over: the close of a period then adds them up."""
+    log_to_stderr()
+    settings = load_to_run(SettlementSettings, config)
+    try:
+        with _alone(settings.output_dir):
+            found = patiently(lambda: SettlementService.from_settings(settings).derive_days())
+    except NotReadyError as error:
+        print(json.dumps({"state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}")
+        raise typer.Exit(NOT_READY) from error
+    said = f"{counted(found.derived, 'line-day')} of {counted(found.lines, 'line')} derived, {found.kept} were kept"
+    print(json.dumps(found._asdict()) if as_json else said)
 
 
 @app.command()

@@ -6,8 +6,9 @@ and begun again, the same comes of it, or what another process closed in the mea
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
@@ -34,8 +35,9 @@ from settlement.kept_days import (
     derive_day,
     encode_day,
 )
+from settlement.loss import WINDOW_S
 from settlement.packs import line_entries, line_name, seal
-from settlement.periods import period_bounds
+from settlement.periods import day_of, period_bounds
 from settlement.run import Run, make_run
 from settlement.statement import LineOutcome, derive, settle
 from settlement.windows import DAY_S
@@ -49,6 +51,21 @@ class NotReadyError(Exception):
 
 class NoLineError(NotReadyError):
     """There is nothing to settle: no line is open."""
+
+
+class Past(NamedTuple):
+    """A period that is closed, and the revision that it follows from."""
+
+    run: Run
+    revision: int
+
+
+class DerivedDays(NamedTuple):
+    """How many line-days were derived of how many lines, and how many were kept already."""
+
+    lines: int
+    derived: int
+    kept: int
 
 
 class Closer:
@@ -111,6 +128,7 @@ class Closer:
             raise NotReadyError(f"{run.period}: another period was closed meanwhile; the next run closes this one")
         claims = canonical_json({"claims": [claim_json(claim) for claim in run.claims]}).decode()
         book.add_period(run.until_s, run.period, run.digest, run.data.decode(), claims, now_ms, revision)
+        book.forget_line_days(period_bounds(run.period)[0] // DAY_S)
 
     def _make(self, lines: Sequence[Line], period: str, times: int = 0) -> tuple[Run, int]:
         """Derive every line of a period and keep its evidence; return the run and the revision that it follows from.
@@ -118,32 +136,57 @@ class Closer:
         `times`: how often it was closed before.
         """
         _, until_s = period_bounds(period)
+        revision = self._cut(lines, period)
+        judge = Judge(self._segment)
+        statements, claims = [], []
+        with reader(self._engine).begin() as connection:
+            book = Book(connection)
+            past = _past(book, until_s)
+            for gathered in self._gathered(book, lines, period, past):
+                statement, claim = self._keep_line(self._outcome(judge, book, gathered))
+                statements.append(statement)
+                claims += [claim] if claim is not None else []
+        previous = None if past is None else past.run.digest
+        run = make_run(self._network, period, until_s, previous, statements, claims, revision=times)
+        return run, revision
+
+    def derive_days(self, now_ms: int) -> DerivedDays:
+        """Derive the line-days that are over and are not kept yet, so that a close finds them."""
+        lines = self._contract.opened_lines()
+        over_s = (now_ms // 1000 - 2 * WINDOW_S) // DAY_S * DAY_S  # the first window of the next day has come, too
+        period = day_of(over_s - DAY_S)  # whatever is closed next contains it, and all days that no period has
+        self._cut(lines, period)
+        judge = Judge(self._segment)
+        kept = derived = 0
+        with reader(self._engine).begin() as connection:
+            book = Book(connection)
+            for gathered in self._gathered(book, lines, period, _past(book, period_bounds(period)[1])):
+                days = {day_s: segments for day_s, segments in gathered.days.items() if day_s < over_s}
+                if gathered.by_days and days:
+                    fresh = len(self._days(judge, book, replace(gathered, days=days))[1])
+                    kept, derived = kept + len(days) - fresh, derived + fresh
+        return DerivedDays(len(lines), derived, kept)
+
+    def _cut(self, lines: Sequence[Line], period: str) -> int:
+        """Cut the chains of the lines' devices into segments; return a revision that no later change has."""
         with reader(self._engine).begin() as connection:  # what is committed from here on has a later revision
             book = Book(connection)
             revision = book.revision()
             gatherer = Gatherer(book, self._network, period, (self._signer.spki,))
             devices = sorted({device for line in lines for device in gatherer.devices(line)})
         cut_segments(self._engine, self.store, self._network, devices)
-        judge = Judge(self._segment)
-        statements, claims = [], []
-        with reader(self._engine).begin() as connection:
-            book = Book(connection)
-            row = book.period_before(until_s)
-            past = None if row is None else _reopened(row)
-            gatherer = Gatherer(book, self._network, period, (self._signer.spki,))
-            for line in sorted(lines, key=lambda line: (line.ends.node_token, line.ends.line_id)):
-                before = None if past is None else self._before(past, int(row.revision), line)
-                statement, claim = self._keep_line(self._outcome(judge, book, gatherer.gather(line, before)))
-                statements.append(statement)
-                claims += [claim] if claim is not None else []
-        previous = None if past is None else past.digest
-        run = make_run(self._network, period, until_s, previous, statements, claims, revision=times)
-        return run, revision
+        return revision
+
+    def _gathered(self, book: Book, lines: Sequence[Line], period: str, past: Past | None) -> Iterator[Gathered]:
+        """Yield what each line follows from; those of a node one after the other, since they share its segments."""
+        gatherer = Gatherer(book, self._network, period, (self._signer.spki,))
+        for line in sorted(lines, key=lambda line: (line.ends.node_token, line.ends.line_id)):
+            yield gatherer.gather(line, None if past is None else self._before(past, line))
 
     def _outcome(self, judge: Judge, book: Book, gathered: Gathered) -> LineOutcome:
         """Return what a line comes to: from its days where it follows from them, else from all of its evidence."""
         inputs = gathered.inputs
-        account = account_of_days(inputs, self._days(judge, book, gathered)) if gathered.by_days else None
+        account = account_of_days(inputs, self._days(judge, book, gathered)[0]) if gathered.by_days else None
         if account is not None:
             return settle(inputs, account)
         evidence = self._evidence(judge, inputs)
@@ -151,8 +194,8 @@ class Closer:
             _log.error("line %s: device %s: %s", inputs.line.line.hex(), device.hex(), text)
         return derive(inputs, evidence)
 
-    def _days(self, judge: Judge, book: Book, gathered: Gathered) -> dict[int, KeptDay]:
-        """Return a line's days, by their midnight; those that are not kept, or not so, are derived and kept."""
+    def _days(self, judge: Judge, book: Book, gathered: Gathered) -> tuple[dict[int, KeptDay], list[int]]:
+        """Return a line's days, by their midnight, and which of them were not kept, or not so, and are derived now."""
         inputs, line = gathered.inputs, gathered.inputs.line.line
         fingerprint, found, fresh = Fingerprint(inputs), {}, []
         kept = book.line_days(line, inputs.start_s // DAY_S, inputs.until_s // DAY_S)
@@ -168,7 +211,7 @@ class Closer:
         if fresh:
             with self._engine.begin() as connection:
                 Book(connection).keep_line_days(fresh)
-        return found
+        return found, [day for _, day, *_ in fresh]
 
     def _segment(self, digest: bytes) -> bytes:
         try:
@@ -183,19 +226,25 @@ class Closer:
         except PackError as error:
             raise Fatal(f"the evidence store: {error}; restore it from a backup") from error
 
-    def _before(self, past: Run, revision: int, line: Line) -> Before | None:
+    def _before(self, past: Past, line: Line) -> Before | None:
         """Return a line as the period before closed it; None when it was not there."""
-        said = past.by_line.get(line.ends.line_id.hex())
+        said = past.run.by_line.get(line.ends.line_id.hex())
         if said is None:
             return None
         manifest = bytes.fromhex(said["manifest"])
-        return Before.of(line_entries(self.store, manifest), manifest, revision, trouble=bool(said["trouble"]))
+        return Before.of(line_entries(self.store, manifest), manifest, past.revision, trouble=bool(said["trouble"]))
 
     def _keep_line(self, result: LineOutcome) -> tuple[Mapping[str, Any], Claim | None]:
         """Keep a line's evidence in the store; return its statement with its manifest, and what it claims."""
         sealed = seal(result, self._signer)
         self.store.put(line_name(sealed.manifest), write_pack(sealed.entries))
         return sealed.statement, sealed.claim
+
+
+def _past(book: Book, until_s: int) -> Past | None:
+    """Return the last period that was closed before one that ends so."""
+    row = book.period_before(until_s)
+    return None if row is None else Past(_reopened(row), int(row.revision))
 
 
 def _reopened(row: object) -> Run:

@@ -33,6 +33,11 @@ def months_of(from_ms: int, to_ms: int) -> list[str]:
     return months
 
 
+def day_of(unix_s: int) -> str:
+    """Return the day that holds a time, as YYYY-MM-DD."""
+    return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d}"
+
+
 def month_before(t_ms: int) -> str:
     """Return the month before the one that holds a time, as YYYY-MM."""
     first = datetime.fromtimestamp(t_ms / 1000, UTC).replace(day=1)

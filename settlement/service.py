@@ -25,7 +25,7 @@ from maxgreen.protocol.backend import Rejection
 from maxgreen.protocol.keys import Signer
 from maxgreen.protocol.pack import ORDER, RUN, PackError
 from maxgreen.store import Store, open_store
-from settlement.close import Closer
+from settlement.close import Closer, DerivedDays
 from settlement.config import SettlementSettings
 from settlement.orders import Payer, Posted
 from settlement.packs import keep_run, line_entries, write_pack_of
@@ -142,6 +142,10 @@ class SettlementService:
     def run(self, period: str, *, wait: bool) -> Settled:
         """Take a period as far as it goes; NotReadyError when it cannot be closed yet."""
         return self._settle(self._closer.close(period, self._clock.now_ms()), wait=wait)
+
+    def derive_days(self) -> DerivedDays:
+        """Derive the line-days that are over, so that a close finds them."""
+        return self._closer.derive_days(self._clock.now_ms())
 
     def revise(self, period: str, *, wait: bool) -> Settled:
         """Close a period again whose order was rejected or withdrawn or lapsed, and go on; UsageError says why not."""

@@ -46,9 +46,9 @@ def likely(mutant):
     """Return the tests that are likely to kill a mutant, as pytest names them: those that name its error or function."""
     if mutant.get("before") in {"restricted", "onlyAuthorized"}:
         return [ROLES]
-    function = mutant["where"].rpartition(".")[2].lstrip("_")
+    function = mutant.get("where", "").rpartition(".")[2].lstrip("_")
     in_python = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", function).lower()
-    word = mutant.get("error") or f"{function}|{in_python}"
+    word = mutant.get("error") or (f"{function}|{in_python}" if function else "nothing")
     found = []
     for suite in SUITES:
         for part in re.split(r"\n(?=def |@)", suite.read_text()):
