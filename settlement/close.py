@@ -5,7 +5,6 @@ and begun again, the same comes of it, or what another process closed in the mea
 """
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,34 +14,21 @@ from sqlalchemy.exc import IntegrityError
 
 from maxgreen.chain.claims import claim_json, parse_claims
 from maxgreen.chain.orders import Claim, Line, SettlementContract
-from maxgreen.errors import Fatal, UsageError
+from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.segments import cut_segments
 from maxgreen.protocol.keys import Signer
-from maxgreen.protocol.pack import PackError, canonical_json, write_pack
-from maxgreen.store import AbsentError, Store
-from maxgreen.verify.segment import segment_name
-from settlement.evidence import Evidence, Judge
+from maxgreen.protocol.pack import canonical_json, write_pack
+from maxgreen.store import Store
 from settlement.gather import Before, Gathered, Gatherer, limits_now
-from settlement.inputs import Inputs
-from settlement.kept_days import (
-    Fingerprint,
-    KeptDay,
-    account_of_days,
-    day_inputs,
-    decode_day,
-    derive_day,
-    encode_day,
-)
 from settlement.loss import WINDOW_S
+from settlement.outcomes import Outcomes
 from settlement.packs import line_entries, line_name, seal
 from settlement.periods import day_of, period_bounds
 from settlement.run import Run, make_run
-from settlement.statement import LineOutcome, derive, settle
+from settlement.statement import LineOutcome
 from settlement.windows import DAY_S
-
-_log = logging.getLogger(__name__)
 
 
 class NotReadyError(Exception):
@@ -137,13 +123,13 @@ class Closer:
         """
         _, until_s = period_bounds(period)
         revision = self._cut(lines, period)
-        judge = Judge(self._segment)
+        outcomes = Outcomes(self._engine, self.store)
         statements, claims = [], []
         with reader(self._engine).begin() as connection:
             book = Book(connection)
             past = _past(book, until_s)
             for gathered in self._gathered(book, lines, period, past):
-                statement, claim = self._keep_line(self._outcome(judge, book, gathered))
+                statement, claim = self._keep_line(outcomes.of(book, gathered))
                 statements.append(statement)
                 claims += [claim] if claim is not None else []
         previous = None if past is None else past.run.digest
@@ -156,14 +142,14 @@ class Closer:
         over_s = (now_ms // 1000 - 2 * WINDOW_S) // DAY_S * DAY_S  # the first window of the next day has come, too
         period = day_of(over_s - DAY_S)  # whatever is closed next contains it, and all days that no period has
         self._cut(lines, period)
-        judge = Judge(self._segment)
+        outcomes = Outcomes(self._engine, self.store)
         kept = derived = 0
         with reader(self._engine).begin() as connection:
             book = Book(connection)
             for gathered in self._gathered(book, lines, period, _past(book, period_bounds(period)[1])):
                 days = {day_s: segments for day_s, segments in gathered.days.items() if day_s < over_s}
                 if gathered.by_days and days:
-                    fresh = len(self._days(judge, book, replace(gathered, days=days))[1])
+                    _, fresh = outcomes.days(book, replace(gathered, days=days))
                     kept, derived = kept + len(days) - fresh, derived + fresh
         return DerivedDays(len(lines), derived, kept)
 
@@ -182,49 +168,6 @@ class Closer:
         gatherer = Gatherer(book, self._network, period, (self._signer.spki,))
         for line in sorted(lines, key=lambda line: (line.ends.node_token, line.ends.line_id)):
             yield gatherer.gather(line, None if past is None else self._before(past, line))
-
-    def _outcome(self, judge: Judge, book: Book, gathered: Gathered) -> LineOutcome:
-        """Return what a line comes to: from its days where it follows from them, else from all of its evidence."""
-        inputs = gathered.inputs
-        account = account_of_days(inputs, self._days(judge, book, gathered)[0]) if gathered.by_days else None
-        if account is not None:
-            return settle(inputs, account)
-        evidence = self._evidence(judge, inputs)
-        for device, text in evidence.troubles.items():
-            _log.error("line %s: device %s: %s", inputs.line.line.hex(), device.hex(), text)
-        return derive(inputs, evidence)
-
-    def _days(self, judge: Judge, book: Book, gathered: Gathered) -> tuple[dict[int, KeptDay], list[int]]:
-        """Return a line's days, by their midnight, and which of them were not kept, or not so, and are derived now."""
-        inputs, line = gathered.inputs, gathered.inputs.line.line
-        fingerprint, found, fresh = Fingerprint(inputs), {}, []
-        kept = book.line_days(line, inputs.start_s // DAY_S, inputs.until_s // DAY_S)
-        for day_s, segments in gathered.days.items():
-            wanted = fingerprint.of(day_s, segments)
-            known, data = kept.get(day_s // DAY_S, (b"", b""))
-            if known == wanted:
-                found[day_s] = decode_day(data)
-                continue
-            of_day = day_inputs(inputs, day_s, segments)
-            found[day_s] = derive_day(of_day, self._evidence(judge, of_day))
-            fresh.append((line, day_s // DAY_S, wanted, encode_day(found[day_s])))
-        if fresh:
-            with self._engine.begin() as connection:
-                Book(connection).keep_line_days(fresh)
-        return found, [day for _, day, *_ in fresh]
-
-    def _segment(self, digest: bytes) -> bytes:
-        try:
-            return self.store.get(segment_name(digest))
-        except AbsentError as error:
-            raise Fatal(f"{error}; restore the evidence store from a backup, or name the one that has it") from error
-
-    def _evidence(self, judge: Judge, inputs: Inputs) -> Evidence:
-        """Judge a line's segments; Fatal where the store has other bytes than were put there."""
-        try:
-            return judge.evidence(inputs)
-        except PackError as error:
-            raise Fatal(f"the evidence store: {error}; restore it from a backup") from error
 
     def _before(self, past: Past, line: Line) -> Before | None:
         """Return a line as the period before closed it; None when it was not there."""

@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from maxgreen.chain.registry import RegisteredSystem
@@ -169,12 +170,19 @@ class Inputs:
     def entries(self) -> dict[str, bytes]:
         """Return the input entries of the line's evidence, but for manifest and segments."""
         return {
+            **self.settings,
+            "line.json": canonical_json(line_json(self.line)),
+            _WAITING: _waiting_csv(self.waiting),
+        }
+
+    @cached_property
+    def settings(self) -> Mapping[str, bytes]:
+        """The input entries that are the same for every day: devices, limits, decisions, keys."""
+        return {
             "devices.json": canonical_json([_party_json(p) for p in sorted(self.parties, key=lambda p: p.device)]),
-            "line.json": canonical_json(_line_json(self.line)),
             "backend.json": canonical_json([key.hex() for key in self.backend_keys]),
             "limits.json": canonical_json([{"from_ms": at, **_limits_json(value)} for at, value in self.rules.limits]),
             "decisions.json": canonical_json([decision_json(d) for d in _sorted_decisions(self.rules.decisions)]),
-            _WAITING: _waiting_csv(self.waiting),
         }
 
     @classmethod
@@ -345,7 +353,8 @@ def _party(value: Mapping[str, Any]) -> Party:
     )
 
 
-def _line_json(line: LineTerms) -> dict[str, Any]:
+def line_json(line: LineTerms) -> dict[str, Any]:
+    """Return a line as line.json has it."""
     base = line.base
     return {
         "id": line.line.hex(),

@@ -14,12 +14,13 @@ from typing import Any, Final, NamedTuple
 
 from maxgreen import __version__
 from maxgreen.protocol.attestation import Attestation
+from maxgreen.protocol.pack import canonical_json
 from maxgreen.protocol.reasons import DISPUTES
 from settlement.checks import CHECKS_VERSION
 from settlement.days import Account, LineDay, account_of
 from settlement.ends import Attested, End, Registers
 from settlement.evidence import Evidence, Link, Tip, troubles_of
-from settlement.inputs import Base, Inputs, KnownRegister, LineBase
+from settlement.inputs import Base, Inputs, KnownRegister, LineBase, LineTerms, line_json
 from settlement.sums import Sums
 from settlement.windows import DAY_S, LineWindows, line_end, line_windows
 
@@ -48,24 +49,27 @@ class KeptDay(NamedTuple):
 
 def day_inputs(inputs: Inputs, day_s: int, segments: Segments) -> Inputs:
     """Return a line's inputs for one UTC day: without all that other days, orders or payments have to do with."""
-    line = replace(
-        inputs.line,
-        base=LineBase(0),
-        known_sent=KnownRegister(),
-        known_received=KnownRegister(),
-        paid_mws=0,
-        paid_until_s=0,
-        acc=0,
-    )
     return replace(
         inputs,
         period="",
         until_s=day_s + DAY_S,
         start_s=day_s,
         previous=None,
-        line=line,
+        line=_of_days(inputs.line),
         segments=segments,
         windows_before={},
+    )
+
+
+def _of_days(line: LineTerms) -> LineTerms:
+    return replace(
+        line,
+        base=LineBase(0),
+        known_sent=KnownRegister(),
+        known_received=KnownRegister(),
+        paid_mws=0,
+        paid_until_s=0,
+        acc=0,
     )
 
 
@@ -74,9 +78,10 @@ class Fingerprint:
 
     def __init__(self, inputs: Inputs) -> None:
         """`inputs` of the line: what is the same for all days is looked at once."""
-        alike = day_inputs(inputs, 0, {})
+        line = canonical_json(line_json(_of_days(inputs.line)))
+        alike = {**inputs.settings, "line.json": line, "network": inputs.network.encode()}
         self._alike = hashlib.sha256(_FORMAT.encode())
-        for name, data in (*sorted(alike.entries().items()), ("network", alike.network.encode())):
+        for name, data in sorted(alike.items()):
             self._alike.update(f"{name} {len(data)} ".encode() + data)
 
     def of(self, day_s: int, segments: Segments) -> bytes:

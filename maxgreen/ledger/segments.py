@@ -14,7 +14,7 @@ from maxgreen.errors import Fatal
 from maxgreen.ledger.batches import chain_rows, dated
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
-from maxgreen.ledger.schema import batches, beacons, segments
+from maxgreen.ledger.schema import batches, beacons, chains, segments
 from maxgreen.protocol.backend import decode_receipt
 from maxgreen.protocol.batch import Batch, SignedBatch, parse_batch
 from maxgreen.protocol.cose import parse
@@ -60,8 +60,10 @@ def cut_segments(engine: Engine, store: Store, network: str, devices: Iterable[b
     Another process may do so at the same time: what the first one wrote holds. Killed and done again, it goes on.
     """
     count = 0
+    with reader(engine).begin() as connection:
+        longer = _longer(connection)
     for device in devices:
-        while (found := _next(engine, store, network, device)) is not None:
+        while device in longer and (found := _next(engine, store, network, device)) is not None:
             segment, cut = found
             store.put(cut.name, segment.data)
             try:
@@ -71,6 +73,15 @@ def cut_segments(engine: Engine, store: Store, network: str, devices: Iterable[b
                 continue
             count += 1
     return count
+
+
+def _longer(connection: Connection) -> set[bytes]:
+    """Return the devices whose chains go on after their last segment."""
+    cut = select(segments.c.device, func.max(segments.c.next_seq).label("next_seq")).group_by(segments.c.device)
+    last = cut.subquery()
+    query = select(chains.c.device).outerjoin(last, last.c.device == chains.c.device)
+    behind = query.where(chains.c.next_seq > func.coalesce(last.c.next_seq, 0))
+    return {bytes(device) for device in connection.execute(behind).scalars()}
 
 
 def cuts_of(connection: Connection, device: bytes) -> list[Cut]:

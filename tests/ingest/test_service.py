@@ -25,7 +25,7 @@ from maxgreen.protocol.identity import device_topic
 from maxgreen.protocol.reasons import Reason
 from maxgreen.store import FolderStore
 from maxgreen.verify.rules import Limits
-from settlement import close
+from settlement import close, outcomes
 from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
 from tests.conftest import served
 from tests.ingest.desks import BACKEND, NOBODY, Bench, reasons, register, rows
@@ -387,11 +387,11 @@ def test_what_is_committed_around_a_close_is_paid_once(engine, monkeypatch, when
     line = Line(Ends(1, 1, 2, 0), LossTerms(150_000, 0, 200_000), base.time_s, 0, *[base] * 4, *[0] * 7)
     contract = type("Contract", (), {"opened_lines": lambda _: [line]})()
     closer = close.Closer(engine, FolderStore(tmp_path / "evidence"), contract, BACKEND, NETWORK)
-    account_of_days = close.account_of_days
+    account_of_days = outcomes.account_of_days
     if when == "before":
         late()
     if when == "during":
-        monkeypatch.setattr(close, "account_of_days", lambda *days: (late(), account_of_days(*days))[1])
+        monkeypatch.setattr(outcomes, "account_of_days", lambda *days: (late(), account_of_days(*days))[1])
     january = closer.close("2026-01", T0_MS + 39 * 86_400_000)
     monkeypatch.undo()
     if when == "after":
