@@ -181,7 +181,7 @@ def build(engine: Engine, count: int) -> None:
             gathered = gatherer.gather(line, None)
             fingerprint = Fingerprint(gathered.inputs)
             for k, (day_s, found) in enumerate(gathered.days.items()):
-                links = tuple((d, _link(d, digest)) for d, digests in found.items() for digest in digests)
+                links = tuple((d.hex(), _link(d, digest)) for d, digests in found.items() for digest in digests)
                 data = encode_day(month[k]._replace(links=links))
                 rows.append((line.ends.line_id, day_s // DAY_S, fingerprint.of(day_s, found), data))
             if len(rows) > 10_000:
@@ -207,8 +207,8 @@ def _cut(device: bytes, number: int, state: bytes) -> dict[str, Any]:
 def _link(device: bytes, digest: bytes) -> Link:
     number = _NUMBERS[digest]
     previous = name(device, number - 1) if number else b"\xff" * 32
-    states = [name("state", device, k) for k in (number, number + 1)]
-    return Link(digest, previous, *states, Tip((number + 1) * A_DAY, states[1], 0), None)
+    states = [name("state", device, k).hex() for k in (number, number + 1)]
+    return Link(digest.hex(), previous.hex(), *states, Tip((number + 1) * A_DAY, states[1], 0), None)
 
 
 def close(url: str, folder: Path, count: int) -> dict[str, Any]:

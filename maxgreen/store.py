@@ -3,15 +3,18 @@
 import os
 import re
 import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from maxgreen.errors import Fatal, MaxgreenError, Retryable
 from maxgreen.keyfile import sync_folder
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_AT_ONCE: Final = 8
 _EXPECTED: Final = "; expected a folder, or s3://BUCKET/PREFIX?endpoint=URL"
 
 
@@ -100,6 +103,31 @@ class FolderStore:
 
     def _path(self, name: str) -> Path:
         return self._folder / checked(name)
+
+
+class Putting:
+    """Puts into a store some things at once, since each waits for a disk or a network; at its end all are kept."""
+
+    def __init__(self, store: Store) -> None:
+        """`store` may be used by several threads."""
+        self._store = store
+        self._threads = ThreadPoolExecutor(_AT_ONCE)
+        self._under_way: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for all; raise what the first one that failed raised, unless something did already."""
+        self._threads.shutdown(wait=True, cancel_futures=kind is not None)
+        while kind is None and self._under_way:
+            self._under_way.popleft().result()
+
+    def put(self, name: str, data: bytes) -> None:
+        """Put something soon; raises what an earlier one raised."""
+        if len(self._under_way) >= 2 * _AT_ONCE:
+            self._under_way.popleft().result()
+        self._under_way.append(self._threads.submit(self._store.put, name, data))
 
 
 def checked(name: str) -> str:

@@ -5,29 +5,28 @@ and begun again, the same comes of it, or what another process closed in the mea
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
 from maxgreen.chain.claims import claim_json, parse_claims
-from maxgreen.chain.orders import Claim, Line, SettlementContract
+from maxgreen.chain.orders import Line, SettlementContract
 from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.segments import cut_segments
 from maxgreen.protocol.keys import Signer
 from maxgreen.protocol.pack import canonical_json, write_pack
-from maxgreen.store import Store
+from maxgreen.store import Putting, Store
 from settlement.gather import Before, Gathered, Gatherer, limits_now
 from settlement.loss import WINDOW_S
 from settlement.outcomes import Outcomes
 from settlement.packs import line_entries, line_name, seal
 from settlement.periods import day_of, period_bounds
 from settlement.run import Run, make_run
-from settlement.statement import LineOutcome
 from settlement.windows import DAY_S
 
 
@@ -125,13 +124,14 @@ class Closer:
         revision = self._cut(lines, period)
         outcomes = Outcomes(self._engine, self.store)
         statements, claims = [], []
-        with reader(self._engine).begin() as connection:
+        with reader(self._engine).begin() as connection, Putting(self.store) as putting:
             book = Book(connection)
             past = _past(book, until_s)
             for gathered in self._gathered(book, lines, period, past):
-                statement, claim = self._keep_line(outcomes.of(book, gathered))
-                statements.append(statement)
-                claims += [claim] if claim is not None else []
+                sealed = seal(outcomes.of(book, gathered), self._signer)
+                putting.put(line_name(sealed.manifest), write_pack(sealed.entries))
+                statements.append(sealed.statement)
+                claims += [sealed.claim] if sealed.claim is not None else []
         previous = None if past is None else past.run.digest
         run = make_run(self._network, period, until_s, previous, statements, claims, revision=times)
         return run, revision
@@ -176,12 +176,6 @@ class Closer:
             return None
         manifest = bytes.fromhex(said["manifest"])
         return Before.of(line_entries(self.store, manifest), manifest, past.revision, trouble=bool(said["trouble"]))
-
-    def _keep_line(self, result: LineOutcome) -> tuple[Mapping[str, Any], Claim | None]:
-        """Keep a line's evidence in the store; return its statement with its manifest, and what it claims."""
-        sealed = seal(result, self._signer)
-        self.store.put(line_name(sealed.manifest), write_pack(sealed.entries))
-        return sealed.statement, sealed.claim
 
 
 def _past(book: Book, until_s: int) -> Past | None:

@@ -62,25 +62,25 @@ class Judged:
 
 
 class Tip(NamedTuple):
-    """Where a chain stands."""
+    """Where a chain stands: the seq that comes next, its head in hex, and its wall time."""
 
     next_seq: int
-    head: bytes
+    head: str
     wall_ms: int
 
     @classmethod
     def of(cls, state: ChainState) -> "Tip":
         """Return the tip of a chain in a state."""
-        return cls(state.next_seq, state.head, state.wall_ms)
+        return cls(state.next_seq, state.head.hex(), state.wall_ms)
 
 
 class Link(NamedTuple):
-    """What a segment leads from and to: all that tells whether it follows the one before it; states by SHA-256."""
+    """What a segment leads from and to: all that tells whether it follows the one before it. SHA-256s in hex."""
 
-    digest: bytes
-    previous: bytes | None
-    start: bytes
-    end: bytes
+    digest: str
+    previous: str | None
+    start: str  # of the chain's state before it
+    end: str  # and after it
     tip: Tip  # at its end
     predecessor: Tip | None  # the chain that it succeeds, with its first batch
     trouble: str = ""
@@ -89,8 +89,8 @@ class Link(NamedTuple):
     def of(cls, judged: Judged) -> "Link":
         """Return the link of a judged segment."""
         return cls(
-            judged.digest,
-            judged.previous,
+            judged.digest.hex(),
+            None if judged.previous is None else judged.previous.hex(),
             _state_digest(judged.start),
             _state_digest(judged.end),
             Tip.of(judged.end),
@@ -245,8 +245,8 @@ def troubles_of(inputs: Inputs, links: Mapping[bytes, Sequence[Link]]) -> dict[b
     return troubles
 
 
-def _state_digest(state: ChainState) -> bytes:
-    return hashlib.sha256(json.dumps(state.to_json(), sort_keys=True).encode()).digest()
+def _state_digest(state: ChainState) -> str:
+    return hashlib.sha256(json.dumps(state.to_json(), sort_keys=True).encode()).hexdigest()
 
 
 def _broken(network: str, chain: Sequence[Link]) -> str:
@@ -255,9 +255,9 @@ def _broken(network: str, chain: Sequence[Link]) -> str:
         if link.trouble:
             return link.trouble
         if number and (link.previous, link.start) != (chain[number - 1].digest, chain[number - 1].end):
-            return f"segment {link.digest.hex()}: the one before it does not lead to it"
+            return f"segment {link.digest}: the one before it does not lead to it"
     if chain and chain[0].previous is None and chain[0].start != _state_digest(ChainState.start(network)):
-        return f"segment {chain[0].digest.hex()}: it is the first of its chain, and does not begin where chains do"
+        return f"segment {chain[0].digest}: it is the first of its chain, and does not begin where chains do"
     return ""
 
 

@@ -1,5 +1,6 @@
 """What a line's statement follows from, gathered from the ledger and the chain."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -122,12 +123,11 @@ class Gatherer:
             windows_before=before.states if before is not None else {},
         )
         seqs = {device: (cuts[0].first_seq, cuts[-1].next_seq) for device, cuts in reaching.items() if cuts}
-        days: dict[int, Segments] = {}
-        for day_s in range(start_s, self._until_s, DAY_S):
-            found = {d: _digests(_reaching(cuts, day_s - context_s, day_s + DAY_S)) for d, cuts in reaching.items()}
-            if any(found.values()):
-                days[day_s] = found
-        return Gathered(inputs, is_by_days(inputs, seqs), days)
+        days: dict[int, dict[bytes, tuple[bytes, ...]]] = defaultdict(dict)
+        for device, own in reaching.items():
+            for day_s, (first, last) in _by_day(own, start_s, self._until_s, context_s).items():
+                days[day_s][device] = _digests(own[first : last + 1])
+        return Gathered(inputs, is_by_days(inputs, seqs), {day_s: days[day_s] for day_s in sorted(days)})
 
     def _of(self, line: Line) -> list[Party]:
         tokens = {line.ends.miner_token, line.ends.node_token}
@@ -178,6 +178,19 @@ def _reaching(cuts: Sequence[Cut], from_s: int, until_s: int) -> Sequence[Cut]:
         if cut.first_ms is not None and cut.last_ms is not None and cut.first_ms < to_ms and cut.last_ms >= from_ms
     ]
     return cuts[hits[0] : hits[-1] + 1] if hits else ()
+
+
+def _by_day(cuts: Sequence[Cut], start_s: int, until_s: int, context_s: int) -> dict[int, tuple[int, int]]:
+    """Return for each day, by its midnight, the first and the last segment that `_reaching` has for it alone."""
+    found: dict[int, tuple[int, int]] = {}
+    for k, cut in enumerate(cuts):
+        if cut.first_ms is None or cut.last_ms is None:
+            continue
+        first = (cut.first_ms - (DAY_S + WINDOW_S) * 1000) // (DAY_S * 1000) + 1
+        last = (cut.last_ms + context_s * 1000) // (DAY_S * 1000)
+        for day in range(max(first, start_s // DAY_S), min(last + 1, until_s // DAY_S)):
+            found[day * DAY_S] = found.get(day * DAY_S, (k, k))[0], k
+    return found
 
 
 def party_of(known: KnownDevice) -> Party:

@@ -44,7 +44,7 @@ class KeptDay(NamedTuple):
     last: LineDay | None  # with what is attested before its end; None where that is all
     sent: EndDay
     received: EndDay
-    links: tuple[tuple[bytes, Link], ...]  # of its segments, each with its device
+    links: tuple[tuple[str, Link], ...]  # of its segments, each with its device in hex
 
 
 def day_inputs(inputs: Inputs, day_s: int, segments: Segments) -> Inputs:
@@ -88,7 +88,7 @@ class Fingerprint:
         """Return the SHA-256 of what a day follows from."""
         found = self._alike.copy()
         found.update(day_s.to_bytes(8, "big"))
-        for device in sorted(segments):
+        for device in sorted(device for device in segments if segments[device]):
             found.update(device + len(segments[device]).to_bytes(4, "big") + b"".join(segments[device]))
         return found.digest()
 
@@ -115,7 +115,7 @@ def derive_day(inputs: Inputs, evidence: Evidence) -> KeptDay:
     facts = {party.device: evidence.facts.get(party.device, ()) for party in inputs.parties}
     attested = line_windows(inputs, facts, attested=True)
     whole, last = _line_day(inputs, attested), _line_day(inputs, line_windows(inputs, facts))
-    links = tuple((device, Link.of(judged)) for device, chain in evidence.chains.items() for judged in chain)
+    links = tuple((device.hex(), Link.of(judged)) for device, chain in evidence.chains.items() for judged in chain)
     sent, received = _end_day(inputs, attested.miner), _end_day(inputs, attested.node)
     return KeptDay(whole, None if last == whole else last, sent, received, links)
 
@@ -145,11 +145,10 @@ def account_of_days(inputs: Inputs, kept: Mapping[int, KeptDay]) -> Account | No
     None where it is not known whether what they follow from holds together, or what of them is attested.
     """
     links = {(device, link.digest): link for day in kept.values() for device, link in day.links}
-    named = [(device, digest) for device, digests in inputs.segments.items() for digest in digests]
-    if not links.keys() >= set(named):
+    named = {device: [(device.hex(), digest.hex()) for digest in found] for device, found in inputs.segments.items()}
+    if not all(place in links for places in named.values() for place in places):
         return None
-    chains = {device: [links[device, digest] for digest in digests] for device, digests in inputs.segments.items()}
-    if troubles_of(inputs, chains):
+    if troubles_of(inputs, {device: [links[place] for place in places] for device, places in named.items()}):
         return None
     days = [kept[day_s] for day_s in sorted(kept)]
     line = inputs.line
@@ -175,10 +174,7 @@ def _registers(base: Base, ends: Iterable[EndDay]) -> Registers:
 
 def encode_day(day: KeptDay) -> bytes:
     """Return a line-day as the ledger holds it."""
-    links = [
-        [device.hex(), *map(_hex, link[:4]), _tip(link.tip), _tip(link.predecessor), link.trouble]
-        for device, link in day.links
-    ]
+    links = [(device, *link) for device, link in day.links]
     value = [_day(day.whole), _day(day.last), _end(day.sent), _end(day.received), links]
     return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
 
@@ -191,27 +187,10 @@ def decode_day(data: bytes) -> KeptDay:
     )
 
 
-def _hex(value: bytes | None) -> str | None:
-    return None if value is None else value.hex()
-
-
-def _unhex(value: str | None) -> bytes | None:
-    return None if value is None else bytes.fromhex(value)
-
-
-def _tip(tip: Tip | None) -> list[Any] | None:
-    return None if tip is None else [tip.next_seq, tip.head.hex(), tip.wall_ms]
-
-
-def _read_tip(value: Sequence[Any]) -> Tip:
-    return Tip(value[0], bytes.fromhex(value[1]), value[2])
-
-
-def _read_link(value: Sequence[Any]) -> tuple[bytes, Link]:
+def _read_link(value: Sequence[Any]) -> tuple[str, Link]:
     device, digest, previous, start, end, tip, predecessor, trouble = value
-    named = (bytes.fromhex(digest), _unhex(previous), bytes.fromhex(start), bytes.fromhex(end))
-    before = None if predecessor is None else _read_tip(predecessor)
-    return bytes.fromhex(device), Link(*named, _read_tip(tip), before, trouble)
+    before = None if predecessor is None else Tip(*predecessor)
+    return device, Link(digest, previous, start, end, Tip(*tip), before, trouble)
 
 
 def _day(day: LineDay | None) -> list[Any] | None:

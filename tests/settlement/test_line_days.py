@@ -163,7 +163,7 @@ def test_segments_that_do_not_lead_to_each_other_are_not_added_up(tmp_path):
     with site.engine.begin() as connection:  # as if another chain had been there
         row = connection.execute(select(line_days).order_by(line_days.c.day.desc())).first()
         found = decode_day(bytes(row.value))
-        links = tuple((device, link._replace(start=bytes(32))) for device, link in found.links)
+        links = tuple((device, link._replace(start="00" * 32)) for device, link in found.links)
         value = encode_day(found._replace(links=links))
         connection.execute(update(line_days).where(line_days.c.day == row.day).values(value=value))
     assert int(closed(site, "2026-01-02").lines[0]["payable_total_mws"]) > 0  # from all its evidence
