@@ -1,6 +1,6 @@
 """How long the close of a month takes whose line-days are derived already, for how many lines.
 
-    python benchmarks/closing.py [--lines 100 1000 10000] [--ledger URL] [--json]
+    python benchmarks/closing.py [--lines 100 1000 10000] [--processes 2] [--ledger URL] [--json]
 
 Each line has a miner and a node of its own, whose chains are cut into a segment a day. One day is derived from signed
 batches, ten minutes each; the other days of all lines are that day, moved. What is timed is a process of its own that
@@ -175,9 +175,10 @@ def build(engine: Engine, count: int) -> None:
             connection.execute(insert(segments), [_cut(d, k, state) for d in devices for k in range(DAYS)])
     with engine.begin() as connection:
         book = Book(connection)
-        gatherer = Gatherer(book, NETWORK, PERIOD, (BACKEND.spki,))
+        lines = Contract(count).opened_lines()
+        gatherer = Gatherer(book, NETWORK, PERIOD, (BACKEND.spki,), lines)
         rows = []
-        for line in Contract(count).opened_lines():
+        for line in lines:
             gathered = gatherer.gather(line, None)
             fingerprint = Fingerprint(gathered.inputs)
             for k, (day_s, found) in enumerate(gathered.days.items()):
@@ -211,9 +212,10 @@ def _link(device: bytes, digest: bytes) -> Link:
     return Link(digest.hex(), previous.hex(), *states, Tip((number + 1) * A_DAY, states[1], 0), None)
 
 
-def close(url: str, folder: Path, count: int) -> dict[str, Any]:
+def close(url: str, folder: Path, count: int, processes: int) -> dict[str, Any]:
     """Close the month, and say how long it took and how much memory."""
-    closer = Closer(open_engine(url), FolderStore(folder), Contract(count), BACKEND, NETWORK)  # type: ignore[arg-type]
+    contract: Any = Contract(count)
+    closer = Closer(open_engine(url), FolderStore(folder), contract, BACKEND, NETWORK, processes=processes)
     begun = time.perf_counter()
     run = closer.close(PERIOD, CLOSED_MS)
     seconds = time.perf_counter() - begun
@@ -222,7 +224,9 @@ def close(url: str, folder: Path, count: int) -> dict[str, Any]:
         "lines": count,
         "close_s": round(seconds, 2),
         "ms_a_line": round(seconds * 1000 / count, 2),
+        "processes": processes,
         "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "largest_worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
     }
 
 
@@ -231,11 +235,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, nargs="+", default=[100, 1_000])
     parser.add_argument("--ledger", help="an empty database of a server; otherwise SQLite in a folder of its own")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--close", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.close:
-        print(json.dumps(close(options.close[0], Path(options.close[1]), options.lines[0])))
+        found = close(options.close[0], Path(options.close[1]), options.lines[0], options.processes)
+        print(json.dumps(found))
         return
     for count in options.lines:
         with tempfile.TemporaryDirectory() as folder:
@@ -244,6 +250,7 @@ def main() -> None:
             build(engine, count)
             engine.dispose()
             command = [sys.executable, __file__, "--lines", str(count), "--close", url, f"{folder}/evidence"]
+            command += ["--processes", str(options.processes)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found = json.loads(done.stdout)
             found["evidence_mib"] = sum(p.stat().st_size for p in Path(folder).rglob("*.zip")) // 2**20

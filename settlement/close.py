@@ -5,15 +5,16 @@ and begun again, the same comes of it, or what another process closed in the mea
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
 from maxgreen.chain.claims import claim_json, parse_claims
-from maxgreen.chain.orders import Line, SettlementContract
+from maxgreen.chain.orders import Claim, Line, SettlementContract
 from maxgreen.errors import UsageError
 from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
@@ -26,6 +27,7 @@ from settlement.loss import WINDOW_S
 from settlement.outcomes import Outcomes
 from settlement.packs import line_entries, line_name, seal
 from settlement.periods import day_of, period_bounds
+from settlement.portions import in_portions
 from settlement.run import Run, make_run
 from settlement.windows import DAY_S
 
@@ -45,6 +47,15 @@ class Past(NamedTuple):
     revision: int
 
 
+class Begun(NamedTuple):
+    """What the lines of a period have in common."""
+
+    period: str
+    revision: int  # that no later change of a verdict has
+    rules: int  # the newest change of limits or decisions
+    past: Past | None
+
+
 class DerivedDays(NamedTuple):
     """How many line-days were derived of how many lines, and how many were kept already."""
 
@@ -57,10 +68,18 @@ class Closer:
     """Closes periods: what it reads from, writes to and signs with."""
 
     def __init__(
-        self, engine: Engine, store: Store, contract: SettlementContract, signer: Signer, network: str
+        self,
+        engine: Engine,
+        store: Store,
+        contract: SettlementContract,
+        signer: Signer,
+        network: str,
+        *,
+        processes: int = 1,
     ) -> None:
+        """`processes` derive lines; 0 for as many as the machine has processors."""
         self._engine, self.store, self._contract = engine, store, contract
-        self._signer, self._network = signer, network
+        self._signer, self._network, self._processes = signer, network, processes
 
     def close(self, period: str, now_ms: int) -> Run:
         """Close a period, or return it as it was closed; NotReadyError says what it still waits for."""
@@ -121,53 +140,67 @@ class Closer:
         `times`: how often it was closed before.
         """
         _, until_s = period_bounds(period)
-        revision = self._cut(lines, period)
-        outcomes = Outcomes(self._engine, self.store)
+        begun = self._begin(lines, period)
         statements, claims = [], []
-        with reader(self._engine).begin() as connection, Putting(self.store) as putting:
-            book = Book(connection)
-            past = _past(book, until_s)
-            for gathered in self._gathered(book, lines, period, past):
+        for portion in in_portions(self._engine, self._processes, partial(self._close_lines, begun), lines):
+            for statement, claim in portion:
+                statements.append(statement)
+                claims += [claim] if claim is not None else []
+        previous = None if begun.past is None else begun.past.run.digest
+        run = make_run(self._network, period, until_s, previous, statements, claims, revision=times)
+        return run, begun.revision
+
+    def _close_lines(
+        self, begun: Begun, engine: Engine, lines: Sequence[Line]
+    ) -> Sequence[tuple[Mapping[str, Any], Claim | None]]:
+        """Keep the evidence of some lines in the store; return their statements with manifests, and what they claim."""
+        outcomes, found = Outcomes(engine, self.store), []
+        with reader(engine).begin() as connection, Putting(self.store) as putting:
+            for book, gathered in self._gathered(connection, begun, lines):
                 sealed = seal(outcomes.of(book, gathered), self._signer)
                 putting.put(line_name(sealed.manifest), write_pack(sealed.entries))
-                statements.append(sealed.statement)
-                claims += [sealed.claim] if sealed.claim is not None else []
-        previous = None if past is None else past.run.digest
-        run = make_run(self._network, period, until_s, previous, statements, claims, revision=times)
-        return run, revision
+                found.append((sealed.statement, sealed.claim))
+        return found
 
     def derive_days(self, now_ms: int) -> DerivedDays:
         """Derive the line-days that are over and are not kept yet, so that a close finds them."""
         lines = self._contract.opened_lines()
         over_s = (now_ms // 1000 - 2 * WINDOW_S) // DAY_S * DAY_S  # the first window of the next day has come, too
         period = day_of(over_s - DAY_S)  # whatever is closed next contains it, and all days that no period has
-        self._cut(lines, period)
-        outcomes = Outcomes(self._engine, self.store)
-        kept = derived = 0
-        with reader(self._engine).begin() as connection:
-            book = Book(connection)
-            for gathered in self._gathered(book, lines, period, _past(book, period_bounds(period)[1])):
+        work = partial(self._derive_lines, self._begin(lines, period), over_s)
+        counts = list(in_portions(self._engine, self._processes, work, lines))
+        return DerivedDays(len(lines), sum(derived for derived, _ in counts), sum(kept for _, kept in counts))
+
+    def _derive_lines(self, begun: Begun, over_s: int, engine: Engine, lines: Sequence[Line]) -> tuple[int, int]:
+        outcomes, derived, kept = Outcomes(engine, self.store), 0, 0
+        with reader(engine).begin() as connection:
+            for book, gathered in self._gathered(connection, begun, lines):
                 days = {day_s: segments for day_s, segments in gathered.days.items() if day_s < over_s}
                 if gathered.by_days and days:
                     _, fresh = outcomes.days(book, replace(gathered, days=days))
-                    kept, derived = kept + len(days) - fresh, derived + fresh
-        return DerivedDays(len(lines), derived, kept)
+                    derived, kept = derived + fresh, kept + len(days) - fresh
+        return derived, kept
 
-    def _cut(self, lines: Sequence[Line], period: str) -> int:
-        """Cut the chains of the lines' devices into segments; return a revision that no later change has."""
+    def _begin(self, lines: Sequence[Line], period: str) -> Begun:
+        """Cut the chains of the lines' devices into segments; return what the lines of a period have in common."""
         with reader(self._engine).begin() as connection:  # what is committed from here on has a later revision
             book = Book(connection)
-            revision = book.revision()
-            gatherer = Gatherer(book, self._network, period, (self._signer.spki,))
-            devices = sorted({device for line in lines for device in gatherer.devices(line)})
+            revision, rules = book.revision(), book.rules_change()
+            tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
+            devices = sorted(known.record.device for known in book.devices_of(tokens))
+            row = book.period_before(period_bounds(period)[1])
+            past = None if row is None else Past(_reopened(row), int(row.revision))
         cut_segments(self._engine, self.store, self._network, devices)
-        return revision
+        return Begun(period, revision, rules, past)
 
-    def _gathered(self, book: Book, lines: Sequence[Line], period: str, past: Past | None) -> Iterator[Gathered]:
-        """Yield what each line follows from; those of a node one after the other, since they share its segments."""
-        gatherer = Gatherer(book, self._network, period, (self._signer.spki,))
-        for line in sorted(lines, key=lambda line: (line.ends.node_token, line.ends.line_id)):
-            yield gatherer.gather(line, None if past is None else self._before(past, line))
+    def _gathered(self, connection: Connection, begun: Begun, lines: Sequence[Line]) -> Iterator[tuple[Book, Gathered]]:
+        """Yield what each line follows from; NotReadyError when limits or decisions are not those of the beginning."""
+        book = Book(connection)
+        if book.rules_change() != begun.rules:
+            raise NotReadyError("limits or decisions changed meanwhile; the next run goes on")
+        gatherer = Gatherer(book, self._network, begun.period, (self._signer.spki,), lines)
+        for line in lines:
+            yield book, gatherer.gather(line, None if begun.past is None else self._before(begun.past, line))
 
     def _before(self, past: Past, line: Line) -> Before | None:
         """Return a line as the period before closed it; None when it was not there."""
@@ -176,12 +209,6 @@ class Closer:
             return None
         manifest = bytes.fromhex(said["manifest"])
         return Before.of(line_entries(self.store, manifest), manifest, past.revision, trouble=bool(said["trouble"]))
-
-
-def _past(book: Book, until_s: int) -> Past | None:
-    """Return the last period that was closed before one that ends so."""
-    row = book.period_before(until_s)
-    return None if row is None else Past(_reopened(row), int(row.revision))
 
 
 def _reopened(row: object) -> Run:

@@ -33,6 +33,9 @@ class SettlementSettings(ServiceSettings):
     evidence: str = Field(
         default="evidence", description="the evidence store: a folder, or s3://BUCKET/PREFIX?endpoint=URL"
     )
+    processes: int = Field(
+        default=1, ge=0, description="that derive lines, each with a connection to the ledger; 0 = one a processor"
+    )
     output_dir: Path = Field(default=Path("settlement"), description="statements and evidence packs")
     evidence_url: str = Field(
         default="", description="where the DAO finds a period's pack; {period} stands for its name"

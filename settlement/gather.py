@@ -74,7 +74,10 @@ class Gathered:
 class Gatherer:
     """Gathers the inputs of the lines of one period from one state of the ledger."""
 
-    def __init__(self, book: Book, network: str, period: str, backend_keys: tuple[bytes, ...]) -> None:
+    def __init__(
+        self, book: Book, network: str, period: str, backend_keys: tuple[bytes, ...], lines: Sequence[Line]
+    ) -> None:
+        """`lines`: those that will be asked for."""
         self._book, self._network, self._period, self._backend_keys = book, network, period, backend_keys
         self._begin_s, self._until_s = period_bounds(period)
         self._limits = tuple(book.limits())
@@ -82,12 +85,9 @@ class Gatherer:
         for decision in book.decisions():
             self._decisions.setdefault(decision.device, []).append(decision)
         self._parties: dict[int, list[Party]] = {}
-        for known in book.all_devices():
+        tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
+        for known in book.devices_of(tokens):
             self._parties.setdefault(known.token, []).append(party_of(known))
-
-    def devices(self, line: Line) -> list[bytes]:
-        """Return the devices of both ends, a device for each key."""
-        return [party.device for party in self._of(line)]
 
     def gather(self, line: Line, before: Before | None) -> Gathered:
         """Return what a line's statement follows from; `before`: the last period that has it, closed."""

@@ -108,6 +108,7 @@ class SettlementService:
         output_dir: Path,
         store: Store,
         evidence: str = "",
+        processes: int = 1,
     ) -> None:
         self.engine = engine
         self.deployment = deployment
@@ -116,7 +117,7 @@ class SettlementService:
         self._output_dir = output_dir
         self._store = store
         self._contract = SettlementContract(deployment)
-        self._closer = Closer(engine, store, self._contract, signer, deployment.network)
+        self._closer = Closer(engine, store, self._contract, signer, deployment.network, processes=processes)
         self._payer = Payer(deployment, clock, operator, members, evidence)
 
     @classmethod
@@ -137,6 +138,7 @@ class SettlementService:
             settings.output_dir,
             open_store(settings.evidence),
             settings.evidence_url,
+            settings.processes,
         )
 
     def run(self, period: str, *, wait: bool) -> Settled:

@@ -1,10 +1,11 @@
 """The registry and the chains in the ledger: read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import select
 
+from maxgreen.ledger.bulk import portions
 from maxgreen.ledger.registry import KnownDevice, known_device
 from maxgreen.ledger.schema import chains, devices
 from maxgreen.ledger.subject import Subject
@@ -24,6 +25,14 @@ class Devices(Subject):
         rows = self._db.execute(select(devices).order_by(devices.c.token))
         return [known_device(row.token, row.owner, row.system) for row in rows]
 
+    def devices_of(self, tokens: Collection[int]) -> list[KnownDevice]:
+        """Return the devices of systems, one for each key that a system had, by token."""
+        found = []
+        for some in portions(sorted(tokens)):
+            rows = self._db.execute(select(devices).where(devices.c.token.in_(some)).order_by(devices.c.token))
+            found += [known_device(row.token, row.owner, row.system) for row in rows]
+        return found
+
     def roles(self, ids: Sequence[bytes]) -> dict[tuple[bytes, int], int]:
         """Return what the channels of some devices measure, as the registry says it: protocol.batch.Role."""
         query = select(devices.c.device, devices.c.system).where(devices.c.device.in_(ids))
@@ -36,7 +45,7 @@ class Devices(Subject):
     def device_of(self, token: int) -> KnownDevice | None:
         """Return the device whose key counts for a system now."""
         return max(
-            (device for device in self.all_devices() if device.token == token),
+            self.devices_of([token]),
             key=lambda device: int(device.system.get("key_number", 0)),
             default=None,
         )

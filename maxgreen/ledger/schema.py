@@ -42,6 +42,7 @@ devices: Final = Table(
     Column("token", _Id, nullable=False),
     Column("owner", String(42), nullable=False),
     Column("system", Text, nullable=False),  # the registry's record, JSON
+    Index("devices_by_token", "token"),
 )
 
 chains: Final = Table(

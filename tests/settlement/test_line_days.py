@@ -11,11 +11,13 @@ from maxgreen.ledger.schema import line_days, segments
 from maxgreen.protocol.batch import Role
 from maxgreen.verify.rules import Action, Limits
 from maxgreen.verify.segment import segment_name
-from settlement import outcomes
+from settlement import outcomes, portions
 from settlement.audit import audit
+from settlement.close import Closer, NotReadyError
 from settlement.kept_days import decode_day, encode_day
 from settlement.packs import keep_run, stored_pack
-from simulator.lab import EASY, T0_MS
+from simulator.lab import EASY, NETWORK, T0_MS
+from tests.ingest.desks import BACKEND
 from tests.settlement.test_splits import DAY_MS, WINDOW_MS, Site
 
 WINDOWS = (2, 3, 4, 70, 71, 140, 141, 142, 143)
@@ -174,3 +176,36 @@ def test_a_node_and_a_miner_without_a_day_have_none(tmp_path):
     assert site.closer.derive_days(T0_MS + DAY_MS + AFTER_MS) == (1, 0, 0)
     assert site.miner.roles[1] is Role.SENT
     assert kept(site) == {}
+
+
+def test_several_processes_come_to_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(portions, "_LINES", 1)
+    found = []
+    for count in (1, 3):
+        site = site_in(folder_of(tmp_path, str(count)))
+        lines = [replace(site.line, ends=replace(site.line.ends, epoch=epoch)) for epoch in range(4)]
+        site.opened_lines = lambda lines=lines: lines
+        for number in range(2):
+            day(site, number)
+        closer = Closer(site.engine, site.store, site, BACKEND, NETWORK, processes=count)
+        assert closer.derive_days(T0_MS + DAY_MS + AFTER_MS) == (4, 4, 0)
+        found.append(closer.close("2026-01-02", T0_MS + 30 * DAY_MS))
+    assert found[0].digest == found[1].digest
+    assert len(found[0].claims) == 4
+
+
+def test_rules_that_change_in_the_middle_are_for_the_next_run(tmp_path, monkeypatch):
+    site = site_in(tmp_path)
+    day(site, 0)
+    begin = Closer._begin
+
+    def changing(self, *arguments):
+        begun = begin(self, *arguments)
+        site.decide(site.miner, Action.REJECT, 1, 1, "60", at_ms=T0_MS)
+        return begun
+
+    monkeypatch.setattr(Closer, "_begin", changing)
+    with pytest.raises(NotReadyError, match="the next run goes on"):
+        site.closer.close("2026-01-01", T0_MS + 30 * DAY_MS)
+    monkeypatch.undo()
+    assert closed(site, "2026-01-01").lines

@@ -1,4 +1,4 @@
-"""Line-days: they are derived again where they are not there."""
+"""Line-days, and devices by their system's token: line-days are derived again where they are not there."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,7 +16,9 @@ def upgrade() -> None:
         sa.Column("value", sa.LargeBinary, nullable=False),
         sa.Index("line_days_by_day", "day"),
     )
+    op.create_index("devices_by_token", "devices", ["token"])
 
 
 def downgrade() -> None:
+    op.drop_index("devices_by_token", "devices")
     op.drop_table("line_days")
