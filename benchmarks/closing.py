@@ -10,11 +10,11 @@ closes the month: reads the ledger, adds up, seals, writes the evidence of every
 import argparse
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,9 +225,32 @@ def close(url: str, folder: Path, count: int, processes: int) -> dict[str, Any]:
         "close_s": round(seconds, 2),
         "ms_a_line": round(seconds * 1000 / count, 2),
         "processes": processes,
-        "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "largest_worker_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
     }
+
+
+def watched(command: list[str]) -> dict[str, Any]:
+    """Run a close in a process of its own; return what it says, and the memory of it and its workers at most, MiB."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    most = 0
+    while process.poll() is None:
+        most = max(most, sum(map(_pss_kib, _family(process.pid))))
+        time.sleep(0.1)
+    said, _ = process.communicate()
+    return {**json.loads(said), "mib": most // 1024}
+
+
+def _family(pid: int) -> list[int]:
+    with suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *(one for child in children for one in _family(int(child)))]
+    return []
+
+
+def _pss_kib(pid: int) -> int:
+    with suppress(OSError, StopIteration):
+        rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return int(next(row for row in rows if row.startswith("Pss:")).split()[1])
+    return 0
 
 
 def main() -> None:
@@ -251,8 +274,7 @@ def main() -> None:
             engine.dispose()
             command = [sys.executable, __file__, "--lines", str(count), "--close", url, f"{folder}/evidence"]
             command += ["--processes", str(options.processes)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found = json.loads(done.stdout)
+            found = watched(command)
             found["evidence_mib"] = sum(p.stat().st_size for p in Path(folder).rglob("*.zip")) // 2**20
             print(json.dumps(found) if options.json else "  ".join(f"{k} {v}" for k, v in found.items()), flush=True)
 

@@ -121,9 +121,9 @@ class Cutter:
         return drafts
 
     def state_birth(self) -> list[Draft]:
-        """State birth and registers in a batch at once (command 2)."""
+        """State birth and registers in a batch at once, with attestations (command 2)."""
         self._stating_birth = True
-        return self.cut()
+        return self.cut(attesting=True)
 
     def finish(self, boot_ms: int, without: Iterable[int] = ()) -> list[Draft]:
         """Cut this key's last batch when every channel is in it (event 6); nothing is added afterwards.

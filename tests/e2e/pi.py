@@ -47,7 +47,7 @@ class Relay(Pins):
     def _switch(self, pin, level):
         if pin == RELAY_PIN:
             fresh = self.path.with_suffix(".new")
-            fresh.write_text(str(level))
+            fresh.write_text(str(int(level)))
             fresh.replace(self.path)
 
 

@@ -69,6 +69,7 @@ class Street:
         self.world, self.exchange = world, Exchange(world.deployment)
         world.deployment.addresses.save(folder / "deployment.json")
         for name, account in (("owner", self.market.owner), ("bo", self.market.node_owner)):
+            (folder / name).touch(0o600)
             (folder / name).write_text(account.key.hex())
         ask = world.chain.web3.provider.make_request
         assert world.chain.newest_block().time_s < time.time()
@@ -142,13 +143,14 @@ class Street:
                 return file
             return None
 
-        for _ in range(5):
+        for _ in range(2):
             self.command(device, "registers")
             try:
                 return wait_for(fresh, 30, f"a reading of system {token}")
             except AssertionError:
                 continue
-        raise AssertionError(self.logs())
+        given = self.run("bo", "ingest", "command", "list", "--config", self.config)
+        raise AssertionError(f"system {token}: {given}\n{self.logs()}")
 
     def close(self):
         for process in reversed(self.processes.values()):
@@ -157,7 +159,8 @@ class Street:
 
 @pytest.fixture
 def street(tmp_path):
-    need(importlib.util.find_spec("RPi"), "rpi-lgpio is not installed (make services)")
+    found = importlib.util.find_spec("RPi")
+    need(found and found.submodule_search_locations[0], "rpi-lgpio is not installed (make services)")
     for name in ("house", "node"):
         (tmp_path / name).mkdir()
     started_s = int(time.time()) - MARKET_S
@@ -172,7 +175,7 @@ def street(tmp_path):
 def test_energy_is_taken_out_by_commands_between_two_agents(street):
     owner, energy = street.market.owner, coin(street.world.deployment, "energy", 2)
     before = balances(street.world.deployment, owner.address, [2])["energy 2"]
-    asked = json.loads(street.run("owner", "owner", "take-out", "1.2", 2, "0.0001", "--json"))
+    asked = json.loads(street.run("owner", "owner", "take-out", "1.2", 2, "0.001", "--json"))
     number, asked_s = asked["request"], int(time.time())
     readings = [street.reading(token, channel, asked_s) for token, channel in ((2, 3), (1, 2))]
     street.run("bo", "node", "accept", number, "--reading", readings[0], "--buyer-reading", readings[1])

@@ -351,6 +351,7 @@ def test_command_2_states_birth_and_registers_at_once(rig):
     rig.command(1, CommandKind.SEND_REGISTERS)
     batches = sealed(rig.spool)
     assert len(batches) == before + 1
+    assert {a.channel for a in batches[-1].attestations} == {channel.number for channel in batches[-1].channels}
     rig.tick(60)
     assert [b.birth is not None for b in sealed(rig.spool)].count(True) == 2
 
