@@ -31,10 +31,10 @@ ERROR_PPM = 5_000
 class Market:
     """A miner (token 1) and a node (token 2) that have tokens; the miner also meters what it receives."""
 
-    def __init__(self, tmp_path, *, carbon=False, world=None):
+    def __init__(self, tmp_path, *, carbon=False, world=None, offset_mw=0):
         world = self.world = world or embedded(tmp_path)
         miner = SystemSpec(
-            Kind.MINER, (ChannelSpec(1, 1, PEAK_MW, ERROR_PPM, 0), ChannelSpec(2, RECEIVED, PEAK_MW, ERROR_PPM, 0))
+            Kind.MINER, (ChannelSpec(1, 1, PEAK_MW, ERROR_PPM, 0), ChannelSpec(2, RECEIVED, PEAK_MW, ERROR_PPM, offset_mw))
         )
         node = SystemSpec(
             Kind.STORAGE_NODE,

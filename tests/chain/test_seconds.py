@@ -2,16 +2,17 @@
 
 import pytest
 
-from maxgreen.chain.market import KWH_WEI, Pool, pool_opening
+from maxgreen.chain.market import KWH_WEI, Pool, RequestStatus, pool_opening
 from maxgreen.chain.orders import attestation_values
 from maxgreen.chain.registry import key_words, name_fields, read_systems
 from maxgreen.protocol.attestation import attest, hand_over, prove_possession
 from maxgreen.protocol.keys import MemorySigner, key_id
 from tests.chain.test_contracts import halves
 from tests.chain.test_edges import Asking
-from tests.chain.test_market import CAP, DELIVERED, RECEIVED, Market
-from tests.chain.world import DAY_S, KWH, TERMS, embedded, refused
+from tests.chain.test_market import CAP, DELIVERED, ERROR_PPM, RECEIVED, Market
+from tests.chain.world import DAY_S, KWH, PEAK_MW, TERMS, embedded, refused
 
+AHEAD_S = 300  # FUTURE_SECONDS
 MONTH_S, WEEK_S = 30 * DAY_S, 7 * DAY_S
 
 
@@ -111,6 +112,59 @@ def test_silence_ends_a_second_after_two_weeks(market):
     market.accept()
     silent_s = market.exchange.take_out(1).deliver_by_s + 2 * WEEK_S
     ask.first(silent_s + 1, market.owner, functions.settle(1), "NotYet")
+
+
+def test_what_is_measured_is_exact(tmp_path):
+    """By both registers' growth, the node's peak in the time, and the error and offset of the buyer's meter."""
+    market = Market(tmp_path, offset_mw=3)
+    ask, functions = Seconds(market.world), market.world.functions("EnergyExchange")
+    market.take_out()
+    market.world.pass_time(20)
+    begun_s = ask.now_s()
+    both = reading(market, "node", begun_s, 5_000_001), reading(market, "miner", begun_s - 7, 7_000_003)
+    market.exchange.accept(market.node_owner, 1, *both)
+
+    def measured():
+        return market.world.ask(functions.measured(1))
+
+    assert measured() == 0
+    market.world.pass_time(2_000)
+    market.exchange.finish(market.node_owner, 1, reading(market, "node", begun_s + 1_000, 5_000_001 + KWH))
+    assert measured() == PEAK_MW * 1_001
+    market.exchange.finish(market.node_owner, 1, reading(market, "node", begun_s + 2_000, 5_000_001 + KWH))
+    assert measured() == PEAK_MW * 2_001
+    received = 90_000_001
+    market.exchange.confirm(market.owner, 1, reading(market, "miner", begun_s + 2_000, 7_000_003 + received))
+    assert measured() == received + -(-received * ERROR_PPM // 10**6) + 3 * 2_007
+    assert market.exchange.take_out(1).status is RequestStatus.SETTLED
+
+
+def test_a_register_of_the_deliverys_last_second_settles_whichever_comes_first(market):
+    market.take_out()
+    market.accept()
+    due_s = market.exchange.take_out(1).deliver_by_s
+    market.world.pass_time(due_s + 10 - Seconds(market.world).now_s())
+    market.exchange.confirm(market.owner, 1, reading(market, "miner", due_s, 1_000))
+    market.exchange.finish(market.node_owner, 1, reading(market, "node", due_s, 1_000))
+    assert market.exchange.take_out(1).status is RequestStatus.SETTLED
+
+
+def test_a_meters_clock_may_be_so_far_ahead(market):
+    ask = Seconds(market.world)
+    market.take_out()
+    now_s = ask.now_s()
+    node, buyer = (reading(market, who, now_s + AHEAD_S, 0) for who in ("node", "miner"))
+    ask.at(now_s).by(market.node_owner, accept_call(market, node, buyer))
+    with refused("AttestationInFuture"):
+        ahead = reading(market, "node", now_s + AHEAD_S + 1, 0)
+        ask.at(now_s).by(market.node_owner, accept_call(market, ahead, buyer))
+
+
+def test_a_whole_battery_may_be_asked_for(market):
+    ask, functions = Seconds(market.world), market.world.functions("EnergyExchange")
+    for more, why in ((0, "ERC20Insufficient"), (1, "TooMuch")):
+        with refused(why):
+            ask.by(market.owner, functions.requestTakeOut(1, RECEIVED, 2, 10 * KWH_WEI + more, ask.now_s() + 60))
 
 
 def test_a_pools_deadline(market):
