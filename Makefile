@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 DEMO_DIR ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage check fmt bench guide pi fuzz chaos invariants proofs wheels contracts web screenshots vectors lock services clean
+.PHONY: help venv demo test coverage check fmt bench guide pi fuzz chaos invariants proofs wheels contracts web screenshots vectors lock services clean slither mutants
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,10 @@ wheels: ## build wheels for this machine and for 64-bit Raspberry Pi OS into dis
 
 invariants: ## act on the contracts at random a million times (ten minutes)
 	@FOUNDRY_PROFILE=long scripts/contracts invariants
+
+slither: ## look for known faults of contracts with slither (half a minute)
+	@test -x build/slither/bin/slither || { $(PYTHON) -m venv build/slither && build/slither/bin/pip install --quiet --disable-pip-version-check slither-analyzer==0.11.6; }
+	@cd contracts && PATH="$(CURDIR)/contracts/node_modules/.bin:$$PATH" ../build/slither/bin/slither .
 
 proofs: ## prove roles and soul-bound badges for every caller and call with halmos (two minutes)
 	@test -x build/halmos/bin/halmos || { $(PYTHON) -m venv build/halmos && build/halmos/bin/pip install --quiet --disable-pip-version-check halmos==0.3.3; }
