@@ -2,9 +2,10 @@
 
     python benchmarks/closing.py [--lines 100 1000 10000] [--processes 2] [--ledger URL] [--json]
 
-Each line has a miner and a node of its own, whose chains are cut into a segment a day. One day is derived from signed
-batches, ten minutes each; the other days of all lines are that day, moved. What is timed is a process of its own that
-closes the month: reads the ledger, adds up, seals, writes the evidence of every line and the run.
+Two months are closed: a line's first one, and one that goes on from what the one before left. Each line has a miner
+and a node of its own, whose chains are cut into a segment a day. One day is derived from signed batches, ten minutes
+each; the other days of all lines are that day, moved. What is timed is a process of its own that closes the month:
+reads the ledger, adds up, seals, writes the evidence of every line and the run.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 sys.path.pop(0)  # this file stands beside packages of these names
 
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, insert, update
 
 from maxgreen.chain.orders import Ends, Line, LossTerms, Reading
 from maxgreen.ledger.book import Book
@@ -33,6 +34,7 @@ from maxgreen.protocol.keys import MemorySigner
 from maxgreen.store import FolderStore
 from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Limits, Rules
+from settlement.before import Befores, Past
 from settlement.close import Closer
 from settlement.days import LineDay
 from settlement.ends import Attested
@@ -45,9 +47,10 @@ from simulator.lab import EASY, NETWORK, T0_MS, Lab, beacon
 
 BACKEND = MemorySigner.from_secret(2)
 NOBODY = "0x" + 40 * "0"
-DAY_S, WINDOW_S, DAYS, A_DAY = 86_400, 600, 31, 144
+DAY_S, WINDOW_S, A_DAY = 86_400, 600, 144
 BEGIN_S = T0_MS // 1000
-PERIOD, CLOSED_MS = "2026-01", T0_MS + 60 * DAY_S * 1000
+MONTHS = {"2026-01": range(31), "2026-02": range(31, 59)}  # days since the first of January
+CLOSED_MS = T0_MS + 90 * DAY_S * 1000
 PEAK_MW, RESISTANCE_UOHM = 40_000, 200_000
 LIMITS = Limits(pow_nbits_min=EASY, shares_per_window=1, late_s=10**8, grace_s=10**8)
 CUT_AT_S = 9_000  # after midnight
@@ -158,32 +161,37 @@ def name(*what: object) -> bytes:
     return hashlib.sha256(repr(what).encode()).digest()
 
 
-def build(engine: Engine, count: int) -> None:
-    """Fill a ledger with so many lines, their segments and line-days."""
-    template = one_day()
-    month = [moved(template, k) for k in range(DAYS)]
-    state = replace(ChainState.start(NETWORK), next_seq=DAYS * A_DAY, wall_ms=CLOSED_MS).to_bytes()
+def build(engine: Engine, folder: Path, count: int, period: str, template: KeptDay) -> None:
+    """Fill a ledger with a month of so many lines, their segments and line-days."""
+    days = MONTHS[period]
+    month = {BEGIN_S + k * DAY_S: moved(template, k) for k in days}
+    state = replace(ChainState.start(NETWORK), next_seq=days.stop * A_DAY, wall_ms=CLOSED_MS).to_bytes()
     with engine.begin() as connection:
-        Book(connection).set_limits(0, LIMITS)
+        if not days.start:
+            Book(connection).set_limits(0, LIMITS)
         for start in range(0, count, 500):
             known = [device for k in range(start, min(count, start + 500)) for device in pair(k)]
             put_devices(connection, known)
             devices = [one.record.device for one in known]
-            values = {"version": 1, "next_seq": DAYS * A_DAY, "state": state, "waiting": 0, "waiting_bytes": 0,
+            values = {"version": 1, "next_seq": days.stop * A_DAY, "state": state, "waiting": 0, "waiting_bytes": 0,
                       "due": 0, "credited": b"\xa0"}  # fmt: skip
-            connection.execute(insert(chains), [{"device": device, **values} for device in devices])
-            connection.execute(insert(segments), [_cut(d, k, state) for d in devices for k in range(DAYS)])
+            if days.start:
+                connection.execute(update(chains).where(chains.c.device.in_(devices)).values(**values))
+            else:
+                connection.execute(insert(chains), [{"device": device, **values} for device in devices])
+            connection.execute(insert(segments), [_cut(d, k, state) for d in devices for k in days])
     with engine.begin() as connection:
         book = Book(connection)
         lines = Contract(count).opened_lines()
-        gatherer = Gatherer(book, NETWORK, PERIOD, (BACKEND.spki,), lines)
+        gatherer = Gatherer(book, NETWORK, period, (BACKEND.spki,), lines)
+        befores = Befores(FolderStore(folder), Past.before(book, BEGIN_S + days.stop * DAY_S), book, lines)
         rows = []
         for line in lines:
-            gathered = gatherer.gather(line, None)
+            gathered = gatherer.line(line, befores)
             fingerprint = Fingerprint(gathered.inputs)
-            for k, (day_s, found) in enumerate(gathered.days.items()):
+            for day_s, found in gathered.days.items():
                 links = tuple((d.hex(), _link(d, digest)) for d, digests in found.items() for digest in digests)
-                data = encode_day(month[k]._replace(links=links))
+                data = encode_day(month[day_s]._replace(links=links))
                 rows.append((line.ends.line_id, day_s // DAY_S, fingerprint.of(day_s, found), data))
             if len(rows) > 10_000:
                 book.keep_line_days(rows)
@@ -212,15 +220,16 @@ def _link(device: bytes, digest: bytes) -> Link:
     return Link(digest.hex(), previous.hex(), *states, Tip((number + 1) * A_DAY, states[1], 0), None)
 
 
-def close(url: str, folder: Path, count: int, processes: int) -> dict[str, Any]:
-    """Close the month, and say how long it took and how much memory."""
+def close(url: str, folder: Path, count: int, processes: int, period: str) -> dict[str, Any]:
+    """Close a month, and say how long it took and how much memory."""
     contract: Any = Contract(count)
     closer = Closer(open_engine(url), FolderStore(folder), contract, BACKEND, NETWORK, processes=processes)
     begun = time.perf_counter()
-    run = closer.close(PERIOD, CLOSED_MS)
+    run = closer.close(period, CLOSED_MS)
     seconds = time.perf_counter() - begun
     assert len(run.claims) == count
     return {
+        "period": period,
         "lines": count,
         "close_s": round(seconds, 2),
         "ms_a_line": round(seconds * 1000 / count, 2),
@@ -260,23 +269,25 @@ def main() -> None:
     parser.add_argument("--ledger", help="an empty database of a server; otherwise SQLite in a folder of its own")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--close", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--close", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.close:
-        found = close(options.close[0], Path(options.close[1]), options.lines[0], options.processes)
+        url, folder, period = options.close
+        found = close(url, Path(folder), options.lines[0], options.processes, period)
         print(json.dumps(found))
         return
     for count in options.lines:
         with tempfile.TemporaryDirectory() as folder:
             url = options.ledger or f"sqlite:///{folder}/ledger.db"
-            engine = open_engine(url)
-            build(engine, count)
-            engine.dispose()
-            command = [sys.executable, __file__, "--lines", str(count), "--close", url, f"{folder}/evidence"]
-            command += ["--processes", str(options.processes)]
-            found = watched(command)
-            found["evidence_mib"] = sum(p.stat().st_size for p in Path(folder).rglob("*.zip")) // 2**20
-            print(json.dumps(found) if options.json else "  ".join(f"{k} {v}" for k, v in found.items()), flush=True)
+            evidence, template = Path(folder) / "evidence", one_day()
+            for period in MONTHS:
+                engine = open_engine(url)
+                build(engine, evidence, count, period, template)
+                engine.dispose()
+                command = [sys.executable, __file__, "--lines", str(count), "--close", url, str(evidence), period]
+                found = watched([*command, "--processes", str(options.processes)])
+                said = json.dumps(found) if options.json else "  ".join(f"{k} {v}" for k, v in found.items())
+                print(said, flush=True)
 
 
 if __name__ == "__main__":

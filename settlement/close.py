@@ -5,7 +5,7 @@ and begun again, the same comes of it, or what another process closed in the mea
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,15 +20,17 @@ from maxgreen.ledger.book import Book
 from maxgreen.ledger.engine import reader
 from maxgreen.ledger.segments import cut_segments
 from maxgreen.protocol.keys import Signer
-from maxgreen.protocol.pack import canonical_json, write_pack
+from maxgreen.protocol.pack import write_pack
 from maxgreen.store import Putting, Store
-from settlement.gather import Before, Gathered, Gatherer, limits_now
+from settlement.before import Befores, Past, note_of
+from settlement.gather import Gatherer, limits_now
 from settlement.loss import WINDOW_S
 from settlement.outcomes import Outcomes
-from settlement.packs import line_entries, line_name, seal
+from settlement.packs import line_name, seal
 from settlement.periods import day_of, period_bounds
 from settlement.portions import in_portions
 from settlement.run import Run, make_run
+from settlement.statement import settle
 from settlement.windows import DAY_S
 
 
@@ -38,13 +40,6 @@ class NotReadyError(Exception):
 
 class NoLineError(NotReadyError):
     """There is nothing to settle: no line is open."""
-
-
-class Past(NamedTuple):
-    """A period that is closed, and the revision that it follows from."""
-
-    run: Run
-    revision: int
 
 
 class Begun(NamedTuple):
@@ -130,7 +125,7 @@ class Closer:
         named = None if before is None else bytes(before.run).hex()
         if book.period_after(run.until_s) is not None or run.document["previous"] != named:
             raise NotReadyError(f"{run.period}: another period was closed meanwhile; the next run closes this one")
-        claims = canonical_json({"claims": [claim_json(claim) for claim in run.claims]}).decode()
+        claims = json.dumps({"claims": [claim_json(claim) for claim in run.claims]})
         book.add_period(run.until_s, run.period, run.digest, run.data.decode(), claims, now_ms, revision)
         book.forget_line_days(period_bounds(run.period)[0] // DAY_S)
 
@@ -146,7 +141,7 @@ class Closer:
             for statement, claim in portion:
                 statements.append(statement)
                 claims += [claim] if claim is not None else []
-        previous = None if begun.past is None else begun.past.run.digest
+        previous = None if begun.past is None else begun.past.run
         run = make_run(self._network, period, until_s, previous, statements, claims, revision=times)
         return run, begun.revision
 
@@ -154,12 +149,22 @@ class Closer:
         self, begun: Begun, engine: Engine, lines: Sequence[Line]
     ) -> Sequence[tuple[Mapping[str, Any], Claim | None]]:
         """Keep the evidence of some lines in the store; return their statements with manifests, and what they claim."""
-        outcomes, found = Outcomes(engine, self.store), []
+        outcomes, found, notes = Outcomes(engine, self.store), [], []
         with reader(engine).begin() as connection, Putting(self.store) as putting:
-            for book, gathered in self._gathered(connection, begun, lines):
-                sealed = seal(outcomes.of(book, gathered), self._signer)
+            book, gatherer, befores = self._read(connection, begun, lines)
+            for line in lines:
+                gathered = gatherer.line(line, befores)
+                account = outcomes.account(book, gathered)
+                if account is None and not gathered.is_whole:
+                    gathered = gatherer.gather(line, befores.whole(line))
+                outcome = outcomes.whole(gathered.inputs) if account is None else settle(gathered.inputs, account)
+                sealed = seal(outcome, self._signer)
                 putting.put(line_name(sealed.manifest), write_pack(sealed.entries))
                 found.append((sealed.statement, sealed.claim))
+                if account is not None:
+                    notes.append((line.ends.line_id, sealed.manifest, note_of(outcome, account)))
+        with engine.begin() as connection:
+            Book(connection).note_lines(notes)
         return found
 
     def derive_days(self, now_ms: int) -> DerivedDays:
@@ -174,7 +179,9 @@ class Closer:
     def _derive_lines(self, begun: Begun, over_s: int, engine: Engine, lines: Sequence[Line]) -> tuple[int, int]:
         outcomes, derived, kept = Outcomes(engine, self.store), 0, 0
         with reader(engine).begin() as connection:
-            for book, gathered in self._gathered(connection, begun, lines):
+            book, gatherer, befores = self._read(connection, begun, lines)
+            for line in lines:
+                gathered = gatherer.line(line, befores)
                 days = {day_s: segments for day_s, segments in gathered.days.items() if day_s < over_s}
                 if gathered.by_days and days:
                     _, fresh = outcomes.days(book, replace(gathered, days=days))
@@ -188,27 +195,17 @@ class Closer:
             revision, rules = book.revision(), book.rules_change()
             tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
             devices = sorted(known.record.device for known in book.devices_of(tokens))
-            row = book.period_before(period_bounds(period)[1])
-            past = None if row is None else Past(_reopened(row), int(row.revision))
+            past = Past.before(book, period_bounds(period)[1])
         cut_segments(self._engine, self.store, self._network, devices)
         return Begun(period, revision, rules, past)
 
-    def _gathered(self, connection: Connection, begun: Begun, lines: Sequence[Line]) -> Iterator[tuple[Book, Gathered]]:
-        """Yield what each line follows from; NotReadyError when limits or decisions are not those of the beginning."""
+    def _read(self, connection: Connection, begun: Begun, lines: Sequence[Line]) -> tuple[Book, Gatherer, Befores]:
+        """Return what reads some lines; NotReadyError when limits or decisions are not those of the beginning."""
         book = Book(connection)
         if book.rules_change() != begun.rules:
             raise NotReadyError("limits or decisions changed meanwhile; the next run goes on")
         gatherer = Gatherer(book, self._network, begun.period, (self._signer.spki,), lines)
-        for line in lines:
-            yield book, gatherer.gather(line, None if begun.past is None else self._before(begun.past, line))
-
-    def _before(self, past: Past, line: Line) -> Before | None:
-        """Return a line as the period before closed it; None when it was not there."""
-        said = past.run.by_line.get(line.ends.line_id.hex())
-        if said is None:
-            return None
-        manifest = bytes.fromhex(said["manifest"])
-        return Before.of(line_entries(self.store, manifest), manifest, past.revision, trouble=bool(said["trouble"]))
+        return book, gatherer, Befores(self.store, begun.past, book, lines)
 
 
 def _reopened(row: object) -> Run:

@@ -27,6 +27,7 @@ class LineDay:
     received_reverse_mws: int
     online_windows: int
     hashes: int
+    is_unpaid: bool  # whether a window with energy does not count
     rows: str  # of windows.csv, with nothing in the columns of what stood before
 
 
@@ -82,6 +83,7 @@ def _day(
         _reverse_mws(*node),
         online,
         sum(fact.hashes for fact in miner[1]),
+        any(not window.counts and window.measured.has_energy for window in windows),
         "".join(f"{_row(window)}\n" for window in windows),
     )
 

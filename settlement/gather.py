@@ -10,8 +10,8 @@ from maxgreen.ledger.registry import KnownDevice
 from maxgreen.ledger.segments import Cut, cuts_of
 from maxgreen.protocol.batch import parse_batch
 from maxgreen.verify.rules import Decision, Limits, Rules
+from settlement.before import Before, Befores
 from settlement.inputs import (
-    STATES_AFTER,
     Ahead,
     Base,
     ChannelTerms,
@@ -20,46 +20,12 @@ from settlement.inputs import (
     LineBase,
     LineTerms,
     Party,
-    read_decisions,
-    read_line,
-    read_manifest,
-    read_states,
 )
 from settlement.kept_days import Segments, is_by_days
 from settlement.loss import WINDOW_S
 from settlement.periods import period_bounds
-from settlement.statement import WEI_DENOMINATOR, WEI_NUMERATOR, fold, read_windows
-from settlement.windows import DAY_S, Window
-
-
-@dataclass(frozen=True)
-class Before:
-    """A line as an earlier period closed it."""
-
-    manifest: bytes  # its SHA-256
-    revision: int  # of the newest verdict then
-    start_s: int
-    until_s: int
-    trouble: bool
-    base: LineBase
-    windows: Sequence[Window]
-    states: Mapping[int, tuple[str, str]]
-    decisions: frozenset[Decision]
-
-    @classmethod
-    def of(cls, entries: Mapping[str, bytes], manifest: bytes, revision: int, *, trouble: bool) -> "Before":
-        """Return what a line's evidence of an earlier period says."""
-        return cls(
-            manifest,
-            revision,
-            int(read_manifest(entries)["start"]),
-            int(read_manifest(entries)["until"]),
-            trouble,
-            read_line(entries).base,
-            read_windows(entries),
-            read_states(entries, STATES_AFTER),
-            frozenset(read_decisions(entries)),
-        )
+from settlement.statement import WEI_DENOMINATOR, WEI_NUMERATOR
+from settlement.windows import DAY_S
 
 
 @dataclass(frozen=True)
@@ -68,6 +34,7 @@ class Gathered:
 
     inputs: Inputs
     by_days: bool  # whether its account follows from its days
+    is_whole: bool  # whether `inputs` say of every window how it stood before
     days: Mapping[int, Segments]  # by midnight, unix s; those that nothing reaches are left out
 
 
@@ -88,6 +55,14 @@ class Gatherer:
         tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
         for known in book.devices_of(tokens):
             self._parties.setdefault(known.token, []).append(party_of(known))
+
+    def line(self, line: Line, befores: Befores) -> Gathered:
+        """Return what a line's statement follows from; of the period before it reads no more than that takes."""
+        before = befores.noted(line)
+        gathered = self.gather(line, before)
+        if before is None or before.tells(gathered.inputs.start_s):
+            return gathered
+        return self.gather(line, befores.whole(line))
 
     def gather(self, line: Line, before: Before | None) -> Gathered:
         """Return what a line's statement follows from; `before`: the last period that has it, closed."""
@@ -127,7 +102,8 @@ class Gatherer:
         for device, own in reaching.items():
             for day_s, (first, last) in _by_day(own, start_s, self._until_s, context_s).items():
                 days[day_s][device] = _digests(own[first : last + 1])
-        return Gathered(inputs, is_by_days(inputs, seqs), {day_s: days[day_s] for day_s in sorted(days)})
+        is_whole = before is None or before.whole
+        return Gathered(inputs, is_by_days(inputs, seqs), is_whole, {day_s: days[day_s] for day_s in sorted(days)})
 
     def _of(self, line: Line) -> list[Party]:
         tokens = {line.ends.miner_token, line.ends.node_token}
@@ -142,15 +118,15 @@ class Gatherer:
         changed = [self._book.earliest_change(party.device, before.revision) for party in parties]
         fresh = [d for p in parties for d in self._decisions.get(p.device, ()) if d not in before.decisions]
         changed += [self._book.earliest_of(d.device, d.from_seq, d.to_seq) for d in fresh]
-        unpaid = [w.window_s for w in before.windows if not w.counts and w.measured.has_energy]
-        unpaid += [before.start_s] if before.trouble else []
+        late = [t_ms // 1000 for t_ms in changed if t_ms is not None]
+        unread = [before.start_s] if before.trouble else []
         # days that no period names are in the next one
-        start_s = min([self._begin_s, before.until_s, *unpaid, *(t_ms // 1000 for t_ms in changed if t_ms is not None)])
+        start_s = min([self._begin_s, before.until_s, *before.unpaid, *unread, *late])
         start_s = max(0, start_s) // DAY_S * DAY_S
         if start_s < before.start_s:  # something changed below the settled sums: add up everything again
             start_s = min(start_s, opened_s)
             return start_s, LineBase(start_s)
-        return start_s, fold(before.base, before.windows, start_s)
+        return start_s, before.base_at(start_s)
 
     def _ahead(self, party: Party, cuts: Sequence[Cut]) -> tuple[Ahead, ...]:
         """Return what waits behind a hole, unless the chain has passed the period anyway."""

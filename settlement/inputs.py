@@ -264,7 +264,7 @@ def read_states(entries: Mapping[str, bytes], columns: tuple[int, int]) -> dict[
 
 def read_decisions(entries: Mapping[str, bytes]) -> list[Decision]:
     """Return the decisions of a line's evidence."""
-    return [_decision(entry) for entry in read_shape(entries, "decisions.json", DECISIONS_SHAPE)]
+    return [parse_decision(entry) for entry in read_shape(entries, "decisions.json", DECISIONS_SHAPE)]
 
 
 def entry(entries: Mapping[str, bytes], name: str) -> bytes:
@@ -438,7 +438,8 @@ def decision_json(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _decision(value: Mapping[str, Any]) -> Decision:
+def parse_decision(value: Mapping[str, Any]) -> Decision:
+    """Read such a decision."""
     return Decision(
         bytes.fromhex(value["device"]),
         value["from_seq"],

@@ -114,10 +114,12 @@ def derive_day(inputs: Inputs, evidence: Evidence) -> KeptDay:
     """Return the line-day of a day's inputs (`day_inputs`) and evidence."""
     facts = {party.device: evidence.facts.get(party.device, ()) for party in inputs.parties}
     attested = line_windows(inputs, facts, attested=True)
-    whole, last = _line_day(inputs, attested), _line_day(inputs, line_windows(inputs, facts))
-    links = tuple((device.hex(), Link.of(judged)) for device, chain in evidence.chains.items() for judged in chain)
     sent, received = _end_day(inputs, attested.miner), _end_day(inputs, attested.node)
-    return KeptDay(whole, None if last == whole else last, sent, received, links)
+    ends = (sent, received)
+    by_itself = all(seq <= end.cut.get(key, -1) for end in ends for key, seq in end.newest.items())
+    last = None if by_itself else _line_day(inputs, line_windows(inputs, facts))
+    links = tuple((device.hex(), Link.of(judged)) for device, chain in evidence.chains.items() for judged in chain)
+    return KeptDay(_line_day(inputs, attested), last, sent, received, links)
 
 
 def _line_day(inputs: Inputs, found: LineWindows) -> LineDay | None:

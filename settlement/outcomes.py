@@ -9,6 +9,7 @@ from maxgreen.ledger.book import Book
 from maxgreen.protocol.pack import PackError
 from maxgreen.store import AbsentError, Store
 from maxgreen.verify.segment import segment_name
+from settlement.days import Account
 from settlement.evidence import Evidence, Judge
 from settlement.gather import Gathered
 from settlement.inputs import Inputs
@@ -21,7 +22,7 @@ from settlement.kept_days import (
     derive_day,
     encode_day,
 )
-from settlement.statement import LineOutcome, derive, settle
+from settlement.statement import LineResult, derive
 from settlement.windows import DAY_S
 
 _log = logging.getLogger(__name__)
@@ -35,12 +36,12 @@ class Outcomes:
         self._engine, self._store = engine, store
         self._judge = Judge(self._segment)
 
-    def of(self, book: Book, gathered: Gathered) -> LineOutcome:
-        """Return what a line comes to. Fatal where the store has lost its evidence."""
-        inputs = gathered.inputs
-        account = account_of_days(inputs, self.days(book, gathered)[0]) if gathered.by_days else None
-        if account is not None:
-            return settle(inputs, account)
+    def account(self, book: Book, gathered: Gathered) -> Account | None:
+        """Return what a line's days come to; None where it does not follow from them. Fatal as `whole`."""
+        return account_of_days(gathered.inputs, self.days(book, gathered)[0]) if gathered.by_days else None
+
+    def whole(self, inputs: Inputs) -> LineResult:
+        """Return what a line comes to, by all of its evidence. Fatal where the store has lost it."""
         evidence = self._evidence(inputs)
         for device, text in evidence.troubles.items():
             _log.error("line %s: device %s: %s", inputs.line.line.hex(), device.hex(), text)

@@ -4,7 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from eth_account.signers.local import LocalAccount
 from sqlalchemy import Engine
@@ -34,6 +34,7 @@ from settlement.run import Run
 from settlement.statement import read_windows
 
 _log = logging.getLogger(__name__)
+_FEW: Final = 200  # lines whose evidence and page are one file each; those of a fleet would be gigabytes
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Settled:
     votes: tuple[int, int, int]
     minted_wei: int
     refused: dict[str, str]  # by line, what the chain said
-    pack: Path
+    pack: Path | None  # None of a fleet: the store has it
     statement: Path
-    page: Path
+    page: Path | None
 
     def summary(self) -> dict[str, Any]:
         """Return the run for scripts; energies mW·s, amounts wei, as decimal strings."""
@@ -61,7 +62,7 @@ class Settled:
             "minted_wei": str(self.minted_wei),
             "refused": self.refused,
             "next": self.next_step(),
-            "pack": str(self.pack),
+            "pack": None if self.pack is None else str(self.pack),
             "statement": str(self.statement),
         }
 
@@ -179,13 +180,14 @@ class SettlementService:
         folder.mkdir(parents=True, exist_ok=True)
         order = None if posted is None else self._payer.order_entry(closed, posted)
         keep_run(self._store, closed, order)
-        pack = folder / "pack.zip"
-        if not (pack.exists() and _holds(folder / RUN, closed.data) and _holds(folder / ORDER, order)):
+        few = len(closed.lines) <= _FEW
+        pack = folder / "pack.zip" if few else None
+        if pack and not (pack.exists() and _holds(folder / RUN, closed.data) and _holds(folder / ORDER, order)):
             self._write_pack(closed, order, pack)
         if order is not None:  # for whoever claims; it says nothing of a household's profile
             _write(folder / ORDER, order)
         statement = _write(folder / RUN, closed.data)
-        page = _write(folder / "statement.html", self._page(closed, order).encode())
+        page = _write(folder / "statement.html", self._page(closed, order).encode()) if few else None
         _write(folder / "statement.csv", statement_csv(closed.period, closed.lines).encode())
         if posted is not None:
             tell_devices(self.engine, self._contract, closed, posted)

@@ -327,16 +327,17 @@ class Demo:
         """Audit every pack against the chain."""
         found = []
         previous: Path | None = None
-        for number, one in enumerate(settled):
-            progress("audit", number / len(settled))
+        packs = [one.pack for one in settled if one.pack is not None]
+        for number, pack in enumerate(packs):
+            progress("audit", number / len(packs))
             try:
                 before = open_pack(previous) if previous else None
                 pinned = Pinned(addresses=deployment.addresses)
-                audit(open_pack(one.pack), previous=before, chain=deployment.chain, pinned=pinned)
+                audit(open_pack(pack), previous=before, chain=deployment.chain, pinned=pinned)
                 found.append("ok")
             except PackError as error:
                 found.append(str(error))
-            previous = one.pack
+            previous = pack
         progress("audit", 1)
         return found
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, select
 
-from maxgreen.ledger.bulk import NEW, Bulk
-from maxgreen.ledger.schema import line_days
+from maxgreen.ledger.bulk import NEW, Bulk, portions
+from maxgreen.ledger.schema import line_days, line_notes
 from maxgreen.ledger.subject import Subject
 
 
@@ -22,6 +22,19 @@ class LineDays(Subject):
         """Keep line-days: line, day, SHA-256 of what it follows from, and what it is; an older one goes."""
         with Bulk(self._db) as bulk:
             bulk.upsert(line_days, {"inputs": NEW, "value": NEW}, rows)
+
+    def line_notes(self, lines: Sequence[bytes]) -> dict[bytes, tuple[bytes, bytes]]:
+        """Return by line what its last close noted: SHA-256 of the manifest that it made, and the note."""
+        found: dict[bytes, tuple[bytes, bytes]] = {}
+        for some in portions(lines):
+            rows = self._db.execute(select(line_notes).where(line_notes.c.line.in_(some)))
+            found |= {bytes(row.line): (bytes(row.manifest), bytes(row.value)) for row in rows}
+        return found
+
+    def note_lines(self, rows: Sequence[tuple[bytes, bytes, bytes]]) -> None:
+        """Keep what a close notes of lines: line, SHA-256 of its manifest, note; what an earlier one noted goes."""
+        with Bulk(self._db) as bulk:
+            bulk.upsert(line_notes, {"manifest": NEW, "value": NEW}, rows)
 
     def forget_line_days(self, before: int) -> None:
         """Forget the days before one: their periods are closed."""

@@ -256,6 +256,15 @@ line_days: Final = Table(
     Index("line_days_by_day", "day"),
 )
 
+# what the last close of a line noted for the next one, beside the evidence that it made: nothing is lost without it
+line_notes: Final = Table(
+    "line_notes",
+    metadata,
+    Column("line", Bytes, primary_key=True),
+    Column("manifest", Bytes, nullable=False),  # SHA-256
+    Column("value", Bytes, nullable=False),
+)
+
 periods: Final = Table(
     "periods",
     metadata,

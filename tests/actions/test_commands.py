@@ -27,7 +27,10 @@ APPS = {
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """Commands that reach the market's own embedded chain; each person's account in a file."""
-    market = Market(tmp_path, carbon=True)
+    return desk_of(Market(tmp_path, carbon=True), tmp_path, monkeypatch)
+
+
+def desk_of(market, tmp_path, monkeypatch):
     world = market.world
     monkeypatch.setattr(session, "connect", lambda *_: world.chain)
     monkeypatch.setattr(session, "make_clock", lambda *_: world.clock)

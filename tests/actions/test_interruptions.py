@@ -7,15 +7,18 @@ import json
 import os
 import random
 
+import pytest
 from typer.testing import CliRunner
 
 from maxgreen.chain.claims import attestation_json, claim_json
 from maxgreen.chain.market import RequestStatus, balances
 from maxgreen.chain.orders import OrderStatus
 from maxgreen.errors import MaxgreenError
-from tests.actions.test_commands import APPS, desk
+from tests.actions.test_commands import APPS, desk, desk_of
 from tests.chain.test_interruptions import Interrupted
-from tests.chain.world import KWH
+from tests.chain.test_market import Market
+from tests.chain.world import KWH, on_anvil
+from tests.conftest import running_anvil
 
 __all__ = ["desk"]
 COMMANDS = 15
@@ -46,12 +49,16 @@ class Hand:
                 raise result.exception
             return result
 
+        self.again(attempt, done)
+        said = attempt()
+        assert done(), (command, said.output, said.exception)
+
+    def again(self, attempt, _done):
+        """Let an attempt be killed some times."""
         for _ in range(EACH):
             if self.interrupted.run(attempt, self.chance.randrange(1, 14), heard=self.chance.random() < 0.5):
                 break
             self.kills += 1
-        said = attempt()
-        assert done(), (command, said.output, said.exception)
 
     def file(self, name, value):
         path = self.desk.folder / name
@@ -59,8 +66,41 @@ class Hand:
         return path
 
 
+class Reorganised(Hand):
+    """Runs commands whose blocks are taken back afterwards; what is gone is done again by the same command."""
+
+    def __init__(self, desk, monkeypatch):
+        super().__init__(desk, monkeypatch)
+        self.request, self.gone = self.world.chain.web3.provider.make_request, 0
+
+    def again(self, attempt, done):
+        self.request("anvil_mine", [hex(25)])  # what was before stays
+        assert attempt().exception is None
+        now_ms = self.world.clock.now_ms()
+        answer = self.request("anvil_reorg", [self.chance.randrange(1, 21), []])
+        assert "error" not in answer, answer
+        self.world.clock.sleep_until(now_ms + 1_000)
+        self.gone += not done()
+
+
 def test_a_command_that_is_killed_anywhere_is_run_again_and_counts_once(desk, monkeypatch):
-    hand, market, world = Hand(desk, monkeypatch), desk.market, desk.market.world
+    hand = Hand(desk, monkeypatch)
+    live(desk, hand)
+    assert hand.kills >= COMMANDS
+
+
+@pytest.mark.services
+def test_what_a_reorganisation_takes_back_the_same_command_does_again_once(tmp_path, monkeypatch):
+    with running_anvil() as url:
+        desk = desk_of(Market(None, carbon=True, world=on_anvil(url)), tmp_path, monkeypatch)
+        hand = Reorganised(desk, monkeypatch)
+        live(desk, hand)
+        assert hand.gone > COMMANDS // 2
+
+
+def live(desk, hand):
+    """Take energy out, approve, pay and close a period, sweep, record, propose: each command as the hand runs it."""
+    market, world = desk.market, desk.market.world
     line, contract, exchange = world.ends.line_id, world.contract, market.exchange
 
     # energy is taken out
@@ -120,4 +160,3 @@ def test_a_command_that_is_killed_anywhere_is_run_again_and_counts_once(desk, mo
     )  # fmt: skip
     assert world.ask(registry.statusOf(1)) == 1
     assert hand.commands == COMMANDS
-    assert hand.kills >= COMMANDS

@@ -34,7 +34,8 @@ class Market:
     def __init__(self, tmp_path, *, carbon=False, world=None, offset_mw=0):
         world = self.world = world or embedded(tmp_path)
         miner = SystemSpec(
-            Kind.MINER, (ChannelSpec(1, 1, PEAK_MW, ERROR_PPM, 0), ChannelSpec(2, RECEIVED, PEAK_MW, ERROR_PPM, offset_mw))
+            Kind.MINER,
+            (ChannelSpec(1, 1, PEAK_MW, ERROR_PPM, 0), ChannelSpec(2, RECEIVED, PEAK_MW, ERROR_PPM, offset_mw)),
         )
         node = SystemSpec(
             Kind.STORAGE_NODE,

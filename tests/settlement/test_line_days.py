@@ -7,7 +7,7 @@ from sqlalchemy import delete, select, update
 
 from maxgreen.errors import Fatal
 from maxgreen.ledger.book import Book
-from maxgreen.ledger.schema import line_days, segments
+from maxgreen.ledger.schema import line_days, line_notes, segments
 from maxgreen.protocol.batch import Role
 from maxgreen.verify.rules import Action, Limits
 from maxgreen.verify.segment import segment_name
@@ -209,3 +209,31 @@ def test_rules_that_change_in_the_middle_are_for_the_next_run(tmp_path, monkeypa
         site.closer.close("2026-01-01", T0_MS + 30 * DAY_MS)
     monkeypatch.undo()
     assert closed(site, "2026-01-01").lines
+
+
+@pytest.mark.parametrize("after", ["nothing", "late", "decided", "trouble"])
+def test_a_close_goes_on_from_what_the_one_before_noted_as_from_its_evidence(tmp_path, after):
+    found = []
+    for noted in (True, False):
+        site = site_in(folder_of(tmp_path, str(noted)))
+        day(site, 0, attested=(2, 3, 142))
+        day(site, 1, attested=(2, 3, 142), labs=[site.miner] if after == "late" else None)
+        first = closed(site, "2026-01-02")
+        assert first.lines[0]["held"]
+        if after == "late":
+            day(site, 1, attested=(2, 3, 142), labs=[site.node], arrives_ms=3 * 3_600_000)
+        day(site, 2, attested=(2, 3, 142))
+        if after == "decided":
+            site.decide(site.miner, Action.REJECT, 3, 3, "60", at_ms=T0_MS + 3 * DAY_MS)
+        with site.engine.begin() as connection:
+            # an end that is silent since is not a matter of days
+            assert len(Book(connection).line_notes([site.line.ends.line_id])) == (after != "late")
+            if not noted:
+                connection.execute(delete(line_notes))
+        if after == "trouble":
+            with site.engine.begin() as connection:
+                where = (segments.c.device == site.node.device, segments.c.number == 0)
+                connection.execute(update(segments).where(*where).values(next_seq=9))
+        found.append(closed(site, "2026-01-03"))
+    assert found[0].data == found[1].data
+    assert int(found[0].lines[0]["payable_total_mws"]) > 0

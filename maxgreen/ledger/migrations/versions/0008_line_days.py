@@ -16,9 +16,16 @@ def upgrade() -> None:
         sa.Column("value", sa.LargeBinary, nullable=False),
         sa.Index("line_days_by_day", "day"),
     )
+    op.create_table(
+        "line_notes",
+        sa.Column("line", sa.LargeBinary, primary_key=True),
+        sa.Column("manifest", sa.LargeBinary, nullable=False),
+        sa.Column("value", sa.LargeBinary, nullable=False),
+    )
     op.create_index("devices_by_token", "devices", ["token"])
 
 
 def downgrade() -> None:
     op.drop_index("devices_by_token", "devices")
+    op.drop_table("line_notes")
     op.drop_table("line_days")
