@@ -7,7 +7,7 @@ energy is still unpaid, and how windows stood on such days alone. Where that is 
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -81,12 +81,12 @@ class Before:
 def note_of(outcome: LineOutcome, account: Account) -> bytes:
     """Return what the ledger notes of a close."""
     inputs = outcome.inputs
-    days = [(day.day_s, astuple(day.sums), day.rows if day.is_unpaid else None) for day in account.days]
+    days = [(day.day_s, _amounts(day.sums), day.rows if day.is_unpaid else None) for day in account.days]
     value = [
         inputs.start_s,
         inputs.until_s,
         inputs.line.base.until_s,
-        astuple(inputs.line.base.sums),
+        _amounts(inputs.line.base.sums),
         [decision_json(decision) for decision in inputs.rules.decisions],
         days,
     ]
@@ -109,6 +109,10 @@ def read_note(note: bytes, manifest: bytes, revision: int) -> Before:
         False,
         frozenset(map(parse_decision, decisions)),
     )
+
+
+def _amounts(sums: Sums) -> tuple[int, ...]:
+    return sums.sent_mws, sums.received_mws, sums.expected_mws, sums.error_mws, sums.matched_mws
 
 
 def _states(days: Iterable[str]) -> Iterator[tuple[int, tuple[str, str]]]:

@@ -51,6 +51,7 @@ class Gatherer:
         self._decisions: dict[bytes, list[Decision]] = {}
         for decision in book.decisions():
             self._decisions.setdefault(decision.device, []).append(decision)
+        self._changes: dict[int, Mapping[bytes, int]] = {}
         self._parties: dict[int, list[Party]] = {}
         tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
         for known in book.devices_of(tokens):
@@ -115,7 +116,8 @@ class Gatherer:
         if before is None:
             start_s = min(self._begin_s, opened_s)
             return start_s, LineBase(start_s)
-        changed = [self._book.earliest_change(party.device, before.revision) for party in parties]
+        changes = self._changes_after(before.revision)
+        changed = [changes.get(party.device) for party in parties]
         fresh = [d for p in parties for d in self._decisions.get(p.device, ()) if d not in before.decisions]
         changed += [self._book.earliest_of(d.device, d.from_seq, d.to_seq) for d in fresh]
         late = [t_ms // 1000 for t_ms in changed if t_ms is not None]
@@ -127,6 +129,13 @@ class Gatherer:
             start_s = min(start_s, opened_s)
             return start_s, LineBase(start_s)
         return start_s, before.base_at(start_s)
+
+    def _changes_after(self, revision: int) -> Mapping[bytes, int]:
+        """Return the earliest time that changed since, by device; of all devices at once."""
+        if revision not in self._changes:
+            devices = [party.device for parties in self._parties.values() for party in parties]
+            self._changes[revision] = self._book.earliest_changes(devices, revision)
+        return self._changes[revision]
 
     def _ahead(self, party: Party, cuts: Sequence[Cut]) -> tuple[Ahead, ...]:
         """Return what waits behind a hole, unless the chain has passed the period anyway."""

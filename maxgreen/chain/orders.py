@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final
 
 from eth_abi.abi import encode as abi_encode
@@ -15,6 +16,11 @@ from maxgreen.chain.deployment import Deployment
 from maxgreen.chain.registry import name_fields
 from maxgreen.errors import Retryable
 from maxgreen.protocol.attestation import Attestation
+
+
+@lru_cache(1_024)
+def _line_id(ends: tuple[int, int, int, int, int]) -> bytes:
+    return bytes(keccak(abi_encode(["uint48", "uint64", "uint48", "uint64", "uint32"], list(ends))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ class Ends:
     @property
     def line_id(self) -> bytes:
         """keccak256(abi.encode(ends))."""
-        return bytes(keccak(abi_encode(["uint48", "uint64", "uint48", "uint64", "uint32"], list(self.values))))
+        return _line_id(self.values)
 
     @property
     def values(self) -> tuple[int, int, int, int, int]:

@@ -1,12 +1,12 @@
 """The batches in the ledger: read, and shown again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
-from maxgreen.ledger.bulk import Bulk
+from maxgreen.ledger.bulk import Bulk, portions
 from maxgreen.ledger.schema import REVISION, batches, counters, verdicts
 from maxgreen.ledger.subject import Subject
 from maxgreen.ledger.writing import next_revision
@@ -75,13 +75,17 @@ class Batches(Subject):
         """Return the newest verdict's revision."""
         return int(self._db.execute(select(counters.c.value).where(counters.c.name == REVISION)).scalar() or 0)
 
-    def earliest_change(self, device: bytes, revision: int) -> int | None:
-        """Return the earliest t0 (ms) among verdicts that changed after `revision`, where it is known to be right."""
-        query = select(func.min(batches.c.t0_ms)).where(
-            batches.c.device == device, batches.c.revision > revision, _dated()
-        )
-        found = self._db.execute(query).scalar()
-        return None if found is None else int(found)
+    def earliest_changes(self, devices: Sequence[bytes], revision: int) -> dict[bytes, int]:
+        """Return the earliest t0 (ms) among verdicts that changed after `revision`, where it is known to be right.
+
+        By device; one without any is left out.
+        """
+        found: dict[bytes, int] = {}
+        for some in portions(devices):
+            own = (batches.c.device.in_(some), batches.c.revision > revision, _dated())
+            query = select(batches.c.device, func.min(batches.c.t0_ms)).where(*own).group_by(batches.c.device)
+            found |= {bytes(device): int(t0_ms) for device, t0_ms in self._db.execute(query) if t0_ms is not None}
+        return found
 
     def earliest_of(self, device: bytes, first: int, last: int) -> int | None:
         """Return the earliest t0 (ms) among the batches with first ≤ seq ≤ last, where it is known to be right."""
