@@ -287,6 +287,8 @@ def test_a_pool_gives_no_more_than_it_has_and_nothing_for_nothing(market):
         ask.by(market.owner, functions.swap(energy, 0, deca, 0, 2**40))
     with refused("TooLate"):
         ask.by(market.owner, functions.redeem(held, [0] * 4, now_s - 1))
+    total, supply = (world.ask(functions[name]()) for name in ("totalValue", "totalSupply"))
+    assert world.ask(functions.valueOf(held)) == held * (total + 1) // (supply + 1_000)
     amount = ask.by(market.owner, functions.redeemIn(energy, held, 0, 2**40))
     ask.by(market.owner, functions.redeemIn(energy, held, amount, 2**40))
     for call in (functions.redeemIn(energy, held, amount + 1, 2**40), functions.redeemIn(energy, 0, 0, 2**40)):
@@ -297,6 +299,12 @@ def test_a_pool_gives_no_more_than_it_has_and_nothing_for_nothing(market):
         ask.by(market.owner, functions.redeem(held, [reserve, 0, 0, 0], 2**40))
     with refused("ERC20InsufficientBalance"):
         ask.by(market.owner, functions.redeem(held + 1, [0] * 4, 2**40))
+    given = ask.by(market.owner, functions.redeemIn(energy, held // 2, 0, 2**40))
+    block = world.send(market.owner, functions.redeemIn(energy, held // 2, 0, 2**40))["blockNumber"]
+    event = world.chain.contract("EnergyPool", pool.address).events.Redeemed
+    [redeemed] = world.chain.events(event, block)
+    place = world.ask(functions.tokens()).index(energy)
+    assert redeemed["args"]["amounts"] == [given if k == place else 0 for k in range(4)]
 
 
 def test_a_claim_is_of_the_past_and_of_both_ends(tmp_path):
