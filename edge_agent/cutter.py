@@ -121,7 +121,7 @@ class Cutter:
         return drafts
 
     def state_birth(self) -> list[Draft]:
-        """State birth and registers in a batch at once, with attestations (command 2)."""
+        """State birth and registers at once, with attestations (command 2): in the open batch, or the next one."""
         self._stating_birth = True
         return self.cut(attesting=True)
 
@@ -169,7 +169,7 @@ class Cutter:
         boot = [Happening(EventKind.BOOT, tick.boot_ms)] if self._booted else []
         self._open = _Open([], boot + self._pending)
         self._open.add(tick)
-        attesting = any(happening.kind in ATTESTING for happening in self._pending)
+        attesting = self._stating_birth or any(happening.kind in ATTESTING for happening in self._pending)
         self._booted, self._pending = False, []
         # where the interval was shortened the segment that ends here began at the longer one, and is counted by it
         shortened = self._wanted_ms < self._interval_ms

@@ -99,10 +99,7 @@ def _tell(period: str, step: Callable[[], Settled], settings: SettlementSettings
             failed, waits = False, not settled.is_paid
     except NotReadyError as error:
         failed, waits = False, not isinstance(error, NoLineError)
-        print(
-            json.dumps({"period": period, "state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}"
-        )
-        raise typer.Exit(NOT_READY) from error
+        raise _not_ready(error, {"period": period}, as_json=as_json) from error
     finally:
         write_figures(settings.metrics_dir, "settlement", _figures(period, begun_s, failed=failed, waits=waits))
     summary = settled.summary()
@@ -117,6 +114,12 @@ def _tell(period: str, step: Callable[[], Settled], settings: SettlementSettings
     for line, text in refused.items():
         print(f"line {line}: {text}")
     print(f"next: {then}")
+
+
+def _not_ready(error: NotReadyError, known: dict[str, str], *, as_json: bool) -> typer.Exit:
+    """Say what is waited for, and return how the command ends."""
+    print(json.dumps({**known, "state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}")
+    return typer.Exit(NOT_READY)
 
 
 def _figures(period: str, begun_s: float, *, failed: bool, waits: bool) -> dict[str, tuple[str, float]]:
@@ -145,8 +148,7 @@ def days(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> 
         with _alone(settings.output_dir):
             found = patiently(lambda: SettlementService.from_settings(settings).derive_days())
     except NotReadyError as error:
-        print(json.dumps({"state": "not ready", "why": str(error)}) if as_json else f"not yet: {error}")
-        raise typer.Exit(NOT_READY) from error
+        raise _not_ready(error, {}, as_json=as_json) from error
     said = f"{counted(found.derived, 'line-day')} of {counted(found.lines, 'line')} derived, {found.kept} were kept"
     print(json.dumps(found._asdict()) if as_json else said)
 

@@ -172,7 +172,7 @@ class Closer:
         lines = self._contract.opened_lines()
         over_s = (now_ms // 1000 - 2 * WINDOW_S) // DAY_S * DAY_S  # the first window of the next day has come, too
         period = day_of(over_s - DAY_S)  # whatever is closed next contains it, and all days that no period has
-        work = partial(self._derive_lines, self._begin(lines, period), over_s)
+        work = partial(self._derive_lines, self._begin(lines, period, over_s), over_s)
         counts = list(in_portions(self._engine, self._processes, work, lines))
         return DerivedDays(len(lines), sum(derived for derived, _ in counts), sum(kept for _, kept in counts))
 
@@ -188,15 +188,19 @@ class Closer:
                     derived, kept = derived + fresh, kept + len(days) - fresh
         return derived, kept
 
-    def _begin(self, lines: Sequence[Line], period: str) -> Begun:
-        """Cut the chains of the lines' devices into segments; return what the lines of a period have in common."""
+    def _begin(self, lines: Sequence[Line], period: str, reached_s: int | None = None) -> Begun:
+        """Cut the chains of the lines' devices into segments; return what the lines of a period have in common.
+
+        `reached_s`: what was cut up to this time is not cut again, however often it is tried.
+        """
         with reader(self._engine).begin() as connection:  # what is committed from here on has a later revision
             book = Book(connection)
             revision, rules = book.revision(), book.rules_change()
             tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
             devices = sorted(known.record.device for known in book.devices_of(tokens))
             past = Past.before(book, period_bounds(period)[1])
-        cut_segments(self._engine, self.store, self._network, devices)
+        reached_ms = None if reached_s is None else reached_s * 1000
+        cut_segments(self._engine, self.store, self._network, devices, reached_ms)
         return Begun(period, revision, rules, past)
 
     def _read(self, connection: Connection, begun: Begun, lines: Sequence[Line]) -> tuple[Book, Gatherer, Befores]:

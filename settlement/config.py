@@ -34,7 +34,7 @@ class SettlementSettings(ServiceSettings):
         default="evidence", description="the evidence store: a folder, or s3://BUCKET/PREFIX?endpoint=URL"
     )
     processes: int = Field(
-        default=1, ge=0, description="that derive lines, each with a connection to the ledger; 0 = one a processor"
+        default=1, ge=0, description="processes that derive lines, each with its own connection; 0 = one per processor"
     )
     output_dir: Path = Field(default=Path("settlement"), description="statements and evidence packs")
     evidence_url: str = Field(

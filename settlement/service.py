@@ -34,6 +34,8 @@ from settlement.run import Run
 from settlement.statement import read_windows
 
 _log = logging.getLogger(__name__)
+_PACK: Final = "pack.zip"
+_PAGE: Final = "statement.html"
 _FEW: Final = 200  # lines whose evidence and page are one file each; those of a fleet would be gigabytes
 
 
@@ -181,13 +183,16 @@ class SettlementService:
         order = None if posted is None else self._payer.order_entry(closed, posted)
         keep_run(self._store, closed, order)
         few = len(closed.lines) <= _FEW
-        pack = folder / "pack.zip" if few else None
+        if not few:  # of a close before this one
+            for name in (_PACK, _PAGE):
+                (folder / name).unlink(missing_ok=True)
+        pack = folder / _PACK if few else None
         if pack and not (pack.exists() and _holds(folder / RUN, closed.data) and _holds(folder / ORDER, order)):
             self._write_pack(closed, order, pack)
         if order is not None:  # for whoever claims; it says nothing of a household's profile
             _write(folder / ORDER, order)
         statement = _write(folder / RUN, closed.data)
-        page = _write(folder / "statement.html", self._page(closed, order).encode()) if few else None
+        page = _write(folder / _PAGE, self._page(closed, order).encode()) if few else None
         _write(folder / "statement.csv", statement_csv(closed.period, closed.lines).encode())
         if posted is not None:
             tell_devices(self.engine, self._contract, closed, posted)

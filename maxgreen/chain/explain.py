@@ -67,7 +67,7 @@ SENTENCES: Final = {
     "NotInOrder": "this is no leaf of order {orderId}, the newest approved one; take the claim from its order.json",
     "NotOwner": "{caller} does not own token {tokenId}",
     "NotRegistered": "token {tokenId} is not registered",
-    "NothingAsked": "too little is asked for: a take-out is of 0.001 kWh at least",
+    "NothingAsked": "nothing is asked for, or by a take-out less than 0.001 kWh",
     "NothingOwed": "nothing is owed to {account}",
     "NothingNew": "line {line} has {payableTotal:kwh} payable and {paid:kwh} paid: nothing new",
     "NothingPayable": "the order's lines are due {total:kwh} together, and {paid:kwh} were paid: nothing new",

@@ -54,14 +54,17 @@ class Cut(NamedTuple):
         return segment_name(self.digest)
 
 
-def cut_segments(engine: Engine, store: Store, network: str, devices: Iterable[bytes]) -> int:
+def cut_segments(
+    engine: Engine, store: Store, network: str, devices: Iterable[bytes], reached_ms: int | None = None
+) -> int:
     """Keep in the store what the chains of devices took since it was last done; return how many segments are new.
 
+    `reached_ms`: those whose last segment holds a batch of this time or later are left as they are.
     Another process may do so at the same time: what the first one wrote holds. Killed and done again, it goes on.
     """
     count = 0
     with reader(engine).begin() as connection:
-        longer = _longer(connection)
+        longer = _longer(connection, reached_ms)
     for device in devices:
         while device in longer and (found := _next(engine, store, network, device)) is not None:
             segment, cut = found
@@ -75,12 +78,14 @@ def cut_segments(engine: Engine, store: Store, network: str, devices: Iterable[b
     return count
 
 
-def _longer(connection: Connection) -> set[bytes]:
-    """Return the devices whose chains go on after their last segment."""
-    cut = select(segments.c.device, func.max(segments.c.next_seq).label("next_seq")).group_by(segments.c.device)
-    last = cut.subquery()
+def _longer(connection: Connection, reached_ms: int | None) -> set[bytes]:
+    """Return the devices whose chains go on after their last segment, but for those that were cut so far."""
+    newest = func.max(segments.c.next_seq).label("next_seq"), func.max(segments.c.last_ms).label("last_ms")
+    last = select(segments.c.device, *newest).group_by(segments.c.device).subquery()
     query = select(chains.c.device).outerjoin(last, last.c.device == chains.c.device)
     behind = query.where(chains.c.next_seq > func.coalesce(last.c.next_seq, 0))
+    if reached_ms is not None:
+        behind = behind.where(func.coalesce(last.c.last_ms, -1) < reached_ms)
     return {bytes(device) for device in connection.execute(behind).scalars()}
 
 

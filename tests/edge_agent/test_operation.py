@@ -352,8 +352,13 @@ def test_command_2_states_birth_and_registers_at_once(rig):
     batches = sealed(rig.spool)
     assert len(batches) == before + 1
     assert {a.channel for a in batches[-1].attestations} == {channel.number for channel in batches[-1].channels}
+    rig.command(2, CommandKind.SEND_REGISTERS)  # while no batch is open: the next reading answers
+    rig.tick(1)
+    batches = sealed(rig.spool)
+    assert len(batches) == before + 2
+    assert batches[-1].attestations
     rig.tick(60)
-    assert [b.birth is not None for b in sealed(rig.spool)].count(True) == 2
+    assert [b.birth is not None for b in sealed(rig.spool)].count(True) == 3
 
 
 def test_command_3_changes_the_interval_from_the_next_batch_on(rig):
