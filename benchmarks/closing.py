@@ -153,7 +153,7 @@ def moved(day: KeptDay, days: int) -> KeptDay:
         newest, cut = ({key: seq + days * A_DAY for key, seq in found.items()} for found in (one.newest, one.cut))
         return EndDay(attested, newest, cut)
 
-    return KeptDay(later(day.whole), later(day.last), end(day.sent), end(day.received), ())
+    return KeptDay(later(day.whole), later(day.last), end(day.sent), end(day.received), (), day.alone)
 
 
 def name(*what: object) -> bytes:

@@ -1,5 +1,7 @@
 """An evidence store in a bucket of any S3-compatible service."""
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -23,20 +25,30 @@ def open_bucket(where: str) -> "BucketStore":
     endpoint = parse_qs(address.query).get("endpoint", [None])[0]
     if not address.netloc:
         raise Fatal(f"evidence store {where!r}: it names no bucket; expected s3://BUCKET/PREFIX?endpoint=URL")
+    prefix = address.path.strip("/")
     try:
-        client = boto3.client("s3", endpoint_url=endpoint, config=_CONFIG)
+        return BucketStore(endpoint, address.netloc, f"{prefix}/" if prefix else "")
     except (BotoCoreError, ValueError) as error:
         raise Fatal(f"evidence store {where}: {error}") from error
-    prefix = address.path.strip("/")
-    return BucketStore(client, address.netloc, f"{prefix}/" if prefix else "")
 
 
 class BucketStore:
     """A bucket."""
 
-    def __init__(self, client: Any, bucket: str, prefix: str) -> None:
-        """`client` is boto3's; every name begins with `prefix` there."""
-        self._client, self._bucket, self._prefix = client, bucket, prefix
+    def __init__(self, endpoint: str | None, bucket: str, prefix: str) -> None:
+        """Every name begins with `prefix` there."""
+        self._endpoint, self._bucket, self._prefix = endpoint, bucket, prefix
+        self._clients: dict[int, Any] = {}
+        self._making = threading.Lock()
+        self._client  # noqa: B018 - what cannot be opened is said now
+
+    @property
+    def _client(self) -> Any:
+        """boto3's client, of this process: two that share a connection get each other's answers."""
+        with self._making:
+            if os.getpid() not in self._clients:
+                self._clients = {os.getpid(): boto3.client("s3", endpoint_url=self._endpoint, config=_CONFIG)}
+            return self._clients[os.getpid()]
 
     def put(self, name: str, data: bytes) -> None:
         """Keep `data`."""

@@ -1,7 +1,7 @@
 """A line as an earlier period closed it: what a later close goes on from.
 
 The evidence says it. A close also notes it in the ledger, shorter: for each day its sums and whether a window with
-energy is still unpaid, and how windows stood on such days alone. Where that is not enough, the evidence is read.
+energy is still unpaid, and how windows stood from the first such day on. Where that is not enough, evidence is read.
 """
 
 import json
@@ -46,7 +46,7 @@ class Before:
     base: LineBase
     sums: Mapping[int, Sums]  # by day, its midnight: of what counted
     unpaid: frozenset[int]  # days with energy that did not count
-    states: States  # of all windows, or of those of unpaid days
+    states: States  # of all windows, or of those from the first unpaid day on
     whole: bool  # whether these are all
     decisions: frozenset[Decision]
 
@@ -75,13 +75,17 @@ class Before:
 
     def tells(self, start_s: int) -> bool:
         """Whether it is known how every window from a midnight on stood."""
-        return self.whole or all(day in self.unpaid for day in self.sums if day >= start_s)
+        return self.whole or start_s >= min(self.unpaid, default=self.until_s)
 
 
 def note_of(outcome: LineOutcome, account: Account) -> bytes:
     """Return what the ledger notes of a close."""
     inputs = outcome.inputs
-    days = [(day.day_s, _amounts(day.sums), day.rows if day.is_unpaid else None) for day in account.days]
+    unpaid_s = min((day.day_s for day in account.days if day.is_unpaid), default=inputs.until_s)
+    days = [
+        (day.day_s, _amounts(day.sums), day.is_unpaid, day.rows if day.day_s >= unpaid_s else "")
+        for day in account.days
+    ]
     value = [
         inputs.start_s,
         inputs.until_s,
@@ -103,9 +107,9 @@ def read_note(note: bytes, manifest: bytes, revision: int) -> Before:
         until_s,
         False,
         LineBase(base_s, Sums(*base_sums)),
-        {day_s: Sums(*sums) for day_s, sums, _ in days},
-        frozenset(day_s for day_s, _, rows in days if rows is not None),
-        dict(_states(rows for _, _, rows in days if rows is not None)),
+        {day_s: Sums(*sums) for day_s, sums, _, _ in days},
+        frozenset(day_s for day_s, _, is_unpaid, _ in days if is_unpaid),
+        dict(_states(rows for *_, rows in days)),
         False,
         frozenset(map(parse_decision, decisions)),
     )

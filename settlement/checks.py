@@ -9,7 +9,7 @@ from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.work import WINDOW_MS
 from maxgreen.verify.meter import longest_segment_ms
 from maxgreen.verify.rules import Limits
-from settlement.facts import Fact
+from settlement.facts import Fact, Stretch
 from settlement.inputs import Party
 from settlement.sun import elevation_mdeg
 
@@ -115,14 +115,7 @@ def stuck_windows(facts: Iterable[Fact], number: int, limits: Callable[[int], Li
         if metered is None:
             continue
         first, last, longest_ms = metered.stretches
-        goes_on = (
-            run is not None
-            and first is not None
-            and boot == fact.boot
-            and run.value == first.value
-            and 0 < first.begin_ms - run.end_ms <= longest_segment_ms(fact.interval_ms)
-        )
-        if goes_on and run is not None and first is not None:
+        if run is not None and first is not None and boot == fact.boot and _goes_on(run, first, fact):
             longest_ms = max(longest_ms, first.end_ms - run.begin_ms)
             if last is not None and last.begin_ms == first.begin_ms:  # all of the batch is one stretch
                 last = last._replace(begin_ms=run.begin_ms)
@@ -130,6 +123,32 @@ def stuck_windows(facts: Iterable[Fact], number: int, limits: Callable[[int], Li
         if longest_ms >= limits(fact.window_s).stuck_s * 1000:
             found.add(fact.window_s)
     return found
+
+
+def reaches_back(facts: Iterable[Fact], number: int, boot: bytes, from_s: int) -> bool:
+    """Tell whether a reading may have stayed the same since before these batches until after a time.
+
+    `boot`: that of the batch before the first.
+    """
+    run = None
+    for fact in facts:
+        metered = next((metered for metered in fact.channels if metered.channel == number), None)
+        if metered is None:
+            continue
+        first, last, _ = metered.stretches
+        if first is None or fact.boot != boot or (run is not None and not _goes_on(run, first, fact)):
+            return False
+        if fact.window_s >= from_s:
+            return True
+        if last is None or last.begin_ms != first.begin_ms:  # it changed within the batch
+            return False
+        run = last
+    return False
+
+
+def _goes_on(run: Stretch, first: Stretch, fact: Fact) -> bool:
+    """Tell whether a batch's first stretch goes on with one of before, of its boot."""
+    return run.value == first.value and 0 < first.begin_ms - run.end_ms <= longest_segment_ms(fact.interval_ms)
 
 
 def channel_sums(facts: Iterable[Fact], channel: int) -> dict[int, ChannelSum]:

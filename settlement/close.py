@@ -23,7 +23,7 @@ from maxgreen.protocol.keys import Signer
 from maxgreen.protocol.pack import write_pack
 from maxgreen.store import Putting, Store
 from settlement.before import Befores, Past, note_of
-from settlement.gather import Gatherer, limits_now
+from settlement.gather import Gatherer, limits_now, systems_of
 from settlement.loss import WINDOW_S
 from settlement.outcomes import Outcomes
 from settlement.packs import line_name, seal
@@ -48,6 +48,7 @@ class Begun(NamedTuple):
     period: str
     revision: int  # that no later change of a verdict has
     rules: int  # the newest change of limits or decisions
+    systems: Mapping[int, bytes]  # by token, what is registered (gather.systems_of)
     past: Past | None
 
 
@@ -197,18 +198,19 @@ class Closer:
             book = Book(connection)
             revision, rules = book.revision(), book.rules_change()
             tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
-            devices = sorted(known.record.device for known in book.devices_of(tokens))
+            known = book.devices_of(tokens)
+            devices = sorted(one.record.device for one in known)
             past = Past.before(book, period_bounds(period)[1])
         reached_ms = None if reached_s is None else reached_s * 1000
         cut_segments(self._engine, self.store, self._network, devices, reached_ms)
-        return Begun(period, revision, rules, past)
+        return Begun(period, revision, rules, systems_of(known), past)
 
     def _read(self, connection: Connection, begun: Begun, lines: Sequence[Line]) -> tuple[Book, Gatherer, Befores]:
-        """Return what reads some lines; NotReadyError when limits or decisions are not those of the beginning."""
+        """Return what reads some lines; NotReadyError when what they have in common is not as at the beginning."""
         book = Book(connection)
-        if book.rules_change() != begun.rules:
-            raise NotReadyError("limits or decisions changed meanwhile; the next run goes on")
         gatherer = Gatherer(book, self._network, begun.period, (self._signer.spki,), lines)
+        if book.rules_change() != begun.rules or not gatherer.systems.items() <= begun.systems.items():
+            raise NotReadyError("limits, decisions or registrations changed meanwhile; the next run goes on")
         return book, gatherer, Befores(self.store, begun.past, book, lines)
 
 

@@ -1,4 +1,4 @@
-"""What runs the tasks of an audit: this process, more processes, or a cluster. One that dies loses nothing."""
+"""What runs the tasks of an audit or a close: this process, more of them, or a cluster. One that dies loses nothing."""
 
 import ctypes
 import multiprocessing
@@ -77,9 +77,7 @@ class Processes:
             except BrokenProcessPool as error:
                 tries += 1
                 if tries >= _TRIES:
-                    raise MaxgreenError(
-                        "processes of the audit died again and again; is there enough memory?"
-                    ) from error
+                    raise MaxgreenError("its processes died again and again; is there enough memory?") from error
                 self._end()
                 waiting = deque((task, self._submit(work, task)) for task, _ in waiting)
                 continue

@@ -28,6 +28,7 @@ from settlement.inputs import Ahead, Inputs, Party
 Fetch = Callable[[bytes], bytes]  # a segment's bytes by its SHA-256
 RunTasks = Callable[["Callable[[Task], Judged]", "Iterable[Task]"], "Iterable[Judged]"]
 _GROUP: Final = 480  # batches whose signatures and shares are checked together
+_DAY_S: Final = 86_400
 _KEPT: Final = 128  # judged segments that a Judge remembers, some 2 MB each
 
 
@@ -83,6 +84,7 @@ class Link(NamedTuple):
     end: str  # and after it
     tip: Tip  # at its end
     predecessor: Tip | None  # the chain that it succeeds, with its first batch
+    days: tuple[int, ...] = ()  # since the epoch: of its batches that have a date, whatever became of them
     trouble: str = ""
 
     @classmethod
@@ -95,6 +97,7 @@ class Link(NamedTuple):
             _state_digest(judged.end),
             Tip.of(judged.end),
             None if judged.predecessor is None else Tip.of(judged.predecessor),
+            tuple(sorted({fact.window_s // _DAY_S for fact in judged.facts})),
             judged.trouble,
         )
 

@@ -1,8 +1,11 @@
 """What a line's statement follows from, gathered from the ledger and the chain."""
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 from maxgreen.chain.orders import Line, Reading
 from maxgreen.ledger.book import Book
@@ -26,6 +29,8 @@ from settlement.loss import WINDOW_S
 from settlement.periods import period_bounds
 from settlement.statement import WEI_DENOMINATOR, WEI_NUMERATOR
 from settlement.windows import DAY_S
+
+_MOST_DAYS: Final = 400  # of one close: what reaches further back is derived at once
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,9 @@ class Gatherer:
         self._changes: dict[int, Mapping[bytes, int]] = {}
         self._parties: dict[int, list[Party]] = {}
         tokens = {token for line in lines for token in (line.ends.miner_token, line.ends.node_token)}
-        for known in book.devices_of(tokens):
+        devices = book.devices_of(tokens)
+        self.systems = systems_of(devices)
+        for known in devices:
             self._parties.setdefault(known.token, []).append(party_of(known))
 
     def line(self, line: Line, befores: Befores) -> Gathered:
@@ -99,12 +106,13 @@ class Gatherer:
             windows_before=before.states if before is not None else {},
         )
         seqs = {device: (cuts[0].first_seq, cuts[-1].next_seq) for device, cuts in reaching.items() if cuts}
+        by_days = self._until_s - start_s <= _MOST_DAYS * DAY_S and is_by_days(inputs, seqs)
         days: dict[int, dict[bytes, tuple[bytes, ...]]] = defaultdict(dict)
-        for device, own in reaching.items():
+        for device, own in reaching.items() if by_days else ():
             for day_s, (first, last) in _by_day(own, start_s, self._until_s, context_s).items():
                 days[day_s][device] = _digests(own[first : last + 1])
         is_whole = before is None or before.whole
-        return Gathered(inputs, is_by_days(inputs, seqs), is_whole, {day_s: days[day_s] for day_s in sorted(days)})
+        return Gathered(inputs, by_days, is_whole, {day_s: days[day_s] for day_s in sorted(days)})
 
     def _of(self, line: Line) -> list[Party]:
         tokens = {line.ends.miner_token, line.ends.node_token}
@@ -175,6 +183,15 @@ def _by_day(cuts: Sequence[Cut], start_s: int, until_s: int, context_s: int) -> 
         last = (cut.last_ms + context_s * 1000) // (DAY_S * 1000)
         for day in range(max(first, start_s // DAY_S), min(last + 1, until_s // DAY_S)):
             found[day * DAY_S] = found.get(day * DAY_S, (k, k))[0], k
+    return found
+
+
+def systems_of(devices: Iterable[KnownDevice]) -> dict[int, bytes]:
+    """Return by token a SHA-256 of what the ledger's copy of the registry says of a system."""
+    found: dict[int, Any] = {}
+    for known in devices:
+        own = json.dumps([known.record.device.hex(), known.owner, known.system], sort_keys=True).encode()
+        found[known.token] = hashlib.sha256(found.get(known.token, b"") + own).digest()
     return found
 
 

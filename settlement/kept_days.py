@@ -10,13 +10,18 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from maxgreen import __version__
+import maxgreen.protocol
+import maxgreen.verify
+import settlement
 from maxgreen.protocol.attestation import Attestation
+from maxgreen.protocol.batch import Role
 from maxgreen.protocol.pack import canonical_json
 from maxgreen.protocol.reasons import DISPUTES
-from settlement.checks import CHECKS_VERSION
+from settlement.checks import reaches_back
 from settlement.days import Account, LineDay, account_of
 from settlement.ends import Attested, End, Registers
 from settlement.evidence import Evidence, Link, Tip, troubles_of
@@ -25,7 +30,6 @@ from settlement.sums import Sums
 from settlement.windows import DAY_S, LineWindows, line_end, line_windows
 
 Segments = Mapping[bytes, tuple[bytes, ...]]  # SHA-256s by device, in the order of its chain
-_FORMAT: Final = f"1 {__version__} {CHECKS_VERSION}"  # what is derived otherwise is not taken for what it was
 _DISPUTES: Final = {str(int(reason)) for reason in DISPUTES}
 
 
@@ -45,6 +49,7 @@ class KeptDay(NamedTuple):
     sent: EndDay
     received: EndDay
     links: tuple[tuple[str, Link], ...]  # of its segments, each with its device in hex
+    alone: bool  # False where its evidence does not hold together, or what was before that may matter
 
 
 def day_inputs(inputs: Inputs, day_s: int, segments: Segments) -> Inputs:
@@ -80,7 +85,7 @@ class Fingerprint:
         """`inputs` of the line: what is the same for all days is looked at once."""
         line = canonical_json(line_json(_of_days(inputs.line)))
         alike = {**inputs.settings, "line.json": line, "network": inputs.network.encode()}
-        self._alike = hashlib.sha256(_FORMAT.encode())
+        self._alike = hashlib.sha256(_program())
         for name, data in sorted(alike.items()):
             self._alike.update(f"{name} {len(data)} ".encode() + data)
 
@@ -91,6 +96,16 @@ class Fingerprint:
         for device in sorted(device for device in segments if segments[device]):
             found.update(device + len(segments[device]).to_bytes(4, "big") + b"".join(segments[device]))
         return found.digest()
+
+
+@cache
+def _program() -> bytes:
+    """Return the SHA-256 of all that derives: what was derived otherwise is not taken for what it would be now."""
+    found = hashlib.sha256()
+    for package in (settlement, maxgreen.verify, maxgreen.protocol):
+        for path in sorted(path for folder in package.__path__ for path in Path(folder).glob("*.py")):
+            found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.digest()
 
 
 def is_by_days(inputs: Inputs, seqs: Mapping[bytes, tuple[int, int]]) -> bool:
@@ -119,7 +134,18 @@ def derive_day(inputs: Inputs, evidence: Evidence) -> KeptDay:
     by_itself = all(seq <= end.cut.get(key, -1) for end in ends for key, seq in end.newest.items())
     last = None if by_itself else _line_day(inputs, line_windows(inputs, facts))
     links = tuple((device.hex(), Link.of(judged)) for device, chain in evidence.chains.items() for judged in chain)
-    return KeptDay(_line_day(inputs, attested), last, sent, received, links)
+    alone = not evidence.troubles and not _reaches_back(inputs, evidence)
+    return KeptDay(_line_day(inputs, attested), last, sent, received, links, alone)
+
+
+def _reaches_back(inputs: Inputs, evidence: Evidence) -> bool:
+    """Tell whether a channel of the miner may read the same since before its segments."""
+    for party in inputs.keys(inputs.line.miner):
+        chain = evidence.chains.get(party.device)
+        for channel in {inputs.line.miner_channel, *party.numbers(Role.GENERATION)} if chain else ():
+            if chain and reaches_back(evidence.facts[party.device], channel, chain[0].start.boot, inputs.start_s):
+                return True
+    return False
 
 
 def _line_day(inputs: Inputs, found: LineWindows) -> LineDay | None:
@@ -141,16 +167,19 @@ def _end_day(inputs: Inputs, end: End) -> EndDay:
     return EndDay(tuple(attested[place] for place in sorted(attested)), newest, by_key)
 
 
-def account_of_days(inputs: Inputs, kept: Mapping[int, KeptDay]) -> Account | None:
+def account_of_days(inputs: Inputs, kept: Mapping[int, KeptDay], segments: Mapping[int, Segments]) -> Account | None:
     """Return what a line's days come to, by their midnight, where it is by days (`is_by_days`).
 
-    None where it is not known whether what they follow from holds together, or what of them is attested.
+    `segments`: what each day follows from. None where it is not known whether that holds together, or what of them is
+    attested; where a day does not stand alone, or has a batch in another segment.
     """
     links = {(device, link.digest): link for day in kept.values() for device, link in day.links}
     named = {device: [(device.hex(), digest.hex()) for digest in found] for device, found in inputs.segments.items()}
     if not all(place in links for places in named.values() for place in places):
         return None
     if troubles_of(inputs, {device: [links[place] for place in places] for device, places in named.items()}):
+        return None
+    if not all(day.alone for day in kept.values()) or _strays(inputs, links, segments):
         return None
     days = [kept[day_s] for day_s in sorted(kept)]
     line = inputs.line
@@ -169,6 +198,17 @@ def account_of_days(inputs: Inputs, kept: Mapping[int, KeptDay]) -> Account | No
     return Account([day for day in found if day is not None], sent, received)
 
 
+def _strays(inputs: Inputs, links: Mapping[tuple[str, str], Link], segments: Mapping[int, Segments]) -> bool:
+    """Tell whether a segment has a batch of a day that does not know of the segment: of a clock that went wrong."""
+    for device, digests in inputs.segments.items():
+        for digest in digests:
+            for day_s in (day * DAY_S for day in links[device.hex(), digest.hex()].days):
+                known = segments.get(day_s, {}).get(device, ())
+                if inputs.start_s <= day_s < inputs.until_s and digest not in known:
+                    return True
+    return False
+
+
 def _registers(base: Base, ends: Iterable[EndDay]) -> Registers:
     attested = {(one.key_number, one.seq): one for end in ends for one in end.attested}
     return Registers(base, tuple(attested[place] for place in sorted(attested)))
@@ -177,22 +217,22 @@ def _registers(base: Base, ends: Iterable[EndDay]) -> Registers:
 def encode_day(day: KeptDay) -> bytes:
     """Return a line-day as the ledger holds it."""
     links = [(device, *link) for device, link in day.links]
-    value = [_day(day.whole), _day(day.last), _end(day.sent), _end(day.received), links]
+    value = [_day(day.whole), _day(day.last), _end(day.sent), _end(day.received), links, day.alone]
     return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
 
 
 def decode_day(data: bytes) -> KeptDay:
     """Read such a line-day, of a ledger: nobody else made it."""
-    whole, last, sent, received, links = json.loads(zlib.decompress(data))
+    whole, last, sent, received, links, alone = json.loads(zlib.decompress(data))
     return KeptDay(
-        _read_day(whole), _read_day(last), _read_end(sent), _read_end(received), tuple(map(_read_link, links))
+        _read_day(whole), _read_day(last), _read_end(sent), _read_end(received), tuple(map(_read_link, links)), alone
     )
 
 
 def _read_link(value: Sequence[Any]) -> tuple[str, Link]:
-    device, digest, previous, start, end, tip, predecessor, trouble = value
+    device, digest, previous, start, end, tip, predecessor, days, trouble = value
     before = None if predecessor is None else Tip(*predecessor)
-    return device, Link(digest, previous, start, end, Tip(*tip), before, trouble)
+    return device, Link(digest, previous, start, end, Tip(*tip), before, tuple(days), trouble)
 
 
 def _day(day: LineDay | None) -> list[Any] | None:

@@ -38,7 +38,9 @@ class Outcomes:
 
     def account(self, book: Book, gathered: Gathered) -> Account | None:
         """Return what a line's days come to; None where it does not follow from them. Fatal as `whole`."""
-        return account_of_days(gathered.inputs, self.days(book, gathered)[0]) if gathered.by_days else None
+        if not gathered.by_days:
+            return None
+        return account_of_days(gathered.inputs, self.days(book, gathered)[0], gathered.days)
 
     def whole(self, inputs: Inputs) -> LineResult:
         """Return what a line comes to, by all of its evidence. Fatal where the store has lost it."""

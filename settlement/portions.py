@@ -9,11 +9,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 from sqlalchemy import Engine
 
 from maxgreen.chain.orders import Line
-from maxgreen.ledger.engine import open_engine
+from maxgreen.ledger.engine import close, open_engine
 from settlement.engines import Processes
 
 R = TypeVar("R")
-_LINES: Final = 64  # in a portion: half a second's work
+_LINES: Final = 64  # in a portion: half a second's work where their days are kept
 _numbers: Final = itertools.count()
 
 
@@ -39,8 +39,11 @@ def in_portions(
     number = next(_numbers)
     _works[number] = _Work(os.getpid(), engine, work)
     portions = [(number, ordered[start : start + _LINES]) for start in range(0, len(ordered), _LINES)]
+    count = max(1, min(processes or os.cpu_count() or 1, len(portions)))
+    if count > 1:
+        close(engine)  # no process inherits a connection
     try:
-        with Processes(min(processes, len(portions)) if processes else 0) as pool:
+        with Processes(count) as pool:
             yield from pool.run(_do, portions)
     finally:
         del _works[number]

@@ -7,9 +7,11 @@ from sqlalchemy import delete, select, update
 
 from maxgreen.errors import Fatal
 from maxgreen.ledger.book import Book
+from maxgreen.ledger.registry import KnownDevice, put_devices
 from maxgreen.ledger.schema import line_days, line_notes, segments
-from maxgreen.protocol.batch import Role
-from maxgreen.verify.rules import Action, Limits
+from maxgreen.protocol.pack import PackError
+from maxgreen.protocol.reasons import Reason
+from maxgreen.verify.rules import Action, Limits, Status
 from maxgreen.verify.segment import segment_name
 from settlement import outcomes, portions
 from settlement.audit import audit
@@ -17,8 +19,8 @@ from settlement.close import Closer, NotReadyError
 from settlement.kept_days import decode_day, encode_day
 from settlement.packs import keep_run, stored_pack
 from simulator.lab import EASY, NETWORK, T0_MS
-from tests.ingest.desks import BACKEND
-from tests.settlement.test_splits import DAY_MS, WINDOW_MS, Site
+from tests.ingest.desks import BACKEND, NOBODY
+from tests.settlement.test_splits import DAY_MS, WINDOW_MS, Site, system
 
 WINDOWS = (2, 3, 4, 70, 71, 140, 141, 142, 143)
 AFTER_MS = 21 * 60_000  # after midnight, when the day before is derived
@@ -155,10 +157,13 @@ def test_a_damaged_segment_is_the_lines_trouble_whether_its_days_were_derived_or
         else:  # what was derived from the right bytes holds; an audit sees the damage
             run = site.closer.close("2026-01-02", T0_MS + 30 * DAY_MS)
             assert int(run.lines[0]["payable_total_mws"]) > 0
+            keep_run(site.store, run, None)
+            with pytest.raises(PackError):
+                audit(stored_pack(site.store, "2026-01-02"))
 
 
-def test_segments_that_do_not_lead_to_each_other_are_not_added_up(tmp_path):
-    site = site_in(tmp_path)
+def test_segments_that_do_not_lead_to_each_other_are_not_added_up(tmp_path, monkeypatch):
+    site, times = site_in(tmp_path), counts_of_whole(monkeypatch)
     for number in range(2):
         day(site, number)
         site.closer.derive_days(T0_MS + (number + 1) * DAY_MS + AFTER_MS)
@@ -168,13 +173,13 @@ def test_segments_that_do_not_lead_to_each_other_are_not_added_up(tmp_path):
         links = tuple((device, link._replace(start="00" * 32)) for device, link in found.links)
         value = encode_day(found._replace(links=links))
         connection.execute(update(line_days).where(line_days.c.day == row.day).values(value=value))
-    assert int(closed(site, "2026-01-02").lines[0]["payable_total_mws"]) > 0  # from all its evidence
+    assert int(closed(site, "2026-01-02").lines[0]["payable_total_mws"]) > 0
+    assert times == [1]  # from all its evidence
 
 
 def test_a_node_and_a_miner_without_a_day_have_none(tmp_path):
     site = site_in(tmp_path)
     assert site.closer.derive_days(T0_MS + DAY_MS + AFTER_MS) == (1, 0, 0)
-    assert site.miner.roles[1] is Role.SENT
     assert kept(site) == {}
 
 
@@ -194,14 +199,20 @@ def test_several_processes_come_to_the_same(tmp_path, monkeypatch):
     assert len(found[0].claims) == 4
 
 
-def test_rules_that_change_in_the_middle_are_for_the_next_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("what", ["rules", "registry"])
+def test_what_changes_in_the_middle_is_for_the_next_run(tmp_path, monkeypatch, what):
     site = site_in(tmp_path)
     day(site, 0)
     begin = Closer._begin
 
     def changing(self, *arguments):
         begun = begin(self, *arguments)
-        site.decide(site.miner, Action.REJECT, 1, 1, "60", at_ms=T0_MS)
+        if what == "rules":
+            site.decide(site.miner, Action.REJECT, 1, 1, "60", at_ms=T0_MS)
+        else:
+            record = site.miner.record(status=((0, Status.ACTIVE), (T0_MS + 20 * DAY_MS, Status.SUSPENDED)))
+            with site.engine.begin() as connection:
+                put_devices(connection, [KnownDevice(record, 1, NOBODY, system("miner", site.miner.roles))])
         return begun
 
     monkeypatch.setattr(Closer, "_begin", changing)
@@ -237,3 +248,50 @@ def test_a_close_goes_on_from_what_the_one_before_noted_as_from_its_evidence(tmp
         found.append(closed(site, "2026-01-03"))
     assert found[0].data == found[1].data
     assert int(found[0].lines[0]["payable_total_mws"]) > 0
+
+
+def counts_of_whole(monkeypatch):
+    """Count how often a line is derived from all of its evidence."""
+    times, whole = [], outcomes.Outcomes.whole
+    monkeypatch.setattr(outcomes.Outcomes, "whole", lambda *known: (times.append(1), whole(*known))[1])
+    return times
+
+
+@pytest.mark.parametrize("off_ms", [-DAY_MS, DAY_MS])
+def test_a_batch_of_a_clock_that_is_a_day_off_lists_its_window_as_all_evidence_does(tmp_path, monkeypatch, off_ms):
+    site, times = site_in(tmp_path), counts_of_whole(monkeypatch)
+    for number in (0, 2, 4):
+        day(site, number)
+        if number == 2:
+            lab, at_ms = site.miner, T0_MS + 2 * DAY_MS + off_ms + 80 * WINDOW_MS
+            lab.reboot(bytes([99, lab.secret] * 8), wall_ms=at_ms - WINDOW_MS)
+            lab.wall_offset_ms = at_ms - lab.boot_ms
+            message = lab.sign(lab.batch([(18_000_000 + j, 1_000_000 + j) for j in range(20)]))
+            outcome = site.bench.send(message, received_ms=T0_MS + 3 * DAY_MS + 2_000)
+            assert outcome.reason is not Reason.NONE
+        site.closer.derive_days(T0_MS + (number + 1) * DAY_MS + AFTER_MS)
+    assert int(closed(site, "2026-01-05").lines[0]["payable_total_mws"]) > 0  # the audit agrees
+    assert times == [1]
+
+
+def test_a_reading_that_stays_the_same_over_what_a_day_sees_is_looked_at_from_its_beginning(tmp_path, monkeypatch):
+    site, times = site_in(tmp_path), counts_of_whole(monkeypatch)
+    midnight_ms, minute_ms = T0_MS + DAY_MS, 60_000
+    day(site, 0)
+    lab = site.miner
+    lab.interval_ms = 600_000
+    lab.reboot(bytes([77] * 16), wall_ms=midnight_ms - 80 * minute_ms)
+
+    def one(at_ms, arrives_ms):
+        lab.wall_offset_ms = at_ms - lab.boot_ms
+        batch = replace(lab.batch([(18_000_000, 200_000)]), work=lab.work(site.beacon))
+        assert site.bench.send(lab.sign(batch), received_ms=arrives_ms).reason is Reason.NONE
+
+    one(midnight_ms - 71 * minute_ms, midnight_ms - 60 * minute_ms)
+    site.closer.derive_days(midnight_ms + AFTER_MS)
+    lab.boot_ms += 76 * minute_ms  # the same reading 86 minutes later, within ten intervals
+    one(midnight_ms + 15 * minute_ms, midnight_ms + 180 * minute_ms)
+    lab.interval_ms = 30_000
+    day(site, 1)
+    assert "45" in closed(site, "2026-01-02").lines[0]["held"]
+    assert times == [1]

@@ -3,16 +3,21 @@
 `python -m tests.settlement.worlds 100000` is the long run, in line-days.
 """
 
+import hashlib
 import random
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 
+from maxgreen.ledger.segments import Cut
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.reasons import Reason
+from maxgreen.verify.chain import ChainState
 from maxgreen.verify.rules import Action, Decision, DeviceRecord, Limits, Rules
-from settlement.evidence import Evidence
-from settlement.facts import Fact, Metered
+from settlement.evidence import Evidence, Judged
+from settlement.facts import NO_STRETCHES, Fact, Metered, Stretch, Stretches
+from settlement.gather import _by_day, _reaching
 from settlement.inputs import Base, ChannelTerms, Inputs, KnownRegister, LineBase, LineTerms, Party
 from settlement.kept_days import account_of_days, day_inputs, decode_day, derive_day, encode_day, is_by_days
 from settlement.statement import derive, fold, read_windows, settle
@@ -170,8 +175,6 @@ def evidence_of(facts):
 
 def check(seed, days):
     """Compare a world's windows and what is payable with the oracle's, also when each day is closed by itself."""
-    from dataclasses import replace
-
     rng = random.Random(seed)
     world = World(rng, days)
     inputs = world.inputs()
@@ -200,27 +203,75 @@ def check(seed, days):
     rest = derive(replace(inputs, start_s=cut_s, line=replace(inputs.line, base=base)), evidence_of(facts))
     assert rest.statement["payable_total_mws"] == result.statement["payable_total_mws"], (seed, "split")
     assert inputs.line.base.sums == Sums()
-    by_days(seed, inputs, facts, result)
+    by_days(seed, inputs, facts)
     return len({w // DAY for w in judged})
 
 
-def by_days(seed, inputs, facts, whole):
-    """Compare what the days come to, each derived from what reaches it alone and kept, with the whole."""
+def by_days(seed, inputs, facts):
+    """Compare what the days come to, each derived from the segments that reach it and kept, with the whole."""
     waits = any(fact.reason is Reason.GAP_BEFORE for own in facts.values() for fact in own)
     if waits or not is_by_days(inputs, dict.fromkeys(facts, (0, 2**63))):
         return
-    kept = {}
-    for day_s in range(inputs.start_s, inputs.until_s, DAY):
-        begin_ms, end_ms = (day_s - CONTEXT_S) * 1000, (day_s + DAY + WINDOW) * 1000
-        near = {device: tuple(f for f in own if begin_ms <= f.t0_ms < end_ms) for device, own in facts.items()}
-        kept[day_s] = decode_day(encode_day(derive_day(day_inputs(inputs, day_s, {}), evidence_of(near))))
-    account = account_of_days(inputs, kept)
+    rng = random.Random(f"{seed} segments")
+    chains = {device: parted(rng, device, stuck(rng, own)) for device, own in facts.items()}
+    cuts, days = {}, {}
+    for device, own in chains.items():
+        cuts[device] = _reaching([cut for cut, _ in own], inputs.start_s - CONTEXT_S, inputs.until_s)
+        for day_s, (first, last) in _by_day(cuts[device], inputs.start_s, inputs.until_s, CONTEXT_S).items():
+            days.setdefault(day_s, {})[device] = tuple(cut.digest for cut in cuts[device][first : last + 1])
+    inputs = replace(inputs, segments={device: tuple(cut.digest for cut in own) for device, own in cuts.items()})
+    whole = derive(inputs, judged(chains, inputs.segments))
+    kept = {
+        day_s: decode_day(encode_day(derive_day(day_inputs(inputs, day_s, near), judged(chains, near))))
+        for day_s, near in days.items()
+    }
+    account = account_of_days(inputs, kept, days)
     COUNTS["by days" if account is not None else "not by days"] += 1
     if account is not None:
         found = settle(inputs, account)
         assert found.statement == whole.statement, (seed, "days")
         assert found.entries == whole.entries, (seed, "days")
         assert found.cuts == whole.cuts, (seed, "days")
+
+
+def stuck(rng, facts):
+    """Return batches of which some show one reading all the time, as a stuck sensor does."""
+    value, changed = (1, 9_000), []
+    for fact in facts:
+        value = value if rng.random() < 0.8 else (1, rng.choice([9_000, 9_001]))
+        begin_ms, kind = fact.t0_ms - BEGIN_S * 1000, rng.choice(["dark", "sun", "one", "one"])
+        one = Stretch(value, begin_ms, begin_ms + 540_000)
+        other = Stretch((2, 9_000), begin_ms + 560_000, begin_ms + 560_000)
+        stretches = {"dark": NO_STRETCHES, "sun": Stretches(one, other, 540_000), "one": Stretches(one, one, 540_000)}
+        channels = tuple(metered._replace(stretches=stretches[kind]) for metered in fact.channels)
+        changed.append(fact._replace(channels=channels))
+    return changed
+
+
+def parted(rng, device, facts):
+    """Return a chain's batches in segments: each as the ledger knows it, and judged."""
+    found, state, rest = [], ChainState.start(NETWORK), list(facts)
+    while rest:
+        count = rng.choice([1, 3, 20])
+        own, rest = rest[:count], rest[count:]
+        times = [fact.t0_ms for fact in own if fact.dated]
+        number = len(found)
+        digest = hashlib.sha256(device + bytes([number])).digest()
+        cut = Cut(number, number, number + 1, digest, min(times, default=None), max(times, default=None), b"")
+        end = replace(state, next_seq=number + 1, boot=own[-1].boot)
+        previous = found[-1][0].digest if found else None
+        found.append((cut, Judged(digest, tuple(own), previous, state, end, None, (), len(own), 0)))
+        state = end
+    return found
+
+
+def judged(chains, segments):
+    """Return the evidence that these segments are."""
+    found = {
+        device: [one for cut, one in own if cut.digest in segments.get(device, ())] for device, own in chains.items()
+    }
+    facts = {device: tuple(fact for one in own for fact in one.facts) for device, own in found.items()}
+    return Evidence(facts, {}, {device: own for device, own in found.items() if own}, {}, 0, {})
 
 
 def run(line_days, seed=1, progress=None):
