@@ -102,3 +102,13 @@ def test_a_reader_never_sees_half_of_what_is_written(tmp_path):
     stop.set()
     reader.join()
     assert seen <= {10**6, 2 * 10**6}
+
+
+def test_a_process_that_was_forked_shares_no_connection_with_its_parent(server, monkeypatch):
+    for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    store = open_store(f"s3://evidence?endpoint={server}")
+    own = store._client
+    assert store._client is own
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert store._client is not own
