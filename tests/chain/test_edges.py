@@ -8,7 +8,7 @@ from web3 import HTTPProvider, Web3
 from web3.exceptions import Web3Exception
 
 from maxgreen.chain.artifacts import artifact
-from maxgreen.chain.dao import Proposal
+from maxgreen.chain.dao import Proposal, ProposalState
 from maxgreen.chain.market import KWH_WEI, Pool, RequestStatus, coin, pool_opening
 from maxgreen.chain.orders import Ends, attestation_values
 from maxgreen.chain.registry import apply_for, key_words, read_systems
@@ -339,7 +339,7 @@ def test_an_order_of_before_is_not_approved_when_orders_live_longer(tmp_path):
     world.pass_time(2 * DAY_S)
     with refused("OrderLapsed"):
         ask.by_dao(world.contract.approval(1, old).calls[0])
-    world.approved(world.claim(KWH, 1, 80_000))
+    world.approved(world.claim(KWH, 1, 80_000), until_s=old.until_s)
     world.pass_(Proposal((functions.setParameters(10**5, 1_250_000, 60 * DAY_S),), "Orders live two months"))
     with refused("PeriodNotNew"):
         ask.by_dao(world.contract.approval(1, old).calls[0])
@@ -376,6 +376,23 @@ def test_what_is_said_of_an_order_is_of_that_order_and_short(tmp_path):
             ask.by_dao(again)
     with refused("OrderNotOpen"):
         ask.by(world.operator, functions.withdraw(1))
+
+
+def test_what_was_measured_before_a_line_opened_is_not_payable(tmp_path):
+    world = embedded(tmp_path).enrol()
+    assert world.pass_(world.contract.line_approval([(world.ends, TERMS)])) is ProposalState.EXECUTED
+    world.contract.open_line(world.operator, world.ends, *world.attest(5 * KWH, 0))
+    world.pass_time(DAY_S)
+    (less, _), (_, more) = (world.attest(energy, 1, 80_000) for energy in (6 * KWH, 7 * KWH))
+    (_, less_there), (more_here, _) = (world.attest(energy, 1, 80_000) for energy in (6 * KWH, 7 * KWH))
+    for sent, received in [(less, more), (more_here, less_there)]:
+        claim = replace(world.claim(KWH + 1, 1, 80_000), sent=sent, received=received)
+        [claim] = world.approved(claim)
+        with refused("PayableExceedsGrowth"):
+            world.contract.claim(world.operator, claim)
+    [claim] = world.approved(replace(world.claim(KWH, 1, 80_000), sent=less, received=less_there))
+    world.contract.claim(world.operator, claim)
+    assert world.contract.line(world.ends.line_id).paid_mws == KWH
 
 
 def test_a_closed_line_goes_on_with_no_key_of_afterwards(tmp_path):
