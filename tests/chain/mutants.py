@@ -32,6 +32,21 @@ EDGES, SECONDS, CONTRACTS, MARKET, ROLES = (
 )
 SUITES = (CONTRACTS, SECONDS, EDGES, ROLES, MARKET)
 OF_THE_MARKET = {"EnergyExchange.sol", "EnergyPool.sol", "Coins.sol", "Rewards.sol"}  # what no other suite touches
+# mutants that do the same, by file, operator and a part of the source line: why
+ARGUED = {
+    (
+        "EnergyExchange.sol",
+        ">=",
+        "energy >= most ? most",
+    ): "with as much energy as was asked for both branches are alike",
+    ("EnergySettlement.sol", ">", "payableTotal > line.paid ?"): "where nothing is new, nothing is added either way",
+    ("EnergySettlement.sol", ">", "room > paidNinths ?"): "where no ninth fits, nothing does either way",
+    (
+        "EnergySettlement.sol",
+        ">",
+        "opening.time > line.closedAt",
+    ): "a closing and a rotation in one block are one instant",
+}
 LONGEST_S = 600
 MOST_LIKELY = 12
 
@@ -151,8 +166,10 @@ def main():
 
     def progress(number, killer):
         fates[number] = killer
-        fate = {None: "does not compile", "": "SURVIVES"}.get(killer, f"killed by {killer}")
         mutant = known[number]
+        why = argued(mutant)
+        survives = f"SURVIVES, argued: {why}" if why else "SURVIVES"
+        fate = {None: "does not compile", "": survives}.get(killer, f"killed by {killer}")
         change = f"{mutant['before'][:60]} -> {mutant['after'] or 'nothing'}"
         print(
             f"{len(fates)}/{len(wanted)} {time.monotonic() - begun:.0f}s {number} {mutant['where']}:{mutant['line']} "
@@ -174,13 +191,24 @@ def main():
     return int(any(killer == "" and known[number]["kind"] == "guard" for number, killer in fates.items()))
 
 
+def argued(mutant):
+    """Return why a mutant does the same as the contracts, if that is known."""
+    line = (ROOT / "contracts" / "src" / mutant["file"]).read_text().splitlines()[mutant["line"] - 1]
+    for (file, before, part), why in ARGUED.items():
+        if (file, before) == (mutant["file"], mutant["before"]) and part in line:
+            return why
+    return ""
+
+
 def score(known, fates):
     """Print how many of each kind were killed."""
     for kinds in (("guard",), ("comparison", "arithmetic", "logic")):
         of_kind = [killer for number, killer in fates.items() if known[number]["kind"] in kinds and killer is not None]
         if of_kind:
             killed = Counter(bool(killer) for killer in of_kind)[True]
-            print(f"{', '.join(kinds)}: {killed} of {len(of_kind)} killed, {killed / len(of_kind):.1%}")
+            alike = sum(not k and bool(argued(known[n])) for n, k in fates.items() if known[n]["kind"] in kinds)
+            said = f"{killed} of {len(of_kind)} killed, {killed / len(of_kind):.1%}"
+            print(f"{', '.join(kinds)}: {said}; {alike} of the others do the same, argued by name")
 
 
 if __name__ == "__main__":

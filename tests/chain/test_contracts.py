@@ -469,6 +469,18 @@ def test_rotations_during_the_vote_take_no_claim_away(tmp_path):
     assert contract.line(line).paid_mws == 2 * KWH
 
 
+def test_a_closing_that_is_later_and_says_the_same_takes_no_claim_away(tmp_path):
+    world = embedded(tmp_path)
+    rotation = Rotation(world)
+    [claim] = world.approved(world.claim(KWH, 7, at_s=80_000))
+    rotation.rotate()
+    world.contract.next_key(world.stranger, world.ends.line_id, miner_end=True)
+    idle = attest(rotation.old, rotation.network, 1, claim.sent.unix_s + 60, claim.sent.register_mws, 8)
+    world.contract.show_closing(world.stranger, world.ends.line_id, idle, miner_end=True)
+    world.contract.claim(world.operator, claim)
+    assert world.contract.line(world.ends.line_id).paid_mws == KWH
+
+
 @pytest.mark.rule("P-ID-6")
 def test_a_closed_line_is_paid_what_both_keys_measured_before(tmp_path):
     world = embedded(tmp_path)
