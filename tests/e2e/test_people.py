@@ -206,7 +206,7 @@ def test_the_guide_works_word_for_word(town):
     assert int(line["paid_mws"]) > 0
     assert line["credit_mws"] == "0"
     assert int(status["tokens_wei"]["energy 2"]) > 0
-    assert "line-days of 1 line derived" in said["settle days"]
+    assert "1 line-day of 1 line derived" in said["settle days"]
     assert "would send: applyFor" in said["owner apply"] or "application" in said["owner apply"]
     assert "nothing is" not in said["operator orders"]
     assert "seen both" not in said["dao show"]  # the text decides nothing: what is shown is decoded

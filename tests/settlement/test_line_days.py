@@ -183,11 +183,11 @@ def test_a_node_and_a_miner_without_a_day_have_none(tmp_path):
     assert kept(site) == {}
 
 
-def test_several_processes_come_to_the_same(tmp_path, monkeypatch):
+def test_several_processes_come_to_the_same(tmp_path, monkeypatch, ledger_url):
     monkeypatch.setattr(portions, "_LINES", 1)
     found = []
-    for count in (1, 3):
-        site = site_in(folder_of(tmp_path, str(count)))
+    for count, url in ((1, f"sqlite:///{tmp_path}/one.db"), (3, ledger_url)):
+        site = Site(url, folder_of(tmp_path, str(count)))
         lines = [replace(site.line, ends=replace(site.line.ends, epoch=epoch)) for epoch in range(4)]
         site.opened_lines = lambda lines=lines: lines
         for number in range(2):
