@@ -125,24 +125,21 @@ def stuck_windows(facts: Iterable[Fact], number: int, limits: Callable[[int], Li
     return found
 
 
-def reaches_back(facts: Iterable[Fact], number: int, boot: bytes, from_s: int) -> bool:
-    """Tell whether a reading may have stayed the same since before these batches until after a time.
-
-    `boot`: that of the batch before the first.
-    """
-    run = None
+def reaches_back(facts: Iterable[Fact], number: int, from_s: int, stuck_ms: int) -> bool:
+    """Tell whether a reading may have stayed the same for so long at a time, if it did so before these batches."""
+    boot, run = b"", None
     for fact in facts:
         metered = next((metered for metered in fact.channels if metered.channel == number), None)
         if metered is None:
             continue
         first, last, _ = metered.stretches
-        if first is None or fact.boot != boot or (run is not None and not _goes_on(run, first, fact)):
+        if first is None or (run is not None and not (boot == fact.boot and _goes_on(run, first, fact))):
             return False
-        if fact.window_s >= from_s:
+        if fact.window_s >= from_s and first.end_ms >= stuck_ms:  # no reading is older than its boot
             return True
         if last is None or last.begin_ms != first.begin_ms:  # it changed within the batch
             return False
-        run = last
+        boot, run = fact.boot, last
     return False
 
 

@@ -5,10 +5,10 @@ and begun again, the same comes of it, or what another process closed in the mea
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
@@ -33,9 +33,16 @@ from settlement.run import Run, make_run
 from settlement.statement import settle
 from settlement.windows import DAY_S
 
+R = TypeVar("R")
+_TRIES: Final = 3
+
 
 class NotReadyError(Exception):
     """A period cannot be closed yet; the message says what it waits for."""
+
+
+class ChangedError(NotReadyError):
+    """What all lines of a run have in common changed while they were derived."""
 
 
 class NoLineError(NotReadyError):
@@ -50,6 +57,25 @@ class Begun(NamedTuple):
     rules: int  # the newest change of limits or decisions
     systems: Mapping[int, bytes]  # by token, what is registered (gather.systems_of)
     past: Past | None
+
+
+Work = Callable[[Begun, Engine, Sequence[Line]], R]
+
+
+class ClosedLine(NamedTuple):
+    """What a close says of a line: its statement with its manifest, what it claims, and a row of line_notes."""
+
+    statement: Mapping[str, Any]
+    claim: Claim | None
+    note: tuple[bytes, bytes, bytes] | None
+
+
+class Made(NamedTuple):
+    """A run, the revision that it follows from, and what is noted of its lines."""
+
+    run: Run
+    revision: int
+    notes: Sequence[tuple[bytes, bytes, bytes]]
 
 
 class DerivedDays(NamedTuple):
@@ -89,14 +115,14 @@ class Closer:
             if book.period_after(until_s) is not None:
                 raise NotReadyError(f"{period} lies before a period that is closed already; orders are cumulative")
             _check_ready(book, lines, period, until_s, now_ms)
-        run, revision = self._make(lines, period)
+        made = self._make(lines, period)
         try:
             with self._engine.begin() as connection:
-                self._keep(Book(connection), run, now_ms, revision)
+                self._keep(Book(connection), made, now_ms)
         except IntegrityError:  # another closed it in the meantime: its run is the one
             with reader(self._engine).begin() as connection:
                 return _reopened(Book(connection).period(until_s))
-        return run
+        return made.run
 
     def revise(self, before: Run, now_ms: int) -> Run:
         """Close a period again, after its order was refused; the old close is set aside, not lost.
@@ -107,8 +133,8 @@ class Closer:
         with reader(self._engine).begin() as connection:
             if Book(connection).period_after(before.until_s) is not None:
                 raise UsageError(f"{before.period}: a later period is closed already, and contains what was left out")
-        run, revision = self._make(lines, before.period, int(before.document["revision"]) + 1)
-        if run.document["lines"] == before.document["lines"]:
+        made = self._make(lines, before.period, int(before.document["revision"]) + 1)
+        if made.run.document["lines"] == before.document["lines"]:
             raise UsageError(
                 f"{before.period}: it would be the same again; first record what the DAO found: maxgreen ingest decide"
             )
@@ -116,41 +142,39 @@ class Closer:
             book = Book(connection)
             if not book.replace_period(before.until_s, before.digest, now_ms):
                 raise NotReadyError(f"{before.period}: another run revised it in the meantime")
-            self._keep(book, run, now_ms, revision)
-        return run
+            self._keep(book, made, now_ms)
+        return made.run
 
-    def _keep(self, book: Book, run: Run, now_ms: int, revision: int) -> None:
+    def _keep(self, book: Book, made: Made, now_ms: int) -> None:
         """Keep a run; NotReadyError when another period was closed meanwhile, before or after it."""
+        run = made.run
         book.lock_periods()
         before = book.period_before(run.until_s)
         named = None if before is None else bytes(before.run).hex()
         if book.period_after(run.until_s) is not None or run.document["previous"] != named:
             raise NotReadyError(f"{run.period}: another period was closed meanwhile; the next run closes this one")
         claims = json.dumps({"claims": [claim_json(claim) for claim in run.claims]})
-        book.add_period(run.until_s, run.period, run.digest, run.data.decode(), claims, now_ms, revision)
+        book.add_period(run.until_s, run.period, run.digest, run.data.decode(), claims, now_ms, made.revision)
+        book.note_lines(made.notes)
         book.forget_line_days(period_bounds(run.period)[0] // DAY_S)
 
-    def _make(self, lines: Sequence[Line], period: str, times: int = 0) -> tuple[Run, int]:
-        """Derive every line of a period and keep its evidence; return the run and the revision that it follows from.
+    def _make(self, lines: Sequence[Line], period: str, times: int = 0) -> Made:
+        """Derive every line of a period and keep its evidence; return the run and what is kept with it.
 
         `times`: how often it was closed before.
         """
         _, until_s = period_bounds(period)
-        begun = self._begin(lines, period)
-        statements, claims = [], []
-        for portion in in_portions(self._engine, self._processes, partial(self._close_lines, begun), lines):
-            for statement, claim in portion:
-                statements.append(statement)
-                claims += [claim] if claim is not None else []
+        begun, found = self._in_portions(lines, period, self._close_lines)
+        closed = [one for portion in found for one in portion]
+        statements = [one.statement for one in closed]
+        claims = [one.claim for one in closed if one.claim is not None]
         previous = None if begun.past is None else begun.past.run
         run = make_run(self._network, period, until_s, previous, statements, claims, revision=times)
-        return run, begun.revision
+        return Made(run, begun.revision, [one.note for one in closed if one.note is not None])
 
-    def _close_lines(
-        self, begun: Begun, engine: Engine, lines: Sequence[Line]
-    ) -> Sequence[tuple[Mapping[str, Any], Claim | None]]:
-        """Keep the evidence of some lines in the store; return their statements with manifests, and what they claim."""
-        outcomes, found, notes = Outcomes(engine, self.store), [], []
+    def _close_lines(self, begun: Begun, engine: Engine, lines: Sequence[Line]) -> Sequence[ClosedLine]:
+        """Keep the evidence of some lines in the store, and return what the close says of them."""
+        outcomes, found = Outcomes(engine, self.store), []
         with reader(engine).begin() as connection, Putting(self.store) as putting:
             book, gatherer, befores = self._read(connection, begun, lines)
             for line in lines:
@@ -161,11 +185,8 @@ class Closer:
                 outcome = outcomes.whole(gathered.inputs) if account is None else settle(gathered.inputs, account)
                 sealed = seal(outcome, self._signer)
                 putting.put(line_name(sealed.manifest), write_pack(sealed.entries))
-                found.append((sealed.statement, sealed.claim))
-                if account is not None:
-                    notes.append((line.ends.line_id, sealed.manifest, note_of(outcome, account)))
-        with engine.begin() as connection:
-            Book(connection).note_lines(notes)
+                note = None if account is None else (line.ends.line_id, sealed.manifest, note_of(outcome, account))
+                found.append(ClosedLine(sealed.statement, sealed.claim, note))
         return found
 
     def derive_days(self, now_ms: int) -> DerivedDays:
@@ -173,11 +194,24 @@ class Closer:
         lines = self._contract.opened_lines()
         over_s = (now_ms // 1000 - 2 * WINDOW_S) // DAY_S * DAY_S  # the first window of the next day has come, too
         period = day_of(over_s - DAY_S)  # whatever is closed next contains it, and all days that no period has
-        work = partial(self._derive_lines, self._begin(lines, period, over_s), over_s)
-        counts = list(in_portions(self._engine, self._processes, work, lines))
+        _, counts = self._in_portions(lines, period, partial(self._derive_lines, over_s), over_s)
         return DerivedDays(len(lines), sum(derived for derived, _ in counts), sum(kept for _, kept in counts))
 
-    def _derive_lines(self, begun: Begun, over_s: int, engine: Engine, lines: Sequence[Line]) -> tuple[int, int]:
+    def _in_portions(
+        self, lines: Sequence[Line], period: str, work: Work[R], reached_s: int | None = None
+    ) -> tuple[Begun, list[R]]:
+        """Do work on all lines of a period; again, a few times, where rules or registrations change in the middle."""
+        tries = _TRIES
+        while True:
+            tries -= 1
+            begun = self._begin(lines, period, reached_s)
+            try:
+                return begun, list(in_portions(self._engine, self._processes, partial(work, begun), lines))
+            except ChangedError:
+                if not tries:
+                    raise
+
+    def _derive_lines(self, over_s: int, begun: Begun, engine: Engine, lines: Sequence[Line]) -> tuple[int, int]:
         outcomes, derived, kept = Outcomes(engine, self.store), 0, 0
         with reader(engine).begin() as connection:
             book, gatherer, befores = self._read(connection, begun, lines)
@@ -206,11 +240,11 @@ class Closer:
         return Begun(period, revision, rules, systems_of(known), past)
 
     def _read(self, connection: Connection, begun: Begun, lines: Sequence[Line]) -> tuple[Book, Gatherer, Befores]:
-        """Return what reads some lines; NotReadyError when what they have in common is not as at the beginning."""
+        """Return what reads some lines; ChangedError when what they have in common is not as at the beginning."""
         book = Book(connection)
         gatherer = Gatherer(book, self._network, begun.period, (self._signer.spki,), lines)
         if book.rules_change() != begun.rules or not gatherer.systems.items() <= begun.systems.items():
-            raise NotReadyError("limits, decisions or registrations changed meanwhile; the next run goes on")
+            raise ChangedError("limits, decisions or registrations changed meanwhile; the next run goes on")
         return book, gatherer, Befores(self.store, begun.past, book, lines)
 
 

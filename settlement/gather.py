@@ -189,8 +189,8 @@ def _by_day(cuts: Sequence[Cut], start_s: int, until_s: int, context_s: int) -> 
 def systems_of(devices: Iterable[KnownDevice]) -> dict[int, bytes]:
     """Return by token a SHA-256 of what the ledger's copy of the registry says of a system."""
     found: dict[int, Any] = {}
-    for known in devices:
-        own = json.dumps([known.record.device.hex(), known.owner, known.system], sort_keys=True).encode()
+    for known in sorted(devices, key=lambda known: known.record.device):
+        own = json.dumps([known.record.device.hex(), known.system], sort_keys=True).encode()
         found[known.token] = hashlib.sha256(found.get(known.token, b"") + own).digest()
     return found
 

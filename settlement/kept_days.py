@@ -10,12 +10,12 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import maxgreen.protocol
 import maxgreen.verify
+import native
 import settlement
 from maxgreen.protocol.attestation import Attestation
 from maxgreen.protocol.batch import Role
@@ -85,7 +85,7 @@ class Fingerprint:
         """`inputs` of the line: what is the same for all days is looked at once."""
         line = canonical_json(line_json(_of_days(inputs.line)))
         alike = {**inputs.settings, "line.json": line, "network": inputs.network.encode()}
-        self._alike = hashlib.sha256(_program())
+        self._alike = hashlib.sha256(_PROGRAM)
         for name, data in sorted(alike.items()):
             self._alike.update(f"{name} {len(data)} ".encode() + data)
 
@@ -98,14 +98,17 @@ class Fingerprint:
         return found.digest()
 
 
-@cache
 def _program() -> bytes:
     """Return the SHA-256 of all that derives: what was derived otherwise is not taken for what it would be now."""
     found = hashlib.sha256()
-    for package in (settlement, maxgreen.verify, maxgreen.protocol):
-        for path in sorted(path for folder in package.__path__ for path in Path(folder).glob("*.py")):
-            found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    for package in (settlement, maxgreen.verify, maxgreen.protocol, native):
+        for path in sorted(path for folder in package.__path__ for path in Path(folder).iterdir()):
+            if path.suffix in {".py", ".so"}:
+                found.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return found.digest()
+
+
+_PROGRAM: Final = _program()  # as it is loaded: an upgrade may change the files under a process
 
 
 def is_by_days(inputs: Inputs, seqs: Mapping[bytes, tuple[int, int]]) -> bool:
@@ -139,12 +142,17 @@ def derive_day(inputs: Inputs, evidence: Evidence) -> KeptDay:
 
 
 def _reaches_back(inputs: Inputs, evidence: Evidence) -> bool:
-    """Tell whether a channel of the miner may read the same since before its segments."""
-    for party in inputs.keys(inputs.line.miner):
-        chain = evidence.chains.get(party.device)
-        for channel in {inputs.line.miner_channel, *party.numbers(Role.GENERATION)} if chain else ():
-            if chain and reaches_back(evidence.facts[party.device], channel, chain[0].start.boot, inputs.start_s):
-                return True
+    """Tell whether a channel of the miner may have read the same since before the segments of one of its keys."""
+    parties = inputs.keys(inputs.line.miner)
+    channels = {inputs.line.miner_channel, *parties[-1].numbers(Role.GENERATION)}
+    stuck_ms = min(limits.stuck_s for _, limits in inputs.rules.limits) * 1000
+    for number, party in enumerate(parties):
+        chain = evidence.chains.get(party.device, ())
+        if not chain or (number == 0 and chain[0].previous is None):  # nothing was before
+            continue
+        facts = [fact for later in parties[number:] for fact in evidence.facts.get(later.device, ())]
+        if any(reaches_back(facts, channel, inputs.start_s, stuck_ms) for channel in channels):
+            return True
     return False
 
 

@@ -29,7 +29,8 @@ class Devices(Subject):
         """Return the devices of systems, one for each key that a system had, by token."""
         found = []
         for some in portions(sorted(tokens)):
-            rows = self._db.execute(select(devices).where(devices.c.token.in_(some)).order_by(devices.c.token))
+            query = select(devices).where(devices.c.token.in_(some))
+            rows = self._db.execute(query.order_by(devices.c.token, devices.c.device))
             found += [known_device(row.token, row.owner, row.system) for row in rows]
         return found
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from settlement import days, loss, windows
-from tests.settlement.worlds import COUNTS, run
+from settlement import days, kept_days, loss, windows
+from tests.settlement.worlds import COUNTS, night, run
 
 
 def test_windows_and_what_is_payable_are_the_oracles():
@@ -32,3 +32,18 @@ def test_the_oracle_sees_what_is_wrong(monkeypatch, module, name, wrong):
     monkeypatch.setattr(module, name, wrong)
     with pytest.raises(AssertionError):
         run(2_000, seed=3)
+
+
+def test_days_come_to_the_whole_where_a_reading_stays_the_same_over_midnights_boots_keys_and_segments():
+    COUNTS.clear()
+    for seed in range(600):
+        night(seed)
+    assert COUNTS["by days"] > 40
+
+
+@pytest.mark.parametrize("name", ["_strays", "_reaches_back"])
+def test_the_nights_see_days_that_do_not_stand_alone(monkeypatch, name):
+    monkeypatch.setattr(kept_days, name, lambda *_: False)
+    with pytest.raises(AssertionError):
+        for seed in range(600):
+            night(seed)

@@ -213,7 +213,10 @@ def by_days(seed, inputs, facts):
     if waits or not is_by_days(inputs, dict.fromkeys(facts, (0, 2**63))):
         return
     rng = random.Random(f"{seed} segments")
-    chains = {device: parted(rng, device, stuck(rng, own)) for device, own in facts.items()}
+    compare_days(seed, inputs, {device: parted(rng, device, stuck(rng, own)) for device, own in facts.items()})
+
+
+def compare_days(seed, inputs, chains):
     cuts, days = {}, {}
     for device, own in chains.items():
         cuts[device] = _reaching([cut for cut, _ in own], inputs.start_s - CONTEXT_S, inputs.until_s)
@@ -232,6 +235,53 @@ def by_days(seed, inputs, facts):
         assert found.statement == whole.statement, (seed, "days")
         assert found.entries == whole.entries, (seed, "days")
         assert found.cuts == whole.cuts, (seed, "days")
+
+
+def night(seed):
+    """Compare days with the whole where a reading may stay the same over midnights, boots, keys and segments."""
+    rng = random.Random(f"night {seed}")
+    world = World(rng, 3)
+    world.rotated, world.decisions = rng.random() < 0.3, []
+    inputs = world.inputs()
+    bases = {"sent_base": Base(BEGIN_S), "received_base": Base(BEGIN_S)}
+    limits = [(0, Limits(stuck_s=3_600, unmetered_ppm=1_000_000))]
+    inputs = replace(
+        inputs, line=replace(inputs.line, **bases, closed_s=0), rules=Rules(NETWORK, limits=limits), windows_before={}
+    )
+    keys = [(MINER, 0, (0, 1)), (NEXT, 1, (0, 1))][: 1 + world.rotated]
+    chains = {NODE.device: parted(rng, NODE.device, list(dark(rng, NODE, 0, (2,), BEGIN_S, inputs.until_s)))}
+    bounds = [BEGIN_S, BEGIN_S + DAY + rng.choice([-3_600, 0, 600]), inputs.until_s]
+    for k, (lab, key, roles) in enumerate(keys):
+        until_s = bounds[k + 1] if world.rotated else inputs.until_s
+        chains[lab.device] = parted(rng, lab.device, list(dark(rng, lab, key, roles, bounds[k], until_s)))
+    compare_days(f"night {seed}", inputs, chains)
+
+
+def dark(rng, lab, key, roles, from_s, until_s):
+    """Yield batches around the midnights of a time, one reading each, which is the same for long."""
+    boots, boot, began_s, value = (b"A" * 16, b"B" * 16), b"A" * 16, BEGIN_S - 86_400 * rng.choice([0, 1]), (1, 9_000)
+    t_s, seq = from_s, 0
+    while t_s < until_s:
+        near = min(t_s % DAY, -t_s % DAY) < 2 * 3_600
+        t_s += rng.choice([600, 600, 1_800, 5_100]) if near else DAY // 6
+        boot = rng.choice(boots) if rng.random() < 0.2 else boot
+        value = (1, rng.choice([9_000, 9_001])) if rng.random() < 0.1 else value
+        reason = rng.choice([Reason.TIME_OVERLAP, Reason.REGISTER_MISMATCH]) if rng.random() < 0.1 else Reason.NONE
+        off_s = rng.choice([-DAY, 0, DAY]) if reason is Reason.TIME_OVERLAP else 0
+        if t_s >= until_s:
+            return
+        one = Stretch(value, (t_s - began_s) * 1000, (t_s - began_s) * 1000)
+        spans = ((t_s * 1000, t_s * 1000 + 60_000),)
+        channels = [
+            Metered(n, role, 1_000, 0, 0, 60_000, 60_000, spans, Stretches(one, one, 0)) for n, role in enumerate(roles)
+        ]
+        attested = tuple(Attestation(n, t_s + 60, seq, 0, b"") for n in range(len(roles)) if rng.random() < 0.5)
+        accepted = reason is Reason.NONE
+        yield Fact(
+            lab.device, key, seq, reason, Reason.NONE, (t_s + off_s) * 1000, boot, 600_000,
+            tuple(channels) if accepted else (), attested if accepted else (), shares=int(accepted),
+        )  # fmt: skip
+        seq += 1
 
 
 def stuck(rng, facts):
