@@ -70,7 +70,7 @@ def likely(mutant):
             name = re.search(r"^def (test_\w+)", part, re.MULTILINE)
             if name and re.search(rf"\b({word})\b", part):
                 found.append(f"{suite}::{name[1]}")
-    return found if len(found) < MOST_LIKELY else []
+    return found[:MOST_LIKELY]
 
 
 def is_killed(task):

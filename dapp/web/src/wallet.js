@@ -100,6 +100,7 @@ if (form) {
     form.hidden = done; // nobody does it twice by a second press
     if (done) steps.append(after(form));
   });
+  form.querySelectorAll("button").forEach((button) => { button.disabled = false; }); // a press before now would send a form to a page
 }
 
 // Where to go when it is done.
