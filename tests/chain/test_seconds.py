@@ -129,6 +129,8 @@ def test_what_is_measured_is_exact(tmp_path):
 
     assert measured() == 0
     market.world.pass_time(2_000)
+    market.exchange.finish(market.node_owner, 1, reading(market, "node", begun_s + 500, 5_000_001 + 1_000))
+    assert measured() == 1_000
     market.exchange.finish(market.node_owner, 1, reading(market, "node", begun_s + 1_000, 5_000_001 + KWH))
     assert measured() == PEAK_MW * 1_001
     market.exchange.finish(market.node_owner, 1, reading(market, "node", begun_s + 2_000, 5_000_001 + KWH))
