@@ -6,7 +6,7 @@ energy is still unpaid, and how windows stood from the first such day on. Where 
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from settlement.inputs import (
     read_line,
     read_manifest,
     read_states,
+    states_of,
 )
 from settlement.packs import line_entries
 from settlement.statement import LineOutcome, read_windows
@@ -109,7 +110,7 @@ def read_note(note: bytes, manifest: bytes, revision: int) -> Before:
         LineBase(base_s, Sums(*base_sums)),
         {day_s: Sums(*sums) for day_s, sums, _, _ in days},
         frozenset(day_s for day_s, _, is_unpaid, _ in days if is_unpaid),
-        dict(_states(rows for *_, rows in days)),
+        states_of((row for *_, rows in days for row in rows.splitlines()), STATES_AFTER),
         False,
         frozenset(map(parse_decision, decisions)),
     )
@@ -117,14 +118,6 @@ def read_note(note: bytes, manifest: bytes, revision: int) -> Before:
 
 def _amounts(sums: Sums) -> tuple[int, ...]:
     return sums.sent_mws, sums.received_mws, sums.expected_mws, sums.error_mws, sums.matched_mws
-
-
-def _states(days: Iterable[str]) -> Iterator[tuple[int, tuple[str, str]]]:
-    state, dispute = STATES_AFTER
-    for rows in days:
-        for row in rows.splitlines():
-            fields = row.split(",")
-            yield int(fields[0]), (fields[state], fields[dispute])
 
 
 class Past(NamedTuple):

@@ -1,7 +1,7 @@
 """Named checks of windows, version 2: each returns what it holds (settlement.md, 3)."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from maxgreen.protocol.batch import Role
@@ -9,7 +9,7 @@ from maxgreen.protocol.reasons import Reason
 from maxgreen.protocol.work import WINDOW_MS
 from maxgreen.verify.meter import longest_segment_ms
 from maxgreen.verify.rules import Limits
-from settlement.facts import Fact, Stretch
+from settlement.facts import Fact, Stretch, Stretches
 from settlement.inputs import Party
 from settlement.sun import elevation_mdeg
 
@@ -110,11 +110,8 @@ def stuck_windows(facts: Iterable[Fact], number: int, limits: Callable[[int], Li
     """
     found: set[int] = set()
     boot, run = b"", None
-    for fact in facts:
-        metered = next((metered for metered in fact.channels if metered.channel == number), None)
-        if metered is None:
-            continue
-        first, last, longest_ms = metered.stretches
+    for fact, stretches in _stretches(facts, number):
+        first, last, longest_ms = stretches
         if run is not None and first is not None and boot == fact.boot and _goes_on(run, first, fact):
             longest_ms = max(longest_ms, first.end_ms - run.begin_ms)
             if last is not None and last.begin_ms == first.begin_ms:  # all of the batch is one stretch
@@ -128,11 +125,7 @@ def stuck_windows(facts: Iterable[Fact], number: int, limits: Callable[[int], Li
 def reaches_back(facts: Iterable[Fact], number: int, from_s: int, stuck_ms: int) -> bool:
     """Tell whether a reading may have stayed the same for so long at a time, if it did so before these batches."""
     boot, run = b"", None
-    for fact in facts:
-        metered = next((metered for metered in fact.channels if metered.channel == number), None)
-        if metered is None:
-            continue
-        first, last, _ = metered.stretches
+    for fact, (first, last, _) in _stretches(facts, number):
         if first is None or (run is not None and not (boot == fact.boot and _goes_on(run, first, fact))):
             return False
         if fact.window_s >= from_s and first.end_ms >= stuck_ms:  # no reading is older than its boot
@@ -141,6 +134,14 @@ def reaches_back(facts: Iterable[Fact], number: int, from_s: int, stuck_ms: int)
             return False
         boot, run = fact.boot, last
     return False
+
+
+def _stretches(facts: Iterable[Fact], number: int) -> Iterator[tuple[Fact, Stretches]]:
+    """Yield the batches that have a channel, with its stretches."""
+    for fact in facts:
+        metered = next((metered for metered in fact.channels if metered.channel == number), None)
+        if metered is not None:
+            yield fact, metered.stretches
 
 
 def _goes_on(run: Stretch, first: Stretch, fact: Fact) -> bool:

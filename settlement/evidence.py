@@ -24,11 +24,11 @@ from maxgreen.verify.shares import check_together, shares_of
 from maxgreen.verify.verdict import Judgement, Place, place, read_message, sender_of
 from settlement.facts import Fact, fact_of
 from settlement.inputs import Ahead, Inputs, Party
+from settlement.windows import DAY_S
 
 Fetch = Callable[[bytes], bytes]  # a segment's bytes by its SHA-256
 RunTasks = Callable[["Callable[[Task], Judged]", "Iterable[Task]"], "Iterable[Judged]"]
 _GROUP: Final = 480  # batches whose signatures and shares are checked together
-_DAY_S: Final = 86_400
 _KEPT: Final = 128  # judged segments that a Judge remembers, some 2 MB each
 
 
@@ -97,7 +97,7 @@ class Link(NamedTuple):
             _state_digest(judged.end),
             Tip.of(judged.end),
             None if judged.predecessor is None else Tip.of(judged.predecessor),
-            tuple(sorted({fact.window_s // _DAY_S for fact in judged.facts})),
+            tuple(sorted({fact.window_s // DAY_S for fact in judged.facts})),
             judged.trouble,
         )
 

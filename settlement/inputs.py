@@ -1,7 +1,7 @@
 """What a line's statement follows from: exactly the inputs that its evidence holds."""
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Final, NamedTuple
@@ -256,10 +256,15 @@ def read_line(entries: Mapping[str, bytes]) -> LineTerms:
 def read_states(entries: Mapping[str, bytes], columns: tuple[int, int]) -> dict[int, tuple[str, str]]:
     """Return (state, dispute) by window from a line's windows; PackError when they are none."""
     try:
-        rows = [row.split(",") for row in entry(entries, WINDOWS).decode().splitlines()[1:]]
-        return {int(row[0]): (row[columns[0]], row[columns[1]]) for row in rows}
+        return states_of(entry(entries, WINDOWS).decode().splitlines()[1:], columns)
     except (ValueError, IndexError) as error:
         raise PackError(f"{WINDOWS}: not the windows of a line: {error}") from error
+
+
+def states_of(rows: Iterable[str], columns: tuple[int, int]) -> dict[int, tuple[str, str]]:
+    """Return (state, dispute) by window from rows of windows.csv."""
+    fields = (row.split(",") for row in rows)
+    return {int(row[0]): (row[columns[0]], row[columns[1]]) for row in fields}
 
 
 def read_decisions(entries: Mapping[str, bytes]) -> list[Decision]:

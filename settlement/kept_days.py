@@ -133,8 +133,7 @@ def derive_day(inputs: Inputs, evidence: Evidence) -> KeptDay:
     facts = {party.device: evidence.facts.get(party.device, ()) for party in inputs.parties}
     attested = line_windows(inputs, facts, attested=True)
     sent, received = _end_day(inputs, attested.miner), _end_day(inputs, attested.node)
-    ends = (sent, received)
-    by_itself = all(seq <= end.cut.get(key, -1) for end in ends for key, seq in end.newest.items())
+    by_itself = _reach((sent, received), (sent.cut, received.cut))
     last = None if by_itself else _line_day(inputs, line_windows(inputs, facts))
     links = tuple((device.hex(), Link.of(judged)) for device, chain in evidence.chains.items() for judged in chain)
     alone = not evidence.troubles and not _reaches_back(inputs, evidence)
@@ -196,14 +195,20 @@ def account_of_days(inputs: Inputs, kept: Mapping[int, KeptDay], segments: Mappi
     cuts = [{key: one.seq for key, one in end.cuts(line_end(inputs)).items()} for end in (sent, received)]
     found = []
     for day in days:
-        ends = list(zip((day.sent, day.received), cuts, strict=True))
-        if all(seq <= cut.get(key, -1) for end, cut in ends for key, seq in end.newest.items()):
+        ends = day.sent, day.received
+        if _reach(ends, cuts):
             found.append(day.whole)
-        elif all(cut.get(key) == end.cut.get(key) for end, cut in ends for key in end.newest):
+        elif all(cut.get(key) == end.cut.get(key) for end, cut in zip(ends, cuts, strict=True) for key in end.newest):
             found.append(day.last or day.whole)
         else:
             return None
     return Account([day for day in found if day is not None], sent, received)
+
+
+def _reach(ends: Sequence[EndDay], cuts: Sequence[Mapping[int, int]]) -> bool:
+    """Tell whether the cuts of both ends are not before any batch of a day."""
+    both = zip(ends, cuts, strict=True)
+    return all(seq <= cut.get(key, -1) for end, cut in both for key, seq in end.newest.items())
 
 
 def _strays(inputs: Inputs, links: Mapping[tuple[str, str], Link], segments: Mapping[int, Segments]) -> bool:
